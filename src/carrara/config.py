@@ -1,0 +1,95 @@
+"""Frozen, strict configuration models; TOML in and out; errors that name the nearest right spelling."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+
+from carrara.errors import UserError, nearest
+
+
+class Config(BaseModel):
+    """A frozen model that refuses unknown keys; every field has a sentence as its description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def kinds(room: str) -> list[str]:
+    """The components of a room (``"denoisers"``): its modules are its registry."""
+    package = importlib.import_module(f"carrara.{room}")
+    names = (m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    return sorted(n for n in names if hasattr(importlib.import_module(f"carrara.{room}.{n}"), "Config"))
+
+
+def component(room: str, kind: str) -> Any:
+    """The module of a component; UserError with the nearest name where there is none."""
+    if kind not in (known := kinds(room)):
+        raise UserError(f"no {room.rstrip('s')} is called {kind!r}{nearest(kind, known)}")
+    return importlib.import_module(f"carrara.{room}.{kind}")
+
+
+def Component(room: str) -> Any:
+    """The field type "any component of this room", chosen by its ``kind`` key."""
+
+    def choose(value: Any) -> Any:
+        if isinstance(value, Config):
+            return value
+        if not isinstance(value, dict) or "kind" not in value:
+            raise ValueError(f"expected a table with a 'kind' (known: {', '.join(kinds(room))})")
+        if value["kind"] not in (known := kinds(room)):
+            raise ValueError(f"unknown kind {value['kind']!r}{nearest(str(value['kind']), known)}")
+        return component(room, value["kind"]).Config.model_validate(value)
+
+    return Annotated[SerializeAsAny[Config], BeforeValidator(choose)]
+
+
+def parse(model: type[C], values: dict[str, Any], *, where: str) -> C:
+    """Validates; a failure becomes one UserError line that names the key, the fault and the nearest key."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_fault(model, values, error)}") from None
+
+
+def _first_fault(model: type[Config], values: dict[str, Any], error: ValidationError) -> str:
+    fault = error.errors()[0]
+    path = [str(p) for p in fault["loc"]]
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key '{'.'.join(path)}'{nearest(path[-1], _keys_beside(model, values, path[:-1]))}"
+    return f"'{'.'.join(path)}': {fault['msg'].removeprefix('Value error, ')}"
+
+
+def _keys_beside(model: type[Config], values: dict[str, Any], path: list[str]) -> list[str]:
+    """The keys that the table at ``path`` may hold, found by walking the model along it."""
+    current: Any = model
+    for step in path:
+        if not (isinstance(current, type) and issubclass(current, Config)):
+            return []
+        field = current.model_fields.get(step)
+        values = values.get(step, {}) if isinstance(values, dict) else {}
+        current = field.annotation if field else None
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, Config) else []
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in a TOML file; UserError with the line where it is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+
+
+def to_toml(config: Config) -> str:
+    """The resolved configuration as TOML; None is written by absence."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

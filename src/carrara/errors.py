@@ -1,0 +1,16 @@
+"""The one exception that means "what was asked for cannot be done as asked", told in one readable line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """What the user gave is at fault; the command line prints the message alone and exits with status 2."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A clause that names the closest known spelling and the choices: ``"; did you mean 'ddim'? (known: …)"``."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    meant = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"{meant} (known: {', '.join(choices)})" if choices else meant

@@ -1,0 +1,59 @@
+"""Shapes, noise that belongs to a picture rather than to a batch, and the way from bytes to [-1, 1] and back."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+def expand_like(value: Tensor, like: Tensor) -> Tensor:
+    """Gives ``value [b]`` (or a scalar) trailing axes of length one, so that it broadcasts over ``like [b ...]``."""
+    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))
+
+
+def mix(*numbers: int) -> int:
+    """One 64-bit seed from several integers (splitmix64 over each in turn): near inputs give unrelated seeds."""
+    state = 0x9E3779B97F4A7C15
+    for number in numbers:
+        state = (state + (number & _MASK) + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """A CPU generator seeded by all the numbers together, e.g. ``generator(seed, seen, rank)``."""
+    return torch.Generator().manual_seed(mix(*numbers) >> 1)
+
+
+class PictureNoise:
+    """Gaussian noise for pictures by index: draw k for picture i is the same alone and in any batch.
+
+    Always drawn on the CPU in float32, so that devices agree; ``draw`` returns ``[len(indices), *shape]``.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int]) -> None:
+        self._generators = [generator(seed, index) for index in indices]
+
+    def draw(self, shape: Sequence[int], *, device: torch.device | str = "cpu") -> Tensor:
+        """The next noise for every picture, ``[b, *shape]``, float32."""
+        return torch.stack([torch.randn(*shape, generator=g) for g in self._generators]).to(device)
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """The next noise shaped as ``like [b ...]``, on its device and in its dtype."""
+        if like.shape[0] != len(self._generators):
+            raise ValueError(f"noise for {len(self._generators)} pictures was asked for {like.shape[0]}")
+        return self.draw(like.shape[1:], device=like.device).to(like.dtype)
+
+
+def from_uint8(pixels: Tensor) -> Tensor:
+    """``uint8 [... ]`` in 0..255 to float32 in [-1, 1]."""
+    return pixels.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """An image in [-1, 1] (clipped) to ``uint8`` in 0..255, rounded to the nearest."""
+    return image.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
