@@ -1,0 +1,182 @@
+"""Time grids: where a sampler stops on its way from t = 1 to t = 0. Any grid goes with any sampler.
+
+Each function gives ``[steps + 1]`` falling times in float64, ending with 0. "Level" is sigma / alpha, the
+sigma of Karras et al. 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from carrara.diffusion.schedules import Discrete, NoiseSchedule, logsnr, time_of_level
+from carrara.diffusion.tables import Table
+from carrara.errors import UserError
+
+GRIDS: Table[Tensor] = Table("time grid")
+"""``GRIDS[name](steps, schedule, **options) -> times``."""
+
+
+@GRIDS.add
+def uniform(steps: int, schedule: NoiseSchedule) -> Tensor:
+    """Equal steps in time."""
+    return _line(steps)
+
+
+@GRIDS.add
+def trailing(steps: int, schedule: NoiseSchedule) -> Tensor:
+    """Equal steps rounded to those of the training table, the last included (Lin et al. 2023, table 2)."""
+    total = _table_steps(schedule, steps)
+    return (_line(steps) * total).round() / total
+
+
+@GRIDS.add
+def leading(steps: int, schedule: NoiseSchedule, *, offset: int = 0) -> Tensor:
+    """Every (T / steps)-th step from the first on: DDIM's "linear" subsequence (Song et al. 2021, D.2).
+
+    It begins below t = 1, at the last such step. Stable Diffusion was sampled with ``offset`` 1.
+    """
+    total = _table_steps(schedule, steps)
+    kept = (torch.arange(steps, dtype=torch.float64).flip(0) * (total // steps) + 1 + offset) / total
+    return _checked(torch.cat([kept, kept.new_zeros(1)]))
+
+
+@GRIDS.add
+def quadratic(steps: int, schedule: NoiseSchedule) -> Tensor:
+    """Square roots of time in equal steps: dense near the data (Song et al. 2021, D.2)."""
+    return _line(steps) ** 2
+
+
+@GRIDS.add
+def shifted(steps: int, schedule: NoiseSchedule, *, shift: float = 3.0) -> Tensor:
+    """Equal steps moved towards the noise, t -> shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23)."""
+    if not shift > 0:
+        raise UserError(f"shift must be greater than 0, got {shift}")
+    t = _line(steps)
+    return shift * t / (1 + (shift - 1) * t)
+
+
+@GRIDS.add
+def karras(
+    steps: int,
+    schedule: NoiseSchedule,
+    *,
+    rho: float = 7.0,
+    lowest: float | None = None,
+    highest: float | None = None,
+) -> Tensor:
+    """The rho-th roots of the level in equal steps from ``highest`` to ``lowest`` (Karras et al. 2022, eq. 5)."""
+    low, high = _range(schedule, lowest, highest)
+    if not rho > 0:
+        raise UserError(f"rho must be greater than 0, got {rho}")
+    roots = high ** (1 / rho) + _ramp(steps) * (low ** (1 / rho) - high ** (1 / rho))
+    return _at_levels(schedule, roots**rho, whole=highest is None)
+
+
+@GRIDS.add
+def exponential(
+    steps: int,
+    schedule: NoiseSchedule,
+    *,
+    rho: float = 1.0,
+    lowest: float | None = None,
+    highest: float | None = None,
+) -> Tensor:
+    """log(level) = low + (high - low) * (1 - ramp)^rho (k-diffusion's "polyexponential" where rho is not 1)."""
+    low, high = (torch.tensor(x, dtype=torch.float64).log() for x in _range(schedule, lowest, highest))
+    if not rho > 0:
+        raise UserError(f"rho must be greater than 0, got {rho}")
+    levels = (low + (high - low) * (1 - _ramp(steps)) ** rho).exp()
+    return _at_levels(schedule, levels, whole=highest is None)
+
+
+@GRIDS.add
+def log_snr(
+    steps: int, schedule: NoiseSchedule, *, lowest: float | None = None, highest: float | None = None
+) -> Tensor:
+    """Equal steps in log-SNR (Lu et al. 2022a, section 3.4), which is ``exponential`` with rho = 1."""
+    return exponential(steps, schedule, lowest=lowest, highest=highest)
+
+
+STABLE_DIFFUSION_LEVELS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+"""The levels found for Stable Diffusion 1.5 at ten steps (Sabour et al. 2024, "Align your steps")."""
+
+
+@GRIDS.add
+def explicit(
+    steps: int, schedule: NoiseSchedule, *, levels: Sequence[float] = STABLE_DIFFUSION_LEVELS
+) -> Tensor:
+    """Listed levels, read off log-linearly at another number of steps (Sabour et al. 2024, "Align your steps").
+
+    ``levels`` fall and do not hold the final 0, which is added; there is one more step than intervals in them.
+    """
+    listed = torch.tensor(list(levels), dtype=torch.float64)
+    if len(listed) < 2 or not (listed > 0).all() or not (listed.diff() < 0).all():
+        raise UserError(f"levels must be at least two falling positive numbers, got {list(levels)}")
+    place = _ramp(steps) * (len(listed) - 1)
+    below = place.floor().clamp(max=len(listed) - 2).long()
+    logs = listed.log()
+    return _at_levels(schedule, (logs[below] + (place - below) * logs.diff()[below]).exp(), whole=False)
+
+
+def check_times(times: Tensor) -> None:
+    """UserError unless ``times [steps + 1]`` fall strictly within [0, 1] over one step or more."""
+    if times.ndim != 1 or len(times) < 2:
+        raise UserError(
+            f"sampling needs at least one step, two times; got times of shape {list(times.shape)}"
+        )
+    if not (times.diff() < 0).all() or not 0 <= times[-1] < times[0] <= 1:
+        raise UserError(f"times must fall from at most 1 to at least 0, each once; got {times.tolist()}")
+
+
+def _steps(steps: int) -> int:
+    if steps < 1:
+        raise UserError(f"the number of steps must be 1 or more, got {steps}")
+    return steps
+
+
+def _line(steps: int) -> Tensor:
+    return torch.linspace(1, 0, _steps(steps) + 1, dtype=torch.float64)
+
+
+def _ramp(steps: int) -> Tensor:
+    """From 0 to 1 over the ``steps`` times that are not the final 0."""
+    return torch.linspace(0, 1, _steps(steps), dtype=torch.float64)
+
+
+def _table_steps(schedule: NoiseSchedule, steps: int) -> int:
+    total = schedule.steps if isinstance(schedule, Discrete) else 1000
+    if _steps(steps) > total:
+        raise UserError(f"this grid has at most {total} steps, one for each of the schedule's; got {steps}")
+    return total
+
+
+def _range(schedule: NoiseSchedule, lowest: float | None, highest: float | None) -> tuple[float, float]:
+    """Levels between which a grid is spread: a table's own first and last, else what Karras et al. use.
+
+    Where alpha(1) = 0 the level is infinite and 80 stands in for it: no picture is visible beyond.
+    """
+    first = 1 / schedule.steps if isinstance(schedule, Discrete) else 0.0
+    ends = (-logsnr(schedule, torch.tensor([first, 1.0], dtype=torch.float64)) / 2).exp()
+    low = lowest if lowest is not None else max(ends[0].item(), 0.002 if first == 0 else 0.0)
+    high = (
+        highest if highest is not None else min(ends[1].item(), 80.0 if ends[1].isinf() else ends[1].item())
+    )
+    if not 0 < low < high:
+        raise UserError(f"levels must satisfy 0 < lowest < highest, got {low:g} and {high:g}")
+    return low, high
+
+
+def _at_levels(schedule: NoiseSchedule, levels: Tensor, *, whole: bool) -> Tensor:
+    """The times of falling levels, then 0; with ``whole`` the first is t = 1 itself."""
+    times = torch.cat([time_of_level(schedule, levels), levels.new_zeros(1)])
+    if whole:
+        times[0] = 1
+    return _checked(times)
+
+
+def _checked(times: Tensor) -> Tensor:
+    check_times(times)
+    return times

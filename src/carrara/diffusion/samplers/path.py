@@ -1,0 +1,137 @@
+"""What every sampler is written with: the moments of a grid, the step towards an estimate, straight coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from itertools import pairwise
+from typing import NamedTuple, ParamSpec
+
+import torch
+from torch import Tensor
+
+from carrara.diffusion.grids import check_times
+from carrara.diffusion.schedules import NoiseSchedule, time_of_level
+from carrara.diffusion.tables import Table
+from carrara.errors import UserError
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""(z [b c ...], t []) -> clean estimate x0 [b c ...], the condition already bound; t is one float64 for all."""
+
+Noise = Callable[[Tensor], Tensor]
+"""Fresh Gaussian noise shaped as what it is given; it belongs to each picture (``tensors.PictureNoise``)."""
+
+
+class Step(NamedTuple):
+    """What a sampler yields after each step: where z arrived and the estimate that sent it there."""
+
+    index: int
+    z: Tensor
+    x0: Tensor
+
+
+class Moment(NamedTuple):
+    """A time on a schedule, as float64 numbers in tensors without axes (so that log 0 is -inf, not an error)."""
+
+    time: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+    @property
+    def lam(self) -> Tensor:
+        """log(alpha / sigma), half the log-SNR: the lambda of Lu et al. 2022."""
+        return self.alpha.log() - self.sigma.log()
+
+
+def moment(time: Tensor, schedule: NoiseSchedule) -> Moment:
+    """The moment of one time."""
+    time = time.to("cpu", torch.float64)
+    return Moment(time, schedule.alpha(time), schedule.sigma(time))
+
+
+def intervals(times: Tensor, schedule: NoiseSchedule) -> Iterator[tuple[int, tuple[Moment, Moment]]]:
+    """(index, (t, s)) over a grid: each moment with the next."""
+    return enumerate(pairwise(moment(time, schedule) for time in times))
+
+
+def towards(z: Tensor, x0: Tensor, t: Moment, s: Moment) -> Tensor:
+    """z carried from t to s as if x0 were the truth: what noise there is in z shrinks, the rest becomes x0.
+
+    The exact flow for a constant estimate (Song et al. 2021a, eq. 12 with no noise; Lu et al. 2022b, eq. 9).
+    """
+    ratio = s.sigma / t.sigma
+    return ratio * z + (s.alpha - ratio * t.alpha) * x0
+
+
+def ancestral_split(t: Moment, s: Moment, eta: float) -> tuple[Moment, Tensor]:
+    """(s with only the sigma that is carried over, the sigma of the noise to add): together the sigma of s.
+
+    At eta = 1 the added part is the posterior deviation of z_s given z_t and x0 (Ho et al. 2020, eq. 7; Song et
+    al. 2021a, eq. 16), on any path; at 0 nothing is added.
+    """
+    up = (eta * s.sigma * (1 - fade(t, s) ** 2).sqrt()).clamp(max=s.sigma)
+    return s._replace(sigma=(s.sigma**2 - up**2).sqrt()), up
+
+
+def fade(t: Moment, s: Moment) -> Tensor:
+    """exp(-h), h = lambda_s - lambda_t: the level sigma / alpha at s over that at t; 0 from pure noise on."""
+    return (t.alpha * s.sigma) / (s.alpha * t.sigma)
+
+
+class Straight:
+    """Coordinates y = z / scale, u = sigma / scale in which the path is a line and dy/du = (y - x0) / u.
+
+    scale = alpha are Karras' (u is the level, the slope is the noise estimate). Where alpha(1) = 0 that begins
+    at infinity; alpha + sigma then makes any path the one of flow matching (u in [0, 1], the slope is
+    noise - x0). A rule for differential equations gives another method in each; Euler's gives ``towards`` in both.
+    """
+
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        self.schedule = schedule
+        self.bounded = not schedule.alpha(torch.ones((), dtype=torch.float64)) > 0
+
+    def scale(self, m: Moment) -> Tensor:
+        """What z is divided by."""
+        return m.alpha + m.sigma if self.bounded else m.alpha
+
+    def u(self, m: Moment) -> Tensor:
+        """Where on the line a moment is: 0 for data."""
+        return m.sigma / self.scale(m)
+
+    def between(self, t: Moment, s: Moment) -> Moment:
+        """The moment at the geometric mean of both u."""
+        u = (self.u(t) * self.u(s)).sqrt()
+        return moment(time_of_level(self.schedule, u / (1 - u) if self.bounded else u), self.schedule)
+
+    def slope(self, z: Tensor, x0: Tensor, t: Moment) -> Tensor:
+        """dy/du for an estimate x0 at t."""
+        return (z / self.scale(t) - x0) / self.u(t)
+
+    def follow(self, z: Tensor, slope: Tensor, t: Moment, s: Moment) -> Tensor:
+        """z carried from t to s along one slope."""
+        return self.scale(s) * (z / self.scale(t) + (self.u(s) - self.u(t)) * slope)
+
+
+def middle(t: Moment, s: Moment, schedule: NoiseSchedule) -> Moment:
+    """The moment half-way in lambda."""
+    return moment(schedule.time(t.lam + s.lam), schedule)
+
+
+P = ParamSpec("P")
+SAMPLERS: Table[Iterator[Step]] = Table("sampler")
+
+
+def sampler(function: Callable[P, Iterator[Step]]) -> Callable[P, Iterator[Step]]:
+    """Enters a sampler in the table; its grid and options are checked when it is called, not at the first step."""
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> Iterator[Step]:
+        times = args[2] if len(args) > 2 else kwargs["times"]
+        assert isinstance(times, Tensor)
+        check_times(times)
+        eta = kwargs.get("eta", 0)
+        if not isinstance(eta, int | float) or eta < 0:
+            raise UserError(f"eta must be 0 (no fresh noise) or more, got {eta}")
+        return function(*args, **kwargs)
+
+    return SAMPLERS.add(checked)

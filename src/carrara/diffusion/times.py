@@ -1,0 +1,50 @@
+"""Which times to train on: from uniform numbers in (0, 1) to times, so that the caller owns the randomness."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from carrara.diffusion.schedules import NoiseSchedule, time_of_level
+from carrara.diffusion.tables import Table
+
+TIMES: Table[Tensor] = Table("time distribution")
+"""``TIMES[name](u, schedule, **options) -> t``; ``u`` and ``t`` are [b], float32 or float64, in [0, 1]."""
+
+
+@TIMES.add
+def uniform(u: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """Every time alike."""
+    return u
+
+
+@TIMES.add
+def discrete(u: Tensor, schedule: NoiseSchedule, *, steps: int = 1000) -> Tensor:
+    """One of the steps 1 ... T alike, t = n/T (Ho et al. 2020, Algorithm 1, line 3)."""
+    return (u * steps).ceil().clamp(min=1) / steps
+
+
+@TIMES.add
+def logit_normal(u: Tensor, schedule: NoiseSchedule, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """logit(t) normal: the middle of the path most often (Esser et al. 2024, eq. 19)."""
+    return (mean + std * torch.special.ndtri(u)).sigmoid()
+
+
+@TIMES.add
+def lognormal(u: Tensor, schedule: NoiseSchedule, *, mean: float = -1.2, std: float = 1.2) -> Tensor:
+    """log(sigma / alpha) normal (Karras et al. 2022, table 1), on any schedule."""
+    return time_of_level(schedule, (mean + std * torch.special.ndtri(u.double())).exp()).to(u.dtype)
+
+
+@TIMES.add
+def mode(u: Tensor, schedule: NoiseSchedule, *, scale: float = 1.29) -> Tensor:
+    """Heavier in the middle, yet never thin at the ends (Esser et al. 2024, eq. 20)."""
+    return 1 - u - scale * ((math.pi / 2 * u).cos() ** 2 - 1 + u)
+
+
+@TIMES.add
+def cosmap(u: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """On the straight path, the noise levels that a cosine path has at uniform times (Esser et al. 2024, eq. 21)."""
+    return 1 - 1 / ((math.pi / 2 * u).tan() + 1)
