@@ -1,1 +1,1 @@
-"""The mathematics of diffusion: schedules, parameterizations, guidance, samplers; no network, no data, no files."""
+"""The mathematics of diffusion: from noise schedules to samplers; no network, no data, no files."""

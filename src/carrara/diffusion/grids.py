@@ -67,7 +67,7 @@ def karras(
     lowest: float | None = None,
     highest: float | None = None,
 ) -> Tensor:
-    """The rho-th roots of the level in equal steps from ``highest`` to ``lowest`` (Karras et al. 2022, eq. 5)."""
+    """Equal steps in the rho-th root of the level (Karras et al. 2022, eq. 5)."""
     low, high = _range(schedule, lowest, highest)
     if not rho > 0:
         raise UserError(f"rho must be greater than 0, got {rho}")
@@ -84,7 +84,7 @@ def exponential(
     lowest: float | None = None,
     highest: float | None = None,
 ) -> Tensor:
-    """log(level) = low + (high - low) * (1 - ramp)^rho (k-diffusion's "polyexponential" where rho is not 1)."""
+    """log(level) = low + (high - low) * (1 - ramp)^rho (k-diffusion; rho = 1 is equal steps in log-SNR)."""
     low, high = (torch.tensor(x, dtype=torch.float64).log() for x in _range(schedule, lowest, highest))
     if not rho > 0:
         raise UserError(f"rho must be greater than 0, got {rho}")
@@ -96,7 +96,7 @@ def exponential(
 def log_snr(
     steps: int, schedule: NoiseSchedule, *, lowest: float | None = None, highest: float | None = None
 ) -> Tensor:
-    """Equal steps in log-SNR (Lu et al. 2022a, section 3.4), which is ``exponential`` with rho = 1."""
+    """Equal steps in log-SNR (Lu et al. 2022a): ``exponential`` with rho = 1."""
     return exponential(steps, schedule, lowest=lowest, highest=highest)
 
 
@@ -108,9 +108,9 @@ STABLE_DIFFUSION_LEVELS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.6
 def explicit(
     steps: int, schedule: NoiseSchedule, *, levels: Sequence[float] = STABLE_DIFFUSION_LEVELS
 ) -> Tensor:
-    """Listed levels, read off log-linearly at another number of steps (Sabour et al. 2024, "Align your steps").
+    """Listed levels, read off log-linearly at another number of steps (Sabour et al. 2024).
 
-    ``levels`` fall and do not hold the final 0, which is added; there is one more step than intervals in them.
+    ``levels`` fall, without the final 0, which is added: as many levels as steps are taken as they are.
     """
     listed = torch.tensor(list(levels), dtype=torch.float64)
     if len(listed) < 2 or not (listed > 0).all() or not (listed.diff() < 0).all():

@@ -45,9 +45,9 @@ def flow(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
 
 @PARAMETERIZATIONS.add
 def edm(alpha: Tensor, sigma: Tensor, *, data_std: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The F of c_skip * z + c_out * F (Karras et al. 2022, table 1), for any alpha; at ``data_std`` 1 it is -v.
+    """The F of x0 = c_skip * z + c_out * F (Karras et al. 2022, table 1), for any alpha; -v at ``data_std`` 1.
 
-    x0 = c_skip z + c_out F, with c_skip = alpha d^2 / V, c_out = sigma d / sqrt(V), V = alpha^2 d^2 + sigma^2.
+    c_skip = alpha d^2 / V and c_out = sigma d / sqrt(V), with V = alpha^2 d^2 + sigma^2.
     """
     root = torch.hypot(alpha * data_std, sigma)  # sqrt(V)
     return sigma / (data_std * root), -alpha * data_std / root

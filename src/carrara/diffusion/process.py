@@ -59,8 +59,8 @@ class Diffusion:
     ) -> Tensor:
         """The squared error of the output for each sample, averaged over its elements: ``[b]``, unweighted.
 
-        ``latent`` and ``noise`` are [b c ...], ``t`` is [b]. With ``seen`` (see ``noises.perturbed``), z is made
-        from that noise instead of the one to be predicted.
+        ``latent`` and ``noise`` are [b c ...], ``t`` is [b]. With ``seen``, z is made from that noise instead of
+        the one to be predicted (``noises.perturbed``).
         """
         t64 = t.double()
         a, b = self.parameterization(self.schedule.alpha(t64), self.schedule.sigma(t64))

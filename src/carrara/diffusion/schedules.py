@@ -1,4 +1,4 @@
-"""Noise schedules: Gaussian paths z_t = alpha(t) * latent + sigma(t) * noise from data (t = 0) to noise (t = 1).
+"""Noise schedules: Gaussian paths z_t = alpha(t) * latent + sigma(t) * noise, data at t = 0, noise at t = 1.
 
 A schedule knows nothing of steps, solvers or what a network predicts. Everything is computed in float64 and
 returned in the dtype of what was given; ``t`` may have any shape. Published tables with T = 1000 steps are
@@ -32,7 +32,7 @@ class NoiseSchedule(Protocol):
 
 
 def logsnr(schedule: NoiseSchedule, t: Tensor) -> Tensor:
-    """log(alpha^2 / sigma^2) at time t: +inf where there is no noise, -inf where nothing of the latent is left."""
+    """log(alpha^2 / sigma^2) at time t: +inf where there is no noise, -inf where there is nothing else."""
     t64 = t.double()
     return (2 * (schedule.alpha(t64).log() - schedule.sigma(t64).log())).to(t.dtype)
 
@@ -128,7 +128,7 @@ def cosine(
     return from_betas((1 - bars[1:] / bars[:-1]).clamp(max=cap), zero_terminal=zero_terminal)
 
 
-# --- formulas ------------------------------------------------------------------------------------------------
+# --- formulas ---
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class ShiftedCosine:
 
 @SCHEDULES.add
 def shifted_cosine(*, shift: float = 1.0) -> ShiftedCosine:
-    """The cosine path without a table; alpha(1) = 0 (Hoogeboom et al. 2023, "simple diffusion", section 2.1).
+    """The cosine path without a table; alpha(1) = 0 (Hoogeboom et al. 2023, simple diffusion).
 
     ``shift`` multiplies every noise level sigma / alpha: width / 64 for larger pictures.
     """
@@ -198,7 +198,7 @@ class Sigmoid:
 
 @SCHEDULES.add
 def sigmoid(*, start: float = -3.0, end: float = 3.0, temperature: float = 1.0) -> Sigmoid:
-    """alpha^2 a sigmoid of t; alpha(1) = 0 (Jabri et al. 2022; Chen 2023, section 2)."""
+    """alpha^2 a sigmoid of t; alpha(1) = 0 (Jabri et al. 2022; Chen 2023)."""
     _positive(temperature=temperature, **{"end - start": end - start})
     return Sigmoid(start, end, temperature)
 
@@ -230,7 +230,7 @@ class Laplace:
 
 @SCHEDULES.add
 def laplace(*, mean: float = 0.0, width: float = 0.5) -> Laplace:
-    """Most of the time spent near log-SNR = ``mean``; alpha(1) = 0 (Hang et al. 2024, table 1)."""
+    """Most of the time spent near log-SNR = ``mean``; alpha(1) = 0 (Hang et al. 2024)."""
     _positive(width=width)
     return Laplace(mean, width)
 

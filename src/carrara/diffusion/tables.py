@@ -1,4 +1,4 @@
-"""Tables of named functions whose mistakes read well: an unknown name or option names the nearest known one."""
+"""Tables of functions by name; an unknown name or option is answered with the nearest known one."""
 
 from __future__ import annotations
 

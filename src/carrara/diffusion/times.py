@@ -1,4 +1,4 @@
-"""Which times to train on: from uniform numbers in (0, 1) to times, so that the caller owns the randomness."""
+"""Which times to train on, made from uniform numbers in (0, 1): the randomness is the caller's."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def discrete(u: Tensor, schedule: NoiseSchedule, *, steps: int = 1000) -> Tensor
 @TIMES.add
 def logit_normal(u: Tensor, schedule: NoiseSchedule, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """logit(t) normal: the middle of the path most often (Esser et al. 2024, eq. 19)."""
-    return (mean + std * torch.special.ndtri(u)).sigmoid()
+    return (mean + std * _normal(u)).sigmoid()
 
 
 @TIMES.add
 def lognormal(u: Tensor, schedule: NoiseSchedule, *, mean: float = -1.2, std: float = 1.2) -> Tensor:
     """log(sigma / alpha) normal (Karras et al. 2022, table 1), on any schedule."""
-    return time_of_level(schedule, (mean + std * torch.special.ndtri(u.double())).exp()).to(u.dtype)
+    return time_of_level(schedule, (mean + std * _normal(u.double())).exp()).to(u.dtype)
 
 
 @TIMES.add
@@ -46,5 +46,11 @@ def mode(u: Tensor, schedule: NoiseSchedule, *, scale: float = 1.29) -> Tensor:
 
 @TIMES.add
 def cosmap(u: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """On the straight path, the noise levels that a cosine path has at uniform times (Esser et al. 2024, eq. 21)."""
+    """On the straight path, the noise levels of a cosine path at uniform times (Esser et al. 2024, eq. 21)."""
     return 1 - 1 / ((math.pi / 2 * u).tan() + 1)
+
+
+def _normal(u: Tensor) -> Tensor:
+    """Standard normal numbers from uniform ones."""
+    normal: Tensor = torch.special.ndtri(u)
+    return normal

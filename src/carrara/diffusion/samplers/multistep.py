@@ -70,8 +70,8 @@ def dpmpp_3m_sde(
 ) -> Iterator[Step]:
     """DPM-Solver++(3M) with noise: first and second differences of three estimates (k-diffusion).
 
-    As everyone uses it (Lu et al. 2022b's code): ``curve`` is h^2 x0'' / 2 but weighted as if it were h^2 x0'',
-    so that the order is 2, with a smaller error than 2M's.
+    As everyone uses it: ``curve`` is h^2 x0'' / 2 but weighted as if it were h^2 x0'', so that the order is 2
+    and not 3.
     """
     past: list[tuple[Tensor, Tensor]] = []
     for index, (t, s) in intervals(times, schedule):
@@ -95,7 +95,7 @@ def dpmpp_3m_sde(
 
 
 def _with_noise(z: Tensor, x0: Tensor, t: Moment, s: Moment, eta: float, noise: Noise) -> Tensor:
-    """The exact solution of the noisy equation for a constant estimate; ``ancestral_split`` where eta is 0 or 1."""
+    """The noisy equation solved for a constant estimate; the same as ``ancestral_split`` at eta 0 and 1."""
     kept = fade(t, s) ** eta
     z = towards(z, x0, t, s._replace(sigma=kept * s.sigma))
     up = s.sigma * (1 - kept**2).sqrt()
@@ -106,10 +106,10 @@ def _with_noise(z: Tensor, x0: Tensor, t: Moment, s: Moment, eta: float, noise: 
 def unipc(
     denoise: Denoise, z: Tensor, times: Tensor, schedule: NoiseSchedule, *, noise: Noise, order: int = 2
 ) -> Iterator[Step]:
-    """UniPC with B(h) = exp(h) - 1 (Zhao et al. 2023, Algorithm 5, and 8 for estimates of x0).
+    """UniPC with B(h) = exp(h) - 1 (Zhao et al. 2023, Algorithms 1 and 2, on estimates of x0).
 
-    A step's end is corrected with the estimate that is made there for the next step, at no further evaluation;
-    the steps yielded are the predictions.
+    A step's end is corrected by the estimate made there for the next step, which costs nothing; the steps
+    yielded are the predictions.
     """
     _check_order(order, 3)
     past: list[tuple[Moment, Tensor]] = []  # the newest last
@@ -124,7 +124,7 @@ def unipc(
 
 
 def _unified(past: list[tuple[Moment, Tensor]], s: Moment, at_end: Tensor | None = None) -> Tensor:
-    """What to aim at from the newest of ``past`` to s: x0 + sum_k rho_k D_k (Zhao et al. 2023, eq. 3 and 9)."""
+    """What to aim at from the newest of ``past`` to s: x0 + sum_k rho_k D_k."""
     t, x0 = past[-1]
     if s.sigma == 0:
         return x0
@@ -133,20 +133,23 @@ def _unified(past: list[tuple[Moment, Tensor]], s: Moment, at_end: Tensor | None
     points = [((m.lam - t.lam) / h, x) for m, x in past[-2::-1] if m.alpha > 0]
     if at_end is not None:
         points.append((torch.ones_like(h), at_end))
+    if not points:
+        return x0
     rho = _unified_weights(torch.tensor([r for r, _ in points], dtype=torch.float64), h)
     return sum((w / r * (x - x0) for w, (r, x) in zip(rho, points, strict=True)), start=x0)
 
 
 def _unified_weights(r: Tensor, h: Tensor) -> Tensor:
-    """rho with sum_k rho_k r_k^(j-1) = j! h phi_(j+1)(-h) / (h phi_1(-h)) for j = 1 ... K; 1/2 where K is 1."""
+    """rho with sum_k rho_k r_k^(j-1) = j! phi_(j+1)(-h) / phi_1(-h) for j = 1 ... K; 1/2 where K is 1."""
     if len(r) == 1:
         return torch.full_like(r, 0.5)
     term, right = torch.expm1(-h), []
     for j in range(1, len(r) + 1):
         term = term / -h - 1 / math.factorial(j)
         right.append(math.factorial(j) * term / torch.expm1(-h))
-    left = torch.stack([r**j for j in range(len(r))]) if len(r) else r.reshape(0, 0)
-    return torch.linalg.solve(left, torch.tensor(right, dtype=torch.float64))
+    powers = torch.stack([r**j for j in range(len(r))])
+    rho: Tensor = torch.linalg.solve(powers, torch.tensor(right, dtype=torch.float64))
+    return rho
 
 
 @sampler
@@ -168,7 +171,7 @@ def lms(
 def deis(
     denoise: Denoise, z: Tensor, times: Tensor, schedule: NoiseSchedule, *, noise: Noise, order: int = 3
 ) -> Iterator[Step]:
-    """DEIS with a polynomial in log u through earlier slopes (Zhang & Chen 2023, Algorithm 1 in log rho)."""
+    """DEIS with a polynomial in log u through earlier slopes (Zhang & Chen 2023)."""
     _check_order(order, 4)
     line = Straight(schedule)
     past: list[tuple[Tensor, Tensor]] = []  # (log u, slope), the newest last
@@ -182,9 +185,9 @@ def deis(
 def _mean_slope(
     past: list[tuple[Tensor, Tensor]], end: Tensor, density: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The mean over u, from the newest of ``past`` to ``end``, of the polynomial through (place, slope) pairs.
+    """The polynomial through (place, slope) pairs, averaged over u from the newest place to ``end``.
 
-    du = density(place) dplace. 32 Gauss-Legendre nodes: exact for polynomials, 1e-15 for a wide exponential.
+    du = density(place) dplace. Quadrature with 32 nodes: exact for a polynomial, 1e-15 for an exponential.
     """
     places = [place for place, _ in past]
     if len(past) == 1:
@@ -203,7 +206,7 @@ def _mean_slope(
 def plms(
     denoise: Denoise, z: Tensor, times: Tensor, schedule: NoiseSchedule, *, noise: Noise
 ) -> Iterator[Step]:
-    """Adams-Bashforth as if the grid were even (Liu et al. 2022, PNDM, eq. 12), its first step by Heun's rule.
+    """Adams-Bashforth as if the grid were even (Liu et al. 2022, PNDM), its first step by Heun's rule.
 
     That is latent diffusion's PLMS. One estimate more than steps; the true coefficients are those of ``lms``.
     """

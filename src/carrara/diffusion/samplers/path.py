@@ -1,4 +1,4 @@
-"""What every sampler is written with: the moments of a grid, the step towards an estimate, straight coordinates."""
+"""What every sampler is written with: moments of a grid, steps towards an estimate, straight coordinates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from carrara.diffusion.tables import Table
 from carrara.errors import UserError
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""(z [b c ...], t []) -> clean estimate x0 [b c ...], the condition already bound; t is one float64 for all."""
+"""(z [b c ...], t []) -> clean estimate x0 [b c ...], the condition already bound; t is one float64 on the CPU."""
 
 Noise = Callable[[Tensor], Tensor]
 """Fresh Gaussian noise shaped as what it is given; it belongs to each picture (``tensors.PictureNoise``)."""
@@ -25,13 +25,13 @@ Noise = Callable[[Tensor], Tensor]
 class Step(NamedTuple):
     """What a sampler yields after each step: where z arrived and the estimate that sent it there."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     z: Tensor
     x0: Tensor
 
 
 class Moment(NamedTuple):
-    """A time on a schedule, as float64 numbers in tensors without axes (so that log 0 is -inf, not an error)."""
+    """A time on a schedule, as float64 tensors without axes (log 0 is then -inf and no error)."""
 
     time: Tensor
     alpha: Tensor
@@ -66,8 +66,8 @@ def towards(z: Tensor, x0: Tensor, t: Moment, s: Moment) -> Tensor:
 def ancestral_split(t: Moment, s: Moment, eta: float) -> tuple[Moment, Tensor]:
     """(s with only the sigma that is carried over, the sigma of the noise to add): together the sigma of s.
 
-    At eta = 1 the added part is the posterior deviation of z_s given z_t and x0 (Ho et al. 2020, eq. 7; Song et
-    al. 2021a, eq. 16), on any path; at 0 nothing is added.
+    At eta = 1 the added part is the posterior deviation of z_s given z_t and x0, on any path (Ho et al. 2020,
+    eq. 7; Song et al. 2021a, eq. 16); at 0 nothing is added.
     """
     up = (eta * s.sigma * (1 - fade(t, s) ** 2).sqrt()).clamp(max=s.sigma)
     return s._replace(sigma=(s.sigma**2 - up**2).sqrt()), up
@@ -81,9 +81,9 @@ def fade(t: Moment, s: Moment) -> Tensor:
 class Straight:
     """Coordinates y = z / scale, u = sigma / scale in which the path is a line and dy/du = (y - x0) / u.
 
-    scale = alpha are Karras' (u is the level, the slope is the noise estimate). Where alpha(1) = 0 that begins
-    at infinity; alpha + sigma then makes any path the one of flow matching (u in [0, 1], the slope is
-    noise - x0). A rule for differential equations gives another method in each; Euler's gives ``towards`` in both.
+    scale = alpha is Karras' choice: u is the level, the slope the noise estimate. Where alpha(1) = 0 that begins
+    at infinity; alpha + sigma then makes any path the one of flow matching: u in [0, 1], the slope noise - x0.
+    Euler's rule is ``towards`` in both; any other rule is another method in each.
     """
 
     def __init__(self, schedule: NoiseSchedule) -> None:
@@ -122,7 +122,7 @@ SAMPLERS: Table[Iterator[Step]] = Table("sampler")
 
 
 def sampler(function: Callable[P, Iterator[Step]]) -> Callable[P, Iterator[Step]]:
-    """Enters a sampler in the table; its grid and options are checked when it is called, not at the first step."""
+    """Enters a sampler in the table; grid and options are checked when it is called, not at the first step."""
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Iterator[Step]:

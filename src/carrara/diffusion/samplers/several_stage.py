@@ -1,4 +1,4 @@
-"""Several estimates a step, nothing remembered: Heun, DPM-Solver-2, DPM++ 2S and SDE, and Restart around Heun."""
+"""Several estimates a step, nothing remembered: Heun, DPM-Solver-2, DPM++ 2S and SDE; Restart around Heun."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def dpmpp_2s_ancestral(
     noise: Noise,
     eta: float = 1.0,
 ) -> Iterator[Step]:
-    """DPM-Solver++(2S) with its middle half-way in lambda (Lu et al. 2022b, Algorithm 1, r = 1/2), then noise.
+    """DPM-Solver++(2S), the middle half-way in lambda, then noise (k-diffusion).
 
-    eta = 0 is the paper's deterministic solver.
+    eta = 0 is the deterministic solver of Lu et al. 2022b, Algorithm 1 with r = 1/2.
     """
     for index, (t, s) in intervals(times, schedule):
         x0 = aim = denoise(z, t.time)
@@ -131,7 +131,7 @@ def restart(
     high: float = 2.0,
     repeats: int = 1,
 ) -> Iterator[Step]:
-    """Heun, thrown back ``repeats`` times from level ``low`` to ``high`` by new noise (Xu et al. 2023, Algorithm 1).
+    """Heun, thrown back ``repeats`` times from level ``low`` to ``high`` by new noise (Xu et al. 2023).
 
     Levels are sigma / alpha and are met at the nearest stops of the grid; more steps are yielded than it has.
     """

@@ -1,0 +1,314 @@
+"""Guidance: two estimates of the same z, one with the condition and one without, made into a stronger one.
+
+A guidance is a list of *rules*, applied in order: each gets the estimates of one step and the result so far
+(``guided``, which begins as the conditional estimate) and gives the next result. That is how they compose:
+
+    guidance = chain(cfg(6), interval(0.2, 0.8), rescale(0.7))
+
+A ``Guidance`` can be used in two ways, which agree:
+
+    guidance(conditional, unconditional)    two callables, called one after the other
+    guidance.together(both, conditional)    both(z, t) -> (conditional, unconditional), one call on a double batch
+
+``guidance.active(t)`` tells whether the unconditional estimate is wanted at a time at all; where it is not,
+only ``conditional`` is called. Each call of either form begins a new run: rules with a memory (``apg``) start
+empty, so one Guidance may serve any number of pictures.
+
+A negative prompt is another context in the place of the empty one. Several prompts are one conditional
+estimate, their weighted mean: see ``blend``. A weaker model as the guide (autoguidance, perturbed attention)
+brings its own estimate: see ``autoguidance``.
+
+Scale 1 is off, everywhere. Written on estimates of x0, classifier-free guidance is the same as on noise or
+velocity, because those are affine in x0 and its weights add up to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from carrara.diffusion.samplers.path import Denoise
+from carrara.diffusion.schedules import NoiseSchedule
+from carrara.diffusion.tables import Table
+from carrara.errors import UserError
+
+
+class Estimates(NamedTuple):
+    """What a rule sees at one step; all but ``t`` ([] in [0, 1]) are [b c ...]."""
+
+    z: Tensor
+    t: Tensor
+    conditional: Tensor
+    unconditional: Tensor  # the conditional one itself while the guidance is not active
+    guided: Tensor
+
+
+Rule = Callable[[Estimates], Tensor]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """A rule, begun anew for every run, and whether it wants the unconditional estimate.
+
+    ``wants(t, so_far)``: at time t, where ``so_far`` says whether the guidances before it in a chain do.
+    """
+
+    begin: Callable[[], Rule]
+    wants: Callable[[Tensor, bool], bool]
+
+    def active(self, t: Tensor) -> bool:
+        """Whether the unconditional estimate is used at time t."""
+        return self.wants(t, False)
+
+    def __call__(self, conditional: Denoise, unconditional: Denoise) -> Denoise:
+        """The guided denoiser from two."""
+        return self.together(lambda z, t: (conditional(z, t), unconditional(z, t)), conditional)
+
+    def together(
+        self, both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], conditional: Denoise
+    ) -> Denoise:
+        """The guided denoiser from one that gives both estimates at once, and one for when one is enough."""
+        rule = self.begin()
+
+        def denoise(z: Tensor, t: Tensor) -> Tensor:
+            if self.active(t):
+                x0, without = both(z, t)
+            else:
+                x0 = without = conditional(z, t)
+            return rule(Estimates(z, t, x0, without, x0))
+
+        return denoise
+
+
+GUIDANCES: Table[Guidance] = Table("guidance")
+
+
+def chain(*guidances: Guidance) -> Guidance:
+    """Guidances one after another, each on the result of those before it; an empty chain is no guidance."""
+
+    def begin() -> Rule:
+        rules = [guidance.begin() for guidance in guidances]
+
+        def rule(e: Estimates) -> Tensor:
+            for each in rules:
+                e = e._replace(guided=each(e))
+            return e.guided
+
+        return rule
+
+    def wants(t: Tensor, so_far: bool) -> bool:
+        for guidance in guidances:
+            so_far = guidance.wants(t, so_far)
+        return so_far
+
+    return Guidance(begin, wants)
+
+
+# --- what pushes away from an estimate that knows less ---
+
+
+@GUIDANCES.add
+def cfg(scale: float) -> Guidance:
+    """Classifier-free: unconditional + scale * (conditional - unconditional) (Ho & Salimans 2022, eq. 6, with
+    w = scale - 1).
+    """
+    _at_least_zero(scale=scale)
+    return _pushing(lambda: lambda e: e.guided + (scale - 1) * (e.conditional - e.unconditional), scale)
+
+
+@GUIDANCES.add
+def apg(
+    scale: float, *, momentum: float = -0.5, limit: float = float("inf"), parallel: float = 0.0
+) -> Guidance:
+    """Adaptive projected guidance: less of what only saturates (Sadat et al. 2024, Algorithm 1).
+
+    The difference of both estimates is averaged over the steps (``momentum``, negative to push away from the
+    last one), cut to the norm ``limit``, and its part along the conditional estimate kept by ``parallel``
+    (their eta). With momentum 0, no limit and parallel 1 it is ``cfg``.
+    """
+    _at_least_zero(scale=scale, limit=limit, parallel=parallel)
+
+    def begin() -> Rule:
+        average: Tensor | None = None
+
+        def rule(e: Estimates) -> Tensor:
+            nonlocal average
+            difference = e.conditional - e.unconditional
+            average = difference if average is None else difference + momentum * average
+            norm = _dot(average, average).sqrt()
+            push = average * (limit / norm).clamp(max=1).nan_to_num(1)
+            length = _dot(e.conditional, e.conditional).clamp(min=torch.finfo(push.dtype).tiny)
+            along = _dot(push, e.conditional) / length * e.conditional
+            return e.guided + (scale - 1) * (push - (1 - parallel) * along)
+
+        return rule
+
+    return _pushing(begin, scale)
+
+
+@GUIDANCES.add
+def cfg_zero(scale: float, *, schedule: NoiseSchedule, still: float = 0.0) -> Guidance:
+    """CFG-Zero*: the unconditional velocity scaled to fit the conditional one (Fan et al. 2025).
+
+    The velocity is that of the straight path through the same noise levels. For t > 1 - ``still`` it is 0
+    ("zero init"): the estimate is what keeps z where it is.
+    """
+    _at_least_zero(scale=scale, still=still)
+
+    def rule(e: Estimates) -> Tensor:
+        y = e.z / (schedule.alpha(e.t) + schedule.sigma(e.t)).to(e.z.dtype)
+        if e.t > 1 - still:
+            return y
+        given, free = y - e.conditional, y - e.unconditional  # sigma * velocity
+        fit = _dot(given, free) / _dot(free, free).clamp(min=torch.finfo(free.dtype).tiny)
+        return e.guided + (scale - 1) * (fit * free - given)
+
+    return _pushing(lambda: rule, scale)
+
+
+@GUIDANCES.add
+def autoguidance(scale: float, *, weak: Denoise) -> Guidance:
+    """Away from a worse version of the same model: weak + scale * (good - weak) (Karras et al. 2024).
+
+    ``weak`` has the same condition bound: a smaller network, an earlier checkpoint, or the network itself with
+    its self-attention replaced by the identity (perturbed-attention guidance, Ahn et al. 2024).
+    """
+    _at_least_zero(scale=scale)
+
+    def rule(e: Estimates) -> Tensor:
+        return e.guided if scale == 1 else e.guided + (scale - 1) * (e.conditional - weak(e.z, e.t))
+
+    return Guidance(lambda: rule, _as_before)
+
+
+@GUIDANCES.add
+def objective(
+    scale: float, *, log_probability: Callable[[Tensor], Tensor], schedule: NoiseSchedule
+) -> Guidance:
+    """Towards what a differentiable function of x0 likes: a classifier, CLIP ([b c ...] -> [b]); 0 is off.
+
+    Guiding the noise estimate by -sigma * the gradient in z of f(x0(z)) (Dhariwal & Nichol 2021, Algorithm 2;
+    Chung et al. 2023) moves x0 by Cov[x0 | z] f'(x0), by Tweedie's formula. The covariance is taken as that of
+    a unit Gaussian, sigma^2 / (alpha^2 + sigma^2) (Song et al. 2023, PiGDM), so that nothing is sent back
+    through the network and pure noise is no special case.
+    """
+    _at_least_zero(scale=scale)
+
+    def rule(e: Estimates) -> Tensor:
+        with torch.enable_grad():
+            x0 = e.guided.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(log_probability(x0).sum(), x0)
+        alpha, sigma = schedule.alpha(e.t), schedule.sigma(e.t)
+        return e.guided + (scale * sigma**2 / (alpha**2 + sigma**2)).to(gradient.dtype) * gradient
+
+    return Guidance(lambda: rule, _as_before)
+
+
+# --- what limits the guidances before it ---
+
+
+@GUIDANCES.add
+def interval(low: float, high: float) -> Guidance:
+    """Guidance only for low <= t <= high, else the conditional estimate (Kynkäänniemi et al. 2024)."""
+    if not 0 <= low <= high <= 1:
+        raise UserError(f"a guidance interval must satisfy 0 <= low <= high <= 1, got {low} and {high}")
+
+    def within(t: Tensor) -> bool:
+        return low <= t.item() <= high
+
+    return Guidance(
+        lambda: lambda e: e.guided if within(e.t) else e.conditional,
+        lambda t, so_far: so_far and within(t),
+    )
+
+
+@GUIDANCES.add
+def rescale(amount: float = 0.7) -> Guidance:
+    """Towards the standard deviation of the conditional estimate (Lin et al. 2023, eq. 15 and 16); 0 is off."""
+    _fraction(amount=amount)
+
+    def rule(e: Estimates) -> Tensor:
+        ratio = _std(e.conditional) / _std(e.guided).clamp(min=torch.finfo(e.guided.dtype).tiny)
+        return e.guided * (1 + amount * (ratio - 1))
+
+    return Guidance(lambda: rule, _as_before)
+
+
+@GUIDANCES.add
+def dynamic_threshold(percentile: float = 0.995, *, least: float = 1.0) -> Guidance:
+    """Clipped at a percentile of its own absolute values and divided by it (Saharia et al. 2022, section 2.3).
+
+    Nothing happens to a picture whose percentile is below ``least``, 1 for pixels in [-1, 1].
+    """
+    _fraction(percentile=percentile)
+
+    def rule(e: Estimates) -> Tensor:
+        flat = e.guided.flatten(1).abs()
+        edge = flat.float().quantile(percentile, dim=1).to(flat.dtype).clamp(min=least)
+        edge = edge.reshape(-1, *(1,) * (e.guided.ndim - 1))
+        clipped = torch.minimum(torch.maximum(e.guided, -edge), edge)
+        return clipped * (least / edge)
+
+    return Guidance(lambda: rule, _as_before)
+
+
+# --- several prompts ---
+
+
+def weighted(estimates: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The weighted mean of the estimates of several prompts (Liu et al. 2022, composable diffusion).
+
+    ``weights`` may be negative but must not sum to 0 or less; guided by ``cfg`` afterwards this is
+    unconditional + sum_i scale * w_i * (estimate_i - unconditional), with w_i of sum 1.
+    """
+    total = sum(weights)
+    if len(weights) != len(estimates) or not total > 0:
+        raise UserError(
+            f"{len(estimates)} prompts need as many weights with a sum above 0, got {list(weights)}"
+        )
+    mean = torch.zeros_like(estimates[0])
+    for estimate, weight in zip(estimates, weights, strict=True):
+        mean = mean + weight / total * estimate
+    return mean
+
+
+def blend(denoisers: Sequence[Denoise], weights: Sequence[float]) -> Denoise:
+    """The conditional denoiser of several prompts at once, by ``weighted``."""
+    return lambda z, t: weighted([denoise(z, t) for denoise in denoisers], weights)
+
+
+def _pushing(begin: Callable[[], Rule], scale: float) -> Guidance:
+    """A guidance that wants the unconditional estimate, or at scale 1 none at all."""
+    if scale == 1:
+        return chain()
+    return Guidance(begin, lambda t, so_far: True)
+
+
+def _as_before(t: Tensor, so_far: bool) -> bool:
+    return so_far
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product for each picture, [b 1 ...]."""
+    return (a * b).flatten(1).sum(1).reshape(-1, *(1,) * (a.ndim - 1))
+
+
+def _std(a: Tensor) -> Tensor:
+    """The standard deviation for each picture, [b 1 ...]."""
+    return a.flatten(1).std(1).reshape(-1, *(1,) * (a.ndim - 1))
+
+
+def _at_least_zero(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise UserError(f"guidance {name} must be 0 or more, got {value}")
+
+
+def _fraction(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"guidance {name} must be from 0 to 1, got {value}")
