@@ -69,11 +69,7 @@ class Diffusion:
         )
         z = noised(self.schedule, latent, noise if seen is None else seen, t)
         error = self._output(z, t64, context) - target
-        return (
-            error.float().square().flatten(1).mean(1)
-            if error.dtype != torch.float64
-            else error.square().flatten(1).mean(1)
-        )
+        return error.to(torch.promote_types(error.dtype, torch.float32)).square().flatten(1).mean(1)
 
     def _output(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
         size = torch.hypot(self.schedule.alpha(t), self.schedule.sigma(t)).clamp(min=1)

@@ -45,7 +45,7 @@ def time_of_level(schedule: NoiseSchedule, level: Tensor) -> Tensor:
 SCHEDULES: Table[NoiseSchedule] = Table("schedule")
 
 
-# --- tables: alpha_bar_n = prod(1 - beta_i), alpha = sqrt(alpha_bar) ----------------------------------------
+# --- tables: alpha_bar_n = prod(1 - beta_i), alpha = sqrt(alpha_bar) ---
 
 
 @dataclass(frozen=True, eq=False)
