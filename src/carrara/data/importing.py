@@ -1,0 +1,274 @@
+"""Import: any source into a data set, one report at a time, and again after a kill until it is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import itertools
+import json
+import os
+import pkgutil
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import Field
+
+from carrara.config import Config, parse, read_toml
+from carrara.data.pictures import BadPicture, examine
+from carrara.data.rows import Rejected, Row, caption_column, content_id, tidy
+from carrara.data.table import ABOUT, FORMAT, REJECTED, TABLE, UNFINISHED, Dataset, nearest_path
+from carrara.data.writer import Record, Writer
+from carrara.errors import UserError
+
+
+class Options(Config):
+    """What may be chosen at an import."""
+
+    held_out: float = Field(0.05, ge=0, lt=1, description="share of the groups that training never sees")
+    subset: str = Field(
+        "default", description="emoji: 'default', 'all', or category names with commas between"
+    )
+    licence: str | None = Field(None, description="the licence of the pictures that name none themselves")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an import did, and the data set after it."""
+
+    added: int
+    updated: int
+    duplicates: int
+    rejected: int
+    unchanged: bool
+    pictures: int
+    held_out: int
+    captions: dict[str, int] = field(default_factory=dict)
+    labels: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """The summary in readable sentences, the most important first."""
+        if self.unchanged:
+            first = (
+                f"nothing to do: the source is unchanged, all of its pictures are in ({self.pictures} in all)"
+            )
+        else:
+            changed = f", {self.updated} with new words" if self.updated else ""
+            first = f"{self.added} pictures added{changed}; {self.pictures} in all, {self.held_out} held out"
+        lines = [first]
+        if self.duplicates:
+            lines.append(f"{self.duplicates} were there already under another name")
+        if self.rejected:
+            why = "; ".join(f"{count} x {reason}" for reason, count in list(self.reasons.items())[:3])
+            lines.append(f"{self.rejected} skipped, listed in {REJECTED}: {why}")
+        if self.captions:
+            spoken = ", ".join(f"{'unstated' if k == 'und' else k} {n}" for k, n in self.captions.items())
+            lines.append(f"captions by language: {spoken}")
+        else:
+            lines.append("no captions: a model trained on it will be unconditional")
+        return lines
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an import is, and what became of what it looked at; the last one has the summary."""
+
+    done: int
+    total: int
+    kept: int
+    rejected: int
+    summary: Summary | None = None
+
+
+def importers() -> dict[str, Any]:
+    """The importer modules by name: whatever lies in the folder."""
+    package = importlib.import_module("carrara.data.importers")
+    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    return {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
+
+
+def import_pictures(source: str | Path, destination: str | Path, **options: Any) -> Iterator[Progress]:
+    """Brings every picture of ``source`` into the data set ``destination``, made where there is none.
+
+    ``source`` is a folder or the word "emoji"; options are the fields of Options. Yields progress; the last
+    report holds the summary. Killed at any moment and started again, it ends in the same table. Adding is by
+    content: the same bytes are one row; words that changed in the source since its last import are changed in
+    place. Raises UserError where the source or the destination cannot be used; then nothing was written.
+    """
+    source, destination = str(source), Path(destination)
+    chosen = parse(Options, options, where="import options")
+    name, importer = _importer(source)
+    _check_destination(source, destination)
+    survey = importer.survey(source, chosen)
+    digest = hashlib.sha256(f"{survey.digest} {chosen.held_out}".encode()).hexdigest()
+    where = source if name == source else str(Path(source).resolve())
+    entry: dict[str, Any] = {"importer": name, "source": where, "digest": digest}
+    before = _told(destination)
+    same = next((s for s in before if s.items() >= entry.items()), None)
+    if same is not None:
+        summary = _summary(Dataset.open(destination), (0, 0, 0), [], unchanged=True)
+        yield Progress(survey.total, survey.total, 0, same["rejected"], summary)
+        return
+    writer = Writer(destination, json.dumps(entry), held_out=chosen.held_out)
+    try:
+        yield from _run(importer.rows(source, chosen), writer, survey.total)
+        if not writer.added and not (destination / ABOUT).exists() and not (destination / TABLE).exists():
+            reason = (
+                f" (the first: {writer.rejected[0]['file']}: {writer.rejected[0]['reason']})"
+                if writer.rejected
+                else ""
+            )
+            raise UserError(f"no picture in {source} could be read{reason}")
+        writer.commit()
+        _tell_rejected(destination, where, writer.rejected)
+        told = {**entry, "rejected": len(writer.rejected) - writer.duplicates}
+        _tell(destination, [s for s in before if (s["importer"], s["source"]) != (name, where)] + [told])
+        writer.finish()
+        counts = (writer.added, writer.updated, writer.duplicates)
+        summary = _summary(Dataset.open(destination), counts, writer.rejected, unchanged=False)
+        yield Progress(survey.total, survey.total, writer.added, told["rejected"], summary)
+    finally:
+        writer.close()
+
+
+def _run(items: Iterable[Row | Rejected], writer: Writer, total: int) -> Iterator[Progress]:
+    """Feeds the writer in the order of the source, several pictures being decoded at a time."""
+    pictures = 0
+    for item in itertools.islice(items, writer.consumed):  # these were written before a kill
+        pictures += isinstance(item, Row)
+    for looked in _in_order(items):
+        if isinstance(looked, Rejected):
+            writer.reject(looked.source, looked.reason)
+        else:
+            writer.add(looked)
+        yield Progress(min(pictures, total), total, writer.added, len(writer.rejected) - writer.duplicates)
+        pictures += 1
+
+
+def _in_order(items: Iterable[Row | Rejected]) -> Iterator[Record | Rejected]:
+    threads = min(4, os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="carrara-import")
+    waiting: deque[Future[Record | Rejected]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(_look, item))
+            if len(waiting) > 4 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _look(item: Row | Rejected) -> Record | Rejected:
+    """The record of a row, its picture decoded once to be sure of it."""
+    if isinstance(item, Rejected):
+        return item
+    try:
+        data = item.read()
+        width, height, mode = examine(data)
+    except BadPicture as error:
+        return Rejected(item.source, str(error))
+    except OSError as error:
+        return Rejected(item.source, f"cannot be read: {error.strerror or error}")
+    captions = {caption_column(lang): text for lang, raw in item.captions.items() if (text := tidy(raw))}
+    return {
+        "id": content_id(data),
+        "image": data,
+        "width": width,
+        "height": height,
+        "mode": mode,
+        "label": tidy(item.label),
+        "group": tidy(item.group),
+        "category": tidy(item.category),
+        "split": item.split,
+        "source": item.source,
+        "licence": tidy(item.licence),
+        **captions,
+    }
+
+
+def _importer(source: str) -> tuple[str, Any]:
+    known = importers()
+    for name, module in known.items():
+        if module.matches(source):
+            return name, module
+    path = Path(source)
+    if path.exists():
+        raise UserError(f"{source} is a file; expected a folder of pictures, or the word 'emoji'")
+    raise UserError(
+        f"there is no source {source!r}; expected a folder of pictures or the word 'emoji'{nearest_path(path)}"
+    )
+
+
+def _check_destination(source: str, destination: Path) -> None:
+    if (Path(source) / ABOUT).is_file() and (Path(source) / TABLE).is_dir():
+        raise UserError(f"{source} is a Carrara data set already; expected a folder of pictures")
+    if destination.exists() and not destination.is_dir():
+        raise UserError(f"{destination} is a file; expected a folder for the data set, or a new name")
+    if destination.is_dir() and not (destination / TABLE).is_dir() and any(destination.iterdir()):
+        inside = sorted(p.name for p in destination.iterdir())
+        if inside != [UNFINISHED]:
+            raise UserError(
+                f"{destination} holds other things ({inside[0]} …); "
+                "expected a data set, an empty folder or a new name"
+            )
+
+
+def _told(destination: Path) -> list[dict[str, Any]]:
+    """The sources that were imported completely."""
+    if not (destination / ABOUT).is_file():
+        return []
+    about = read_toml(destination / ABOUT)
+    if about.get("format") != FORMAT:
+        Dataset.open(destination)  # says what is wrong
+    return list(about.get("sources", []))
+
+
+def _tell(destination: Path, sources: list[dict[str, Any]]) -> None:
+    _replace(destination / ABOUT, tomli_w.dumps({"format": FORMAT, "sources": sources}))
+
+
+def _tell_rejected(destination: Path, source: str, rejected: list[dict[str, str]]) -> None:
+    """Lists what was skipped, in place of what an earlier import of the same source listed."""
+    path = destination / REJECTED
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in lines if json.loads(line)["from"] != source]
+    kept += [json.dumps({"from": source, **entry}, ensure_ascii=False) for entry in rejected]
+    _replace(path, "".join(line + "\n" for line in kept))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file that is always whole, the old or the new one."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _summary(
+    dataset: Dataset, counts: tuple[int, int, int], rejected: list[dict[str, str]], *, unchanged: bool
+) -> Summary:
+    added, updated, duplicates = counts
+    skipped = [r for r in rejected if not r["reason"].startswith("the same picture as ")]
+    return Summary(
+        added,
+        updated,
+        duplicates,
+        len(skipped),
+        unchanged,
+        pictures=len(dataset),
+        held_out=dataset.table.count_rows(filter="split = 'held_out'"),
+        captions={
+            k: dataset.table.count_rows(filter=f"{c} IS NOT NULL") for k, c in dataset.captions.items()
+        },
+        labels=len(dataset.labels),
+        reasons=dict(Counter(r["reason"] for r in skipped).most_common()),
+    )

@@ -1,0 +1,85 @@
+"""What an importer hands over: a picture with its words, or the reason why there is none."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+UNSTATED = "und"  # BCP 47's word for a language that nobody named
+SPLITS = ("train", "held_out")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A picture that a source offers; its bytes are read only when they are needed.
+
+    ``read()`` gives the bytes, or raises OSError or BadPicture. ``captions`` maps a language ("de", "zh-tw", or
+    UNSTATED) to a text. ``group`` names what must not be split apart (default: the picture alone); ``split``
+    is one of SPLITS where the source decides it.
+    """
+
+    source: str
+    read: Callable[[], bytes]
+    captions: Mapping[str, str] = field(default_factory=dict)
+    label: str | None = None
+    group: str | None = None
+    category: str | None = None
+    split: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Something in the source that does not become a row, and why."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A look at a source that opens no picture: how many pictures `rows` will give, and a digest.
+
+    Two surveys with the same digest promise the same rows in the same order.
+    """
+
+    total: int
+    digest: str
+
+
+def caption_column(language: str) -> str:
+    """The column of a language: "caption" where it is not stated, "caption_de", "caption_zh_tw" …"""
+    return "caption" if language == UNSTATED else f"caption_{language.lower().replace('-', '_')}"
+
+
+def caption_language(column: str) -> str | None:
+    """The language of a caption column; None for any other column."""
+    if column == "caption":
+        return UNSTATED
+    return column.removeprefix("caption_").replace("_", "-") if column.startswith("caption_") else None
+
+
+def tidy(text: str | None) -> str | None:
+    """A text in Unicode's NFC without space around it; None where nothing is left."""
+    if text is None:
+        return None
+    # Half a surrogate pair (JSON can hold one) is no text that could be stored.
+    whole = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return unicodedata.normalize("NFC", whole).strip() or None
+
+
+def content_id(data: bytes) -> str:
+    """The name of a picture everywhere in Carrara: the SHA-256 of its bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def chosen_by_hash(group: str, share: float) -> bool:
+    """Whether a group is in a random ``share`` in [0, 1] of all groups: by its name, so in any order."""
+    return group_hash(group) < share * 2.0**64
+
+
+def group_hash(group: str) -> int:
+    """A 64-bit number that belongs to a group for good."""
+    return int.from_bytes(hashlib.sha256(b"split:" + group.encode()).digest()[:8], "big")

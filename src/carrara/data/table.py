@@ -1,0 +1,219 @@
+"""The data set: one Lance table, a picture a row: its bytes as given, its words, what was derived."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from carrara.config import read_toml
+from carrara.data.rows import SPLITS, caption_language
+from carrara.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import lance
+    import pyarrow as pa
+    from torch import Tensor
+
+TABLE = "pictures.lance"
+ABOUT = "dataset.toml"
+REJECTED = "rejected.jsonl"
+UNFINISHED = "import.partial"
+FORMAT = 1
+
+Rows = Sequence[int] | npt.NDArray[np.int64]
+
+
+class Dataset:
+    """Pictures and their columns by row number, 0 … len - 1; a row keeps its number for good.
+
+    Columns: ``id`` (SHA-256 of the bytes), ``image`` (the bytes), ``width``, ``height`` (as shown), ``mode``
+    (as in the file), ``caption`` (language not stated) and one ``caption_<language>`` each, ``label``,
+    ``group``, ``category``, ``split``, ``source``, ``licence``; any caption and label may be None. Safe to
+    use from threads, not from forked processes.
+    """
+
+    def __init__(self, path: Path, table: lance.LanceDataset, about: dict[str, Any]) -> None:
+        self.path = path
+        self.table = table
+        self.about = about
+
+    @classmethod
+    def open(cls, path: str | Path, *, version: int | None = None) -> Dataset:
+        """The data set in a folder, at its newest or a recorded version. UserError where there is none."""
+        path = Path(path)
+        if not (path / ABOUT).is_file() or not (path / TABLE).is_dir():
+            raise UserError(_why_not(path))
+        about = read_toml(path / ABOUT)
+        if (written := about.get("format")) != FORMAT:
+            raise UserError(
+                f"{path} has data format {written}; this Carrara reads format {FORMAT}: update Carrara"
+            )
+        import lance
+
+        try:
+            return cls(path, lance.dataset(str(path / TABLE), version=version), about)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path / TABLE} cannot be read: {' '.join(str(error).split())[:200]}") from None
+
+    def reopened(self) -> Dataset:
+        """The same data set at its newest version, e.g. after a column was derived."""
+        return Dataset.open(self.path)
+
+    def __len__(self) -> int:
+        return int(self.table.count_rows())
+
+    @property
+    def version(self) -> int:
+        """The version of the table; with the path it names these rows and columns for good."""
+        return int(self.table.version)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all columns, derived ones included."""
+        return list(self.table.schema.names)
+
+    @functools.cached_property
+    def captions(self) -> dict[str, str]:
+        """Language to caption column ("de": "caption_de", "und": "caption"), of those with any caption."""
+        found = {language: c for c in self.columns if (language := caption_language(c)) is not None}
+        return {lang: c for lang, c in found.items() if self.table.count_rows(filter=f"{c} IS NOT NULL")}
+
+    @functools.cached_property
+    def labels(self) -> list[str]:
+        """The different labels, sorted."""
+        return sorted({label for label in self.column("label") if label is not None})
+
+    def column(self, name: str) -> list[Any]:
+        """One whole column as Python values (meant for words and numbers, not for pictures)."""
+        values: list[Any] = self.arrow([name])[name].to_pylist()
+        return values
+
+    def arrow(self, columns: Sequence[str]) -> pa.Table:
+        """Whole columns as an Arrow table, in row order."""
+        return self.table.to_table(columns=self._known(columns), scan_in_order=True)
+
+    def take(self, indices: Rows, columns: Sequence[str]) -> dict[str, list[Any]]:
+        """The values of ``columns`` at these rows, in the order asked, repeats included."""
+        table = self.take_arrow(indices, columns)
+        return {name: table[name].to_pylist() for name in columns}
+
+    def take_arrow(self, indices: Rows, columns: Sequence[str]) -> pa.Table:
+        """`take` as an Arrow table: the fast way for derived columns."""
+        return self.table.take([int(i) for i in indices], columns=self._known(columns))
+
+    def indices(self, split: str | None = "train", where: str | None = None) -> npt.NDArray[np.int64]:
+        """Row numbers, ascending: of one split (None: of all), and where an SQL condition holds."""
+        if split is not None and split not in SPLITS:
+            raise UserError(f"no split is called {split!r}{nearest(split, SPLITS)}")
+        conditions = [f"split = '{split}'"] if split else []
+        conditions += [f"({where})"] if where else []
+        if not conditions:
+            return np.arange(len(self), dtype=np.int64)
+        every = self.table.to_table(columns=[], with_row_address=True, scan_in_order=True)
+        try:
+            chosen = self.table.to_table(columns=[], with_row_address=True, filter=" AND ".join(conditions))
+        except (ValueError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the condition {where!r} does not hold for this table: {reason}") from None
+        addresses = every["_rowaddr"].to_numpy()
+        return np.flatnonzero(np.isin(addresses, chosen["_rowaddr"].to_numpy())).astype(np.int64)
+
+    def pictures(self, indices: Rows, size: int, channels: int = 3) -> Tensor:
+        """``uint8 [n c size size]``: decoded, the short side scaled to ``size``, the middle square."""
+        import torch
+
+        from carrara.data.pictures import decode, resize_and_crop, to_tensor
+
+        if len(indices) == 0:
+            return torch.empty(0, channels, size, size, dtype=torch.uint8)
+        images = self.take(indices, ["image"])["image"]
+        return torch.stack(
+            [to_tensor(resize_and_crop(decode(i, channels=channels, short_side=size), size)) for i in images]
+        )
+
+    def fingerprint(self) -> str:
+        """A hash of which pictures there are, in order (SHA-256 over their ids): for a model's passport."""
+        digest = hashlib.sha256()
+        for batch in self.table.to_batches(columns=["id"]):
+            for name in batch["id"].to_pylist():
+                digest.update(bytes.fromhex(name))
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """A hash of all that training may see: the ids and all words, splits and labels, in row order."""
+        digest = hashlib.sha256(self.fingerprint().encode())
+        names = [
+            "label",
+            "group",
+            "category",
+            "split",
+            *sorted(c for c in self.columns if caption_language(c)),
+        ]
+        for name in names:
+            digest.update(name.encode())
+            for batch in self.table.to_batches(columns=[name]):
+                for value in batch[name].to_pylist():
+                    digest.update(b"\1\0" if value is None else value.encode() + b"\0")
+        return digest.hexdigest()
+
+    def _known(self, columns: Sequence[str]) -> list[str]:
+        for name in columns:
+            if name not in self.columns:
+                raise UserError(f"{self.path} has no column {name!r}{nearest(name, self.columns)}")
+        return list(columns)
+
+
+def schema() -> pa.Schema:
+    """The columns that every table has from its start; languages and derived columns are added to them."""
+    import pyarrow as pa
+
+    text = [
+        pa.field(n, pa.string())
+        for n in ("caption", "label", "group", "category", "split", "source", "licence")
+    ]
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("image", pa.large_binary(), nullable=False),
+            pa.field("width", pa.int32()),
+            pa.field("height", pa.int32()),
+            pa.field("mode", pa.string()),
+            *text,
+        ]
+    )
+
+
+def _why_not(path: Path) -> str:
+    if (path / TABLE).is_dir() and (path / UNFINISHED).is_dir():
+        return f"the import into {path} has not finished; the same `carrara data import` again continues it"
+    if path.is_dir():
+        inside = [p.parent.name for p in sorted(path.glob(f"*/{ABOUT}"))]
+        hint = (
+            f"; did you mean {str(path / inside[0])!r}?"
+            if inside
+            else "; make one with `carrara data import`"
+        )
+        return f"{path} is not a Carrara data set (no {ABOUT} in it){hint}"
+    return f"there is no data set at {path}{nearest_path(path)}"
+
+
+def nearest_path(path: Path) -> str:
+    """A clause that names the existing path closest to one that does not exist."""
+    parent = path.parent
+    while not parent.is_dir() and parent != parent.parent:
+        path, parent = parent, parent.parent
+    try:
+        names = [p.name for p in parent.iterdir()]
+    except OSError:
+        return ""
+    import difflib
+
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f"; did you mean {str(parent / close[0])!r}?" if close else ""

@@ -1,0 +1,314 @@
+"""Writes rows so that they appear all at once: a kill at any moment loses at most the batch in hand.
+
+Batches become data files of the table that no version of it mentions yet, and a journal beside the table
+remembers them. `commit` publishes them in one version. A writer that is opened again with the same ticket
+goes on after the last batch in the journal; with another ticket it starts afresh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from carrara.data.rows import caption_language, chosen_by_hash, group_hash
+from carrara.data.table import TABLE, UNFINISHED, schema
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    import lance
+
+Record = dict[str, Any]
+
+BATCH_ROWS = 2048
+BATCH_BYTES = 64 * 2**20
+STORAGE_VERSION = "2.2"
+ENOUGH_TO_HOLD_OUT = 20
+
+
+class Writer:
+    """Adds records to the table in ``path``: new ids as new rows, changed words of known ids in place."""
+
+    def __init__(self, path: Path, ticket: str, *, held_out: float) -> None:
+        self.path = path
+        self.ticket = ticket
+        self.held_out = held_out
+        self.rejected: list[dict[str, str]] = []
+        self.added = self.updated = self.duplicates = 0
+        self.consumed = 0
+        self._rows: list[Record] = []
+        self._updates: list[Record] = []
+        self._bytes = 0
+        self._pending: list[dict[str, Any]] = []  # rejections that the journal does not hold yet
+        self._known: dict[str, tuple[bytes, str]] = {}
+        self._splits: dict[str, str] = {}
+        self._fragments: list[dict[str, Any]] = []
+        self._later: list[Record] = []
+        self._fresh: set[str] = set()
+        self._count = self._count_held_out = 0
+        self._lock: int | None = None
+        if (path / TABLE).is_dir():
+            self._lock = lock(path)
+            self._read_table()
+            self._read_journal()
+
+    def add(self, record: Record) -> None:
+        """Takes one picture: a new one, one whose words changed, or one that is here already."""
+        name = record["id"]
+        self.consumed += 1
+        if name not in self._known:
+            self._split(record)
+            self._known[name] = _description(record)
+            self._fresh.add(name)
+            self._rows.append(record)
+            self._bytes += len(record["image"])
+            self.added += 1
+            if len(self._rows) >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
+                self.flush()
+            return
+        words, source = self._known[name]
+        new_words, new_source = _description(record)
+        if name in self._fresh or source != new_source:
+            self.duplicates += 1
+            said = {k: v for k, v in record.items() if caption_language(k) is not None and v}
+            self.note({"file": record["source"], "reason": f"the same picture as {source}", **said})
+        elif words != new_words:
+            self._known[name] = (new_words, new_source)
+            self._updates.append({k: v for k, v in record.items() if k != "image"})
+            self.updated += 1
+
+    def reject(self, source: str, reason: str) -> None:
+        """Takes the note that something in the source did not become a row."""
+        self.consumed += 1
+        self.note({"file": source, "reason": reason})
+
+    def note(self, entry: dict[str, str]) -> None:
+        self.rejected.append(entry)
+        self._pending.append(entry)
+
+    def flush(self) -> None:
+        """Writes the batch in hand and remembers it in the journal."""
+        if not self._rows and not self._updates and not self._pending:
+            return
+        table = self._table()
+        fragments = self._write(table) if self._rows else []
+        line = {
+            "consumed": self.consumed,
+            "fragments": fragments,
+            "ids": {r["id"]: [self._known[r["id"]][0].hex(), r["source"]] for r in self._rows},
+            "held_out": sum(r["split"] == "held_out" for r in self._rows),
+            "groups": {r["group"]: r["split"] for r in self._rows if r["group"] != r["id"]},
+            "updates": self._updates,
+            "rejected": self._pending,
+            "counts": [self.added, self.updated, self.duplicates],
+        }
+        journal = self.path / UNFINISHED / "journal.jsonl"
+        with open(journal, "a", encoding="utf-8") as file:
+            if file.tell() == 0:
+                file.write(json.dumps({"ticket": self.ticket}) + "\n")
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._fragments += fragments
+        self._later += self._updates
+        self._rows, self._updates, self._pending, self._bytes = [], [], [], 0
+
+    def commit(self) -> None:
+        """Publishes everything; the journal stays until `finish`, so that what follows can be redone."""
+        import lance
+        from lance.fragment import FragmentMetadata
+
+        self.flush()
+        table = self._table()
+        present = {f.path for fragment in table.get_fragments() for f in fragment.data_files()}
+        new = [f for f in self._fragments if f["files"][0]["path"] not in present]
+        if new:
+            fragments = [FragmentMetadata.from_json(json.dumps(f)) for f in new]
+            lance.LanceDataset.commit(
+                str(self.path / TABLE), lance.LanceOperation.Append(fragments), read_version=table.version
+            )
+        if self._later:
+            self._commit_updates()
+
+    def finish(self) -> None:
+        """Forgets the journal: the import is complete and told everywhere."""
+        shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)
+
+    def close(self) -> None:
+        """Lets others write."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _table(self) -> lance.LanceDataset:
+        import lance
+
+        if not (self.path / TABLE).is_dir():
+            import pyarrow as pa
+
+            (self.path / UNFINISHED).mkdir(parents=True)
+            self._lock = lock(self.path)
+            empty = schema().empty_table()
+            assert isinstance(empty, pa.Table)
+            return lance.write_dataset(empty, str(self.path / TABLE), data_storage_version=STORAGE_VERSION)
+        (self.path / UNFINISHED).mkdir(exist_ok=True)
+        return lance.dataset(str(self.path / TABLE))
+
+    def _write(self, table: lance.LanceDataset) -> list[dict[str, Any]]:
+        import pyarrow as pa
+        from lance.fragment import write_fragments
+
+        self._hold_one_out()
+        table = self._with_columns(table, self._rows)
+        derived = {f.name for f in table.schema if f.metadata and b"carrara.key" in f.metadata}
+        kept = pa.schema([f for f in table.schema if f.name not in derived])
+        batch = pa.Table.from_pylist(self._rows, schema=kept)
+        fragments = write_fragments(batch, table, mode="append", schema=kept)
+        return [f.to_json() for f in fragments]
+
+    def _with_columns(self, table: lance.LanceDataset, records: list[Record]) -> lance.LanceDataset:
+        """The table with a column for every language among the records; a new one costs no rewriting."""
+        import pyarrow as pa
+
+        languages = {k for r in records for k in r if caption_language(k) is not None}
+        for column in sorted(languages - set(table.schema.names)):
+            table.add_columns(pa.field(column, pa.string()))
+        return table
+
+    def _split(self, record: Record) -> None:
+        """Fills group and split: as the source says, as the rest of the group, or by its hash."""
+        group = record["group"] = record["group"] or record["id"]
+        split = record["split"] or self._splits.get(group)
+        if split is None:
+            split = "held_out" if chosen_by_hash(group, self.held_out) else "train"
+        record["split"] = split
+        if group != record["id"]:
+            self._splits.setdefault(group, split)
+        self._count += 1
+        self._count_held_out += split == "held_out"
+
+    def _hold_one_out(self) -> None:
+        """A set of some size always gets a held-out picture, even where its hashes gave it none."""
+        if self._count_held_out or self._count < ENOUGH_TO_HOLD_OUT or not self.held_out:
+            return
+        group = min((r["group"] for r in self._rows), key=group_hash)
+        self._splits[group] = "held_out"
+        for record in self._rows:
+            if record["group"] == group:
+                record["split"] = "held_out"
+                self._count_held_out += 1
+
+    def _commit_updates(self) -> None:
+        """Changed words, in place: rows keep their numbers, and pictures are not written again."""
+        import lance
+        import pyarrow as pa
+
+        table = self._with_columns(self._table(), self._later)
+        words = ["label", "category", "licence", *(c for c in table.schema.names if caption_language(c))]
+        update = pa.Table.from_pylist(
+            [{"id": r["id"], **{w: r.get(w) for w in words}} for r in self._later],
+            schema=pa.schema([table.schema.field(n) for n in ["id", *words]]),
+        )
+        changed: list[Any] = []
+        fields: list[int] = []
+        ids = ", ".join(f"'{r['id']}'" for r in self._later)
+        for fragment in table.get_fragments():
+            if fragment.count_rows(f"id IN ({ids})"):
+                metadata, fields = fragment.update_columns(update, left_on="id", right_on="id")
+                changed.append(metadata)
+        operation = lance.LanceOperation.Update(updated_fragments=changed, fields_modified=fields)
+        lance.LanceDataset.commit(str(self.path / TABLE), operation, read_version=table.version)
+
+    def _read_table(self) -> None:
+        """What is in the table already: ids with their words, and the split of every named group."""
+        table = self._table()
+        names = [n for n in table.schema.names if n in _WORDS or caption_language(n) is not None]
+        for batch in table.to_batches(columns=["id", "source", "group", "split", *names]):
+            for record in batch.to_pylist():
+                self._known[record["id"]] = _description(record)
+                self._count += 1
+                self._count_held_out += record["split"] == "held_out"
+                if record["group"] != record["id"]:
+                    self._splits.setdefault(record["group"], record["split"])
+
+    def _read_journal(self) -> None:
+        """Takes up what an import with the same ticket left; anything else that was left is thrown away."""
+        journal = self.path / UNFINISHED / "journal.jsonl"
+        lines = list(_whole_lines(journal))
+        if not lines or lines[0].get("ticket") != self.ticket:
+            for line in lines[1:]:
+                for fragment in line["fragments"]:
+                    self._forget(fragment)
+            shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)
+            return
+        for line in lines[1:]:
+            self.consumed = line["consumed"]
+            self.added, self.updated, self.duplicates = line["counts"]
+            self.rejected += line["rejected"]
+            self._fragments += line["fragments"]
+            self._later += line["updates"]
+            self._known |= {name: (bytes.fromhex(w), source) for name, (w, source) in line["ids"].items()}
+            self._known |= {r["id"]: _description(r) for r in line["updates"]}
+            self._fresh |= line["ids"].keys()
+            self._splits |= line["groups"]
+            self._count += len(line["ids"])
+            self._count_held_out += line["held_out"]
+
+    def _forget(self, fragment: dict[str, Any]) -> None:
+        import lance
+
+        table = lance.dataset(str(self.path / TABLE))
+        present = {f.path for part in table.get_fragments() for f in part.data_files()}
+        for file in fragment["files"]:
+            if file["path"] not in present:
+                (self.path / TABLE / "data" / file["path"]).unlink(missing_ok=True)
+
+
+_WORDS = ("label", "category", "licence")
+
+
+def _description(record: Record) -> tuple[bytes, str]:
+    """A short hash of what is said about a picture, and where it came from."""
+    said = [
+        (k, v) for k, v in sorted(record.items()) if v and (k in _WORDS or caption_language(k) is not None)
+    ]
+    return hashlib.sha256(repr(said).encode()).digest()[:8], record["source"]
+
+
+def _whole_lines(journal: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a journal; a torn last one is cut off, so that the next line starts clean."""
+    with contextlib.suppress(FileNotFoundError), open(journal, "r+b") as file:
+        whole = 0
+        for line in file:
+            try:
+                parsed = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            yield parsed
+        file.truncate(whole)
+
+
+def lock(path: Path) -> int | None:
+    """Makes this process the only writer of a data set until the descriptor is closed; a killed one lets go.
+
+    UserError where another process writes. Where the system has no ``flock`` (Windows), nothing is locked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise UserError(f"another process is writing to {path}; wait until it has finished") from None
+    return descriptor
