@@ -199,11 +199,10 @@ def _importer(source: str) -> tuple[str, Any]:
         if module.matches(source):
             return name, module
     path = Path(source)
+    expected = "expected a folder of pictures, or the word 'emoji'"
     if path.exists():
-        raise UserError(f"{source} is a file; expected a folder of pictures, or the word 'emoji'")
-    raise UserError(
-        f"there is no source {source!r}; expected a folder of pictures or the word 'emoji'{nearest_path(path)}"
-    )
+        raise UserError(f"{source} is a file; {expected}")
+    raise UserError(f"there is no source {source!r}; {expected}{nearest_path(path)}")
 
 
 def _check_destination(source: str, destination: Path) -> None:

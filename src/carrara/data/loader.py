@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from carrara.data.order import Batch, batches
-from carrara.data.table import Dataset
+from carrara.data.table import DERIVED_SHAPE, Dataset
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def load(
     size: int | None = None,
     channels: int = 3,
     ahead: int = 4,
-) -> Iterator[Loaded]:
-    """Batches without end, in the order that (seed, start) fixes, at most ``ahead`` of them prepared in advance.
+) -> Generator[Loaded, None, None]:
+    """Batches without end, in the order that (seed, start) fixes, at most ``ahead`` of them in advance.
 
     ``image`` comes as ``uint8 [b channels size size]`` (needs ``size``), a derived column as float16 or
     float32 ``[b, *shape]``, whole numbers as int64 ``[b]``, words as a list with None where there are none.
@@ -62,47 +62,51 @@ def load(
     if "image" in columns and size is None:
         raise ValueError("the column 'image' needs a size")
     dataset.take(rows[:1], columns)  # names a missing column here rather than in the thread
-    fetch = Fetch(dataset, columns, rows, size or 0, channels)
+    fetch = Fetch(dataset, columns, size=size, channels=channels, keep=rows)
     return in_background(map(fetch, batches(rows, batch=batch, seed=seed, start=start)), ahead=ahead)
 
 
 class Fetch:
-    """Turns a Batch into its columns; decoded pictures stay in memory where all of them fit into 512 MB."""
+    """Turns a Batch into its columns; decoded pictures stay in memory where all of ``keep`` fit into 512 MB.
+
+    With ``size`` None the column ``image`` comes as the bytes themselves.
+    """
 
     def __init__(
         self,
         dataset: Dataset,
         columns: Sequence[str],
-        rows: npt.NDArray[np.int64],
-        size: int,
+        *,
+        size: int | None,
         channels: int,
+        keep: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.dataset, self.columns, self.size, self.channels = dataset, columns, size, channels
         self._shapes = {name: shape(dataset, name) for name in columns}
         self._place: npt.NDArray[np.int64] | None = None
-        if "image" in columns and len(rows) * channels * size * size <= IN_MEMORY:
+        if "image" in columns and size and keep is not None and len(keep) * channels * size**2 <= IN_MEMORY:
             self._place = np.full(len(dataset), -1, np.int64)
-            self._place[rows] = np.arange(len(rows))
-            self._kept = torch.empty(len(rows), channels, size, size, dtype=torch.uint8)
-            self._have = np.zeros(len(rows), bool)
+            self._place[keep] = np.arange(len(keep))
+            self._kept = torch.empty(len(keep), channels, size, size, dtype=torch.uint8)
+            self._have = np.zeros(len(keep), bool)
 
     def __call__(self, batch: Batch) -> Loaded:
-        names = [name for name in self.columns if name != "image"]
+        names = [name for name in self.columns if name != "image" or not self.size]
         found: dict[str, Column] = {}
         if names:
             table = self.dataset.take_arrow(batch.rows, names)
             found = {name: to_column(table[name], self._shapes[name]) for name in names}
-        if "image" in self.columns:
-            found["image"] = self._pictures(batch.rows)
+        if "image" in self.columns and self.size:
+            found["image"] = self._pictures(batch.rows, self.size)
         return Loaded(batch.rows, batch.seen, batch.seeds, found)
 
-    def _pictures(self, rows: npt.NDArray[np.int64]) -> Tensor:
+    def _pictures(self, rows: npt.NDArray[np.int64], size: int) -> Tensor:
         if self._place is None:
-            return self.dataset.pictures(rows, self.size, self.channels)
+            return self.dataset.pictures(rows, size, self.channels)
         places = self._place[rows]
         missing = np.unique(rows[~self._have[places]])
         if len(missing):
-            self._kept[self._place[missing]] = self.dataset.pictures(missing, self.size, self.channels)
+            self._kept[self._place[missing]] = self.dataset.pictures(missing, size, self.channels)
             self._have[self._place[missing]] = True
         return self._kept[torch.from_numpy(places)]
 
@@ -114,7 +118,7 @@ def shape(dataset: Dataset, column: str) -> tuple[int, ...] | None:
     if column not in dataset.columns:
         return None
     metadata = dataset.table.schema.field(column).metadata or {}
-    text = metadata.get(b"carrara.shape")
+    text = metadata.get(DERIVED_SHAPE)
     return tuple(json.loads(text)) if text is not None else None
 
 
@@ -133,7 +137,7 @@ def to_column(values: pa.ChunkedArray, shape: tuple[int, ...] | None) -> Column:
     return words
 
 
-def in_background(items: Iterator[T], *, ahead: int) -> Iterator[T]:
+def in_background(items: Iterator[T], *, ahead: int) -> Generator[T, None, None]:
     """The same items, prepared by a thread, at most ``ahead`` waiting; its exception is raised at its place.
 
     The thread ends when the items do, when the iterator is closed, or with the program.

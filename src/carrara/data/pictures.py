@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -70,6 +71,14 @@ def to_tensor(image: Image.Image) -> Tensor:
     """``uint8 [c h w]`` in 0..255 of an "L", "RGB" or "RGBA" picture."""
     pixels = np.array(image, dtype=np.uint8)
     return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
+
+
+def stack(pictures: Sequence[bytes], size: int, channels: int = 3) -> Tensor:
+    """``uint8 [n channels size size]``: each decoded, its middle square scaled. Raises BadPicture."""
+    if not pictures:
+        return torch.empty(0, channels, size, size, dtype=torch.uint8)
+    images = (decode(data, channels=channels, short_side=size) for data in pictures)
+    return torch.stack([to_tensor(resize_and_crop(image, size)) for image in images])
 
 
 def looks_like_picture(head: bytes) -> bool:

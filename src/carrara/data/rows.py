@@ -15,9 +15,9 @@ SPLITS = ("train", "held_out")
 class Row:
     """A picture that a source offers; its bytes are read only when they are needed.
 
-    ``read()`` gives the bytes, or raises OSError or BadPicture. ``captions`` maps a language ("de", "zh-tw", or
-    UNSTATED) to a text. ``group`` names what must not be split apart (default: the picture alone); ``split``
-    is one of SPLITS where the source decides it.
+    ``read()`` gives the bytes, or raises OSError or BadPicture. ``captions`` maps a language ("de", "zh-tw",
+    or UNSTATED) to a text. ``group`` names what must not be split apart (default: the picture alone);
+    ``split`` is one of SPLITS where the source decides it.
     """
 
     source: str

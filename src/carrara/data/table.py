@@ -26,6 +26,10 @@ REJECTED = "rejected.jsonl"
 UNFINISHED = "import.partial"
 FORMAT = 1
 
+# The metadata of a derived column's field: what it was made from, and the shape of one value.
+DERIVED_KEY = b"carrara.key"
+DERIVED_SHAPE = b"carrara.shape"
+
 Rows = Sequence[int] | npt.NDArray[np.int64]
 
 
@@ -61,9 +65,13 @@ class Dataset:
         except (ValueError, OSError) as error:
             raise UserError(f"{path / TABLE} cannot be read: {' '.join(str(error).split())[:200]}") from None
 
-    def reopened(self) -> Dataset:
-        """The same data set at its newest version, e.g. after a column was derived."""
-        return Dataset.open(self.path)
+    def refresh(self) -> None:
+        """Moves this handle to the newest version, e.g. after a column was derived or pictures were added."""
+        import lance
+
+        self.table = lance.dataset(str(self.path / TABLE))
+        for remembered in ("captions", "labels", "hash"):
+            self.__dict__.pop(remembered, None)
 
     def __len__(self) -> int:
         return int(self.table.count_rows())
@@ -125,17 +133,10 @@ class Dataset:
         return np.flatnonzero(np.isin(addresses, chosen["_rowaddr"].to_numpy())).astype(np.int64)
 
     def pictures(self, indices: Rows, size: int, channels: int = 3) -> Tensor:
-        """``uint8 [n c size size]``: decoded, the short side scaled to ``size``, the middle square."""
-        import torch
+        """``uint8 [n channels size size]``: decoded, the middle square scaled to ``size``."""
+        from carrara.data.pictures import stack
 
-        from carrara.data.pictures import decode, resize_and_crop, to_tensor
-
-        if len(indices) == 0:
-            return torch.empty(0, channels, size, size, dtype=torch.uint8)
-        images = self.take(indices, ["image"])["image"]
-        return torch.stack(
-            [to_tensor(resize_and_crop(decode(i, channels=channels, short_side=size), size)) for i in images]
-        )
+        return stack(self.take(indices, ["image"])["image"], size, channels)
 
     def fingerprint(self) -> str:
         """A hash of which pictures there are, in order (SHA-256 over their ids): for a model's passport."""

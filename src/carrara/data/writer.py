@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carrara.data.rows import caption_language, chosen_by_hash, group_hash
-from carrara.data.table import TABLE, UNFINISHED, schema
+from carrara.data.table import DERIVED_KEY, TABLE, UNFINISHED, schema
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Writer:
 
         self._hold_one_out()
         table = self._with_columns(table, self._rows)
-        derived = {f.name for f in table.schema if f.metadata and b"carrara.key" in f.metadata}
+        derived = {f.name for f in table.schema if f.metadata and DERIVED_KEY in f.metadata}
         kept = pa.schema([f for f in table.schema if f.name not in derived])
         batch = pa.Table.from_pylist(self._rows, schema=kept)
         fragments = write_fragments(batch, table, mode="append", schema=kept)
@@ -176,8 +176,8 @@ class Writer:
         import pyarrow as pa
 
         languages = {k for r in records for k in r if caption_language(k) is not None}
-        for column in sorted(languages - set(table.schema.names)):
-            table.add_columns(pa.field(column, pa.string()))
+        if new := sorted(languages - set(table.schema.names)):
+            table.add_columns([pa.field(column, pa.string()) for column in new])
         return table
 
     def _split(self, record: Record) -> None:

@@ -1,0 +1,252 @@
+"""Derived columns: computed once from the pictures, kept beside them, never used when stale.
+
+A column's name ends in a hash of its key (what made it: model hash, size, crop, code version), and the key
+itself stands in the column's metadata, so another model is another column. Values lie in a plain file until
+all are there; then the table gets them in one version, without a picture being written again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from carrara.data.table import DERIVED_KEY, DERIVED_SHAPE, TABLE, Dataset
+from carrara.data.writer import lock
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from carrara.data.loader import Column
+
+STAGING = "derive.partial"
+
+Key = Mapping[str, Any]
+Function = Callable[[Mapping[str, "Column"]], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Rows done, of how many that lacked the column; the last report names it, then ready to be loaded."""
+
+    done: int
+    total: int
+    column: str | None = None
+
+
+def column_name(name: str, key: Key) -> str:
+    """The column that ``name`` under ``key`` is kept in: the name and eight digits of the key's hash."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(f"{name!r} cannot name a column; expected small letters, digits and underscores")
+    return f"{name}_{hashlib.sha256(_canonical(key).encode()).hexdigest()[:8]}"
+
+
+def derived(dataset: Dataset, name: str, key: Key) -> str | None:
+    """The column, if made under exactly this key and there for every row; None where it must be derived."""
+    column = column_name(name, key)
+    if not _made_under(dataset, column, key) or len(_missing(dataset, column)):
+        return None
+    return column
+
+
+def forget(dataset: Dataset, name: str, key: Key) -> None:
+    """Drops the column that ``name`` has under ``key``, if any (older versions of the table keep it)."""
+    if (column := column_name(name, key)) in dataset.columns:
+        dataset.table.drop_columns([column])
+        dataset.refresh()
+
+
+def derive(
+    dataset: Dataset,
+    name: str,
+    key: Key,
+    function: Function,
+    *,
+    batch: int,
+    columns: Sequence[str] = ("image",),
+    size: int | None = None,
+    channels: int = 3,
+) -> Iterator[Progress]:
+    """Computes the column for every row that lacks it and adds it to the table; ``dataset`` then has it.
+
+    ``function`` gets ``columns`` as `loader.load` gives them (``image`` as ``uint8 [b channels size size]``,
+    or as bytes without ``size``) for ``batch`` rows at a time, always the same ones, and returns float16 or
+    float32 ``[b, *shape]``. Started again after a kill it goes on after the last whole batch. ValueError
+    where values are not finite or their shape changes; UserError where another process writes to the data
+    set.
+    """
+    dataset.refresh()
+    column = column_name(name, key)
+    held = lock(dataset.path)
+    try:
+        if column in dataset.columns and not _made_under(dataset, column, key):
+            dataset.table.drop_columns([column])
+            dataset.refresh()
+        missing = _missing(dataset, column)
+        if len(missing):
+            staging = _Staging(dataset, column, key, missing, batch)
+            yield from _compute(dataset, staging, function, columns, size, channels)
+            _publish(dataset, staging)
+            staging.remove()
+            dataset.refresh()
+        yield Progress(len(missing), len(missing), column)
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+class _Staging:
+    """The values so far: a file of whole batches, and a note of what they are for."""
+
+    def __init__(
+        self, dataset: Dataset, column: str, key: Key, missing: npt.NDArray[np.int64], batch: int
+    ) -> None:
+        self.column, self.key, self.missing, self.batch = column, key, missing, batch
+        self.folder = dataset.path / STAGING / column
+        self.values, self.note = self.folder / "values", self.folder / "note.json"
+        ids = "".join(dataset.take(missing, ["id"])["id"])
+        self._for = {"key": _canonical(key), "batch": batch, "rows": hashlib.sha256(ids.encode()).hexdigest()}
+        self.shape: tuple[int, ...] | None = None
+        self.dtype = np.dtype(np.float16)
+        self.done = 0
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """Finds the whole batches that an earlier run left; what was left for other rows or a key is removed."""
+        try:
+            note = json.loads(self.note.read_text())
+        except (OSError, ValueError):
+            note = {}
+        if {k: note.get(k) for k in self._for} != self._for or not self.values.is_file():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            return
+        self.shape, self.dtype = tuple(note["shape"]), np.dtype(note["dtype"])
+        rows = min(self.values.stat().st_size // self._row_bytes(), len(self.missing))
+        self.done = rows if rows == len(self.missing) else rows // self.batch * self.batch
+        os.truncate(self.values, self.done * self._row_bytes())
+
+    def add(self, file: BinaryIO, values: npt.NDArray[Any]) -> None:
+        """Appends the values of the next batch."""
+        if self.shape is None:
+            self.shape, self.dtype = values.shape[1:], values.dtype
+            part = self.note.with_suffix(".part")
+            part.write_text(json.dumps({**self._for, "shape": self.shape, "dtype": self.dtype.name}))
+            os.replace(part, self.note)
+        if values.shape[1:] != self.shape or values.dtype != self.dtype:
+            raise ValueError(
+                f"{self.column}: values of {values.shape[1:]} {values.dtype} after {self.shape} {self.dtype}"
+            )
+        file.write(np.ascontiguousarray(values).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+        self.done += len(values)
+
+    def read(self) -> npt.NDArray[Any]:
+        """All values ``[rows, numbers]``, mapped from the file rather than held in memory."""
+        return np.memmap(self.values, self.dtype, "r").reshape(len(self.missing), -1)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _row_bytes(self) -> int:
+        return int(np.prod(self.shape or (), dtype=np.int64)) * self.dtype.itemsize
+
+
+def _compute(
+    dataset: Dataset,
+    staging: _Staging,
+    function: Function,
+    columns: Sequence[str],
+    size: int | None,
+    channels: int,
+) -> Iterator[Progress]:
+    from carrara.data.loader import Fetch, in_background
+    from carrara.data.order import Batch
+
+    total = len(staging.missing)
+    fetch = Fetch(dataset, columns, size=size, channels=channels)
+    starts = range(staging.done, total, staging.batch)
+    chunks = (staging.missing[s : s + staging.batch] for s in starts)
+    loaded = in_background((fetch(Batch(c, 0, np.empty(0, np.uint64))) for c in chunks), ahead=2)
+    if staging.done:
+        yield Progress(staging.done, total)
+    with open(staging.values, "ab") as file, closing(loaded):
+        for given in loaded:
+            values = np.asarray(function(given.columns))
+            if len(values) != len(given.rows) or values.dtype not in (np.float16, np.float32):
+                raise ValueError(
+                    f"{staging.column}: got {values.dtype} {values.shape} for {len(given.rows)} rows; "
+                    "expected float16 or float32, a value a row"
+                )
+            if not np.isfinite(values).all():
+                bad = given.rows[~np.isfinite(values).reshape(len(values), -1).all(1)]
+                raise ValueError(f"{staging.column}: values that are not finite, at row {bad[0]} first")
+            staging.add(file, values)
+            yield Progress(staging.done, total)
+
+
+def _publish(dataset: Dataset, staging: _Staging) -> None:
+    """One new version of the table that has the values."""
+    import lance
+    import pyarrow as pa
+
+    values = staging.read()
+    if staging.column not in dataset.columns:
+        schema = pa.schema([_field(staging, values.shape[1])])
+        step = max(1, 2**25 // max(1, values.nbytes // len(values)))
+        parts = (
+            pa.record_batch([_arrow(values[s : s + step])], schema=schema)
+            for s in range(0, len(values), step)
+        )
+        dataset.table.add_columns(pa.RecordBatchReader.from_batches(schema, parts))
+        return
+    changed, fields = [], list[int]()
+    ids = dataset.take_arrow(staging.missing, ["id"])["id"]
+    update = pa.table({"id": ids, staging.column: _arrow(values)})
+    for fragment in dataset.table.get_fragments():
+        if fragment.count_rows(f"{staging.column} IS NULL"):
+            metadata, fields = fragment.update_columns(update, left_on="id", right_on="id")
+            changed.append(metadata)
+    operation = lance.LanceOperation.Update(updated_fragments=changed, fields_modified=fields)
+    where = str(dataset.path / TABLE)
+    lance.LanceDataset.commit(where, operation, read_version=dataset.table.version)
+
+
+def _field(staging: _Staging, numbers: int) -> pa.Field:
+    import pyarrow as pa
+
+    kind = pa.float16() if staging.dtype == np.float16 else pa.float32()
+    metadata = {DERIVED_KEY: _canonical(staging.key), DERIVED_SHAPE: json.dumps(staging.shape)}
+    return pa.field(staging.column, pa.list_(kind, numbers), metadata=metadata)
+
+
+def _arrow(values: npt.NDArray[Any]) -> pa.FixedSizeListArray:
+    import pyarrow as pa
+
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+def _made_under(dataset: Dataset, column: str, key: Key) -> bool:
+    if column not in dataset.columns:
+        return False
+    metadata = dataset.table.schema.field(column).metadata or {}
+    return bool(metadata.get(DERIVED_KEY) == _canonical(key).encode())
+
+
+def _missing(dataset: Dataset, column: str) -> npt.NDArray[np.int64]:
+    """The rows that have no value yet."""
+    return dataset.indices(None, f"{column} IS NULL" if column in dataset.columns else None)
+
+
+def _canonical(key: Key) -> str:
+    return json.dumps(key, sort_keys=True, separators=(",", ":"))
