@@ -45,8 +45,8 @@ class Progress:
 
 def column_name(name: str, key: Key) -> str:
     """The column that ``name`` under ``key`` is kept in: the name and eight digits of the key's hash."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ValueError(f"{name!r} cannot name a column; expected small letters, digits and underscores")
+    if not re.fullmatch(r"(?!caption)[a-z][a-z0-9_]*", name):
+        raise ValueError(f"{name!r} cannot name a column; expected small letters, digits, underscores")
     return f"{name}_{hashlib.sha256(_canonical(key).encode()).hexdigest()[:8]}"
 
 
@@ -121,7 +121,7 @@ class _Staging:
         self._take_up()
 
     def _take_up(self) -> None:
-        """Finds the whole batches that an earlier run left; what was left for other rows or a key is removed."""
+        """Finds the whole batches that an earlier run left; what was left for anything else is removed."""
         try:
             note = json.loads(self.note.read_text())
         except (OSError, ValueError):

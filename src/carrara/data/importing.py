@@ -22,7 +22,7 @@ from carrara.config import Config, parse, read_toml
 from carrara.data.pictures import BadPicture, examine
 from carrara.data.rows import Rejected, Row, caption_column, content_id, tidy
 from carrara.data.table import ABOUT, FORMAT, REJECTED, TABLE, UNFINISHED, Dataset, nearest_path
-from carrara.data.writer import Record, Writer
+from carrara.data.writer import SAME, Record, Writer
 from carrara.errors import UserError
 
 
@@ -256,7 +256,7 @@ def _summary(
     dataset: Dataset, counts: tuple[int, int, int], rejected: list[dict[str, str]], *, unchanged: bool
 ) -> Summary:
     added, updated, duplicates = counts
-    skipped = [r for r in rejected if not r["reason"].startswith("the same picture as ")]
+    skipped = [r for r in rejected if not r["reason"].startswith(SAME)]
     return Summary(
         added,
         updated,

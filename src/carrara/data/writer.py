@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from carrara.data.rows import caption_language, chosen_by_hash, group_hash
 from carrara.data.table import DERIVED_KEY, TABLE, UNFINISHED, schema
@@ -29,6 +29,23 @@ BATCH_ROWS = 2048
 BATCH_BYTES = 64 * 2**20
 STORAGE_VERSION = "2.2"
 ENOUGH_TO_HOLD_OUT = 20
+DESCRIPTION = ("label", "group", "category", "split", "licence")
+SAME = "the same picture as "
+
+
+class Known(NamedTuple):
+    """What the writer remembers of a picture: a short hash of what is said about it, and what it goes by."""
+
+    said: bytes
+    source: str
+    group: str
+    split: str
+
+    @classmethod
+    def of(cls, record: Record) -> Known:
+        said = [(k, v) for k, v in sorted(record.items()) if v and (k in DESCRIPTION or caption_language(k))]
+        digest = hashlib.sha256(repr(said).encode()).digest()[:8]
+        return cls(digest, record["source"], record["group"], record["split"])
 
 
 class Writer:
@@ -45,42 +62,58 @@ class Writer:
         self._updates: list[Record] = []
         self._bytes = 0
         self._pending: list[dict[str, Any]] = []  # rejections that the journal does not hold yet
-        self._known: dict[str, tuple[bytes, str]] = {}
-        self._splits: dict[str, str] = {}
+        self._known: dict[str, Known] = {}
+        self._fresh: set[str] = set()  # those of `_known` that this import brought
+        self._splits: dict[str, str] = {}  # of the groups that the source names
+        self._written_groups: set[str] = set()
         self._fragments: list[dict[str, Any]] = []
         self._later: list[Record] = []
-        self._fresh: set[str] = set()
         self._count = self._count_held_out = 0
         self._lock: int | None = None
         if (path / TABLE).is_dir():
             self._lock = lock(path)
-            self._read_table()
-            self._read_journal()
+            try:
+                self._read_table()
+                self._read_journal()
+            except BaseException:
+                self.close()
+                raise
 
     def add(self, record: Record) -> None:
         """Takes one picture: a new one, one whose words changed, or one that is here already."""
         name = record["id"]
         self.consumed += 1
-        if name not in self._known:
-            self._split(record)
-            self._known[name] = _description(record)
-            self._fresh.add(name)
-            self._rows.append(record)
-            self._bytes += len(record["image"])
-            self.added += 1
-            if len(self._rows) >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
-                self.flush()
-            return
-        words, source = self._known[name]
-        new_words, new_source = _description(record)
-        if name in self._fresh or source != new_source:
+        record["group"] = record["group"] or name
+        known = self._known.get(name)
+        if known is None:
+            self._append(record)
+        elif name in self._fresh or known.source != record["source"]:
             self.duplicates += 1
             said = {k: v for k, v in record.items() if caption_language(k) is not None and v}
-            self.note({"file": record["source"], "reason": f"the same picture as {source}", **said})
-        elif words != new_words:
-            self._known[name] = (new_words, new_source)
-            self._updates.append({k: v for k, v in record.items() if k != "image"})
-            self.updated += 1
+            self.note({"file": record["source"], "reason": f"{SAME}{known.source}", **said})
+        else:
+            same_group = record["group"] == known.group
+            split = known.split if same_group else self._split_of(record["group"])
+            record["split"] = record["split"] or split
+            if (now := Known.of(record)) != known:
+                self._known[name] = now
+                self._updates.append({k: v for k, v in record.items() if k != "image"})
+                self.updated += 1
+
+    def _append(self, record: Record) -> None:
+        group = record["group"]
+        record["split"] = record["split"] or self._split_of(group)
+        if group != record["id"]:
+            self._splits.setdefault(group, record["split"])
+        self._count += 1
+        self._count_held_out += record["split"] == "held_out"
+        self._known[record["id"]] = Known.of(record)
+        self._fresh.add(record["id"])
+        self._rows.append(record)
+        self._bytes += len(record["image"])
+        self.added += 1
+        if len(self._rows) >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
+            self.flush()
 
     def reject(self, source: str, reason: str) -> None:
         """Takes the note that something in the source did not become a row."""
@@ -100,7 +133,7 @@ class Writer:
         line = {
             "consumed": self.consumed,
             "fragments": fragments,
-            "ids": {r["id"]: [self._known[r["id"]][0].hex(), r["source"]] for r in self._rows},
+            "ids": {r["id"]: r["source"] for r in self._rows},
             "held_out": sum(r["split"] == "held_out" for r in self._rows),
             "groups": {r["group"]: r["split"] for r in self._rows if r["group"] != r["id"]},
             "updates": self._updates,
@@ -116,6 +149,7 @@ class Writer:
             os.fsync(file.fileno())
         self._fragments += fragments
         self._later += self._updates
+        self._written_groups |= line["groups"].keys()
         self._rows, self._updates, self._pending, self._bytes = [], [], [], 0
 
     def commit(self) -> None:
@@ -149,13 +183,12 @@ class Writer:
         import lance
 
         if not (self.path / TABLE).is_dir():
-            import pyarrow as pa
-
-            (self.path / UNFINISHED).mkdir(parents=True)
+            (self.path / UNFINISHED).mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.path)
-            empty = schema().empty_table()
-            assert isinstance(empty, pa.Table)
-            return lance.write_dataset(empty, str(self.path / TABLE), data_storage_version=STORAGE_VERSION)
+            new = self.path / UNFINISHED / TABLE
+            shutil.rmtree(new, ignore_errors=True)
+            lance.write_dataset(schema().empty_table(), str(new), data_storage_version=STORAGE_VERSION)
+            os.rename(new, self.path / TABLE)
         (self.path / UNFINISHED).mkdir(exist_ok=True)
         return lance.dataset(str(self.path / TABLE))
 
@@ -180,23 +213,19 @@ class Writer:
             table.add_columns([pa.field(column, pa.string()) for column in new])
         return table
 
-    def _split(self, record: Record) -> None:
-        """Fills group and split: as the source says, as the rest of the group, or by its hash."""
-        group = record["group"] = record["group"] or record["id"]
-        split = record["split"] or self._splits.get(group)
-        if split is None:
-            split = "held_out" if chosen_by_hash(group, self.held_out) else "train"
-        record["split"] = split
-        if group != record["id"]:
-            self._splits.setdefault(group, split)
-        self._count += 1
-        self._count_held_out += split == "held_out"
+    def _split_of(self, group: str) -> str:
+        """As the rest of the group, or by the hash of its name."""
+        chosen = "held_out" if chosen_by_hash(group, self.held_out) else "train"
+        return self._splits.get(group, chosen)
 
     def _hold_one_out(self) -> None:
         """A set of some size always gets a held-out picture, even where its hashes gave it none."""
         if self._count_held_out or self._count < ENOUGH_TO_HOLD_OUT or not self.held_out:
             return
-        group = min((r["group"] for r in self._rows), key=group_hash)
+        groups = {r["group"] for r in self._rows} - self._written_groups
+        if not groups:
+            return
+        group = min(groups, key=group_hash)
         self._splits[group] = "held_out"
         for record in self._rows:
             if record["group"] == group:
@@ -209,7 +238,7 @@ class Writer:
         import pyarrow as pa
 
         table = self._with_columns(self._table(), self._later)
-        words = ["label", "category", "licence", *(c for c in table.schema.names if caption_language(c))]
+        words = [*DESCRIPTION, *(c for c in table.schema.names if caption_language(c))]
         update = pa.Table.from_pylist(
             [{"id": r["id"], **{w: r.get(w) for w in words}} for r in self._later],
             schema=pa.schema([table.schema.field(n) for n in ["id", *words]]),
@@ -227,14 +256,15 @@ class Writer:
     def _read_table(self) -> None:
         """What is in the table already: ids with their words, and the split of every named group."""
         table = self._table()
-        names = [n for n in table.schema.names if n in _WORDS or caption_language(n) is not None]
-        for batch in table.to_batches(columns=["id", "source", "group", "split", *names]):
+        names = [n for n in table.schema.names if n in DESCRIPTION or caption_language(n) is not None]
+        for batch in table.to_batches(columns=["id", "source", *names]):
             for record in batch.to_pylist():
-                self._known[record["id"]] = _description(record)
+                known = self._known[record["id"]] = Known.of(record)
                 self._count += 1
-                self._count_held_out += record["split"] == "held_out"
-                if record["group"] != record["id"]:
-                    self._splits.setdefault(record["group"], record["split"])
+                self._count_held_out += known.split == "held_out"
+                if known.group != record["id"]:
+                    self._splits.setdefault(known.group, known.split)
+        self._written_groups = set(self._splits)
 
     def _read_journal(self) -> None:
         """Takes up what an import with the same ticket left; anything else that was left is thrown away."""
@@ -252,10 +282,11 @@ class Writer:
             self.rejected += line["rejected"]
             self._fragments += line["fragments"]
             self._later += line["updates"]
-            self._known |= {name: (bytes.fromhex(w), source) for name, (w, source) in line["ids"].items()}
-            self._known |= {r["id"]: _description(r) for r in line["updates"]}
+            self._known |= {name: Known(b"", source, "", "") for name, source in line["ids"].items()}
+            self._known |= {r["id"]: Known.of(r) for r in line["updates"]}
             self._fresh |= line["ids"].keys()
             self._splits |= line["groups"]
+            self._written_groups |= line["groups"].keys()
             self._count += len(line["ids"])
             self._count_held_out += line["held_out"]
 
@@ -267,17 +298,6 @@ class Writer:
         for file in fragment["files"]:
             if file["path"] not in present:
                 (self.path / TABLE / "data" / file["path"]).unlink(missing_ok=True)
-
-
-_WORDS = ("label", "category", "licence")
-
-
-def _description(record: Record) -> tuple[bytes, str]:
-    """A short hash of what is said about a picture, and where it came from."""
-    said = [
-        (k, v) for k, v in sorted(record.items()) if v and (k in _WORDS or caption_language(k) is not None)
-    ]
-    return hashlib.sha256(repr(said).encode()).digest()[:8], record["source"]
 
 
 def _whole_lines(journal: Path) -> Iterator[dict[str, Any]]:
