@@ -8,7 +8,7 @@ A guidance is a list of *rules*, applied in order: each gets the estimates of on
 A ``Guidance`` can be used in two ways, which agree:
 
     guidance(conditional, unconditional)    two callables, called one after the other
-    guidance.together(both, conditional)    both(z, t) -> (conditional, unconditional), one call on a double batch
+    guidance.together(both, conditional)    both(z, t) gives both estimates from one call on a double batch
 
 ``guidance.active(t)`` tells whether the unconditional estimate is wanted at a time at all; where it is not,
 only ``conditional`` is called. Each call of either form begins a new run: rules with a memory (``apg``) start
@@ -174,8 +174,8 @@ def cfg_zero(scale: float, *, schedule: NoiseSchedule, still: float = 0.0) -> Gu
 def autoguidance(scale: float, *, weak: Denoise) -> Guidance:
     """Away from a worse version of the same model: weak + scale * (good - weak) (Karras et al. 2024).
 
-    ``weak`` has the same condition bound: a smaller network, an earlier checkpoint, or the network itself with
-    its self-attention replaced by the identity (perturbed-attention guidance, Ahn et al. 2024).
+    ``weak`` has the same condition bound: a smaller network, an earlier checkpoint, or the network with its
+    self-attention replaced by the identity (perturbed-attention guidance, Ahn et al. 2024).
     """
     _at_least_zero(scale=scale)
 
@@ -192,15 +192,15 @@ def objective(
     """Towards what a differentiable function of x0 likes: a classifier, CLIP ([b c ...] -> [b]); 0 is off.
 
     Guiding the noise estimate by -sigma * the gradient in z of f(x0(z)) (Dhariwal & Nichol 2021, Algorithm 2;
-    Chung et al. 2023) moves x0 by Cov[x0 | z] f'(x0), by Tweedie's formula. The covariance is taken as that of
-    a unit Gaussian, sigma^2 / (alpha^2 + sigma^2) (Song et al. 2023, PiGDM), so that nothing is sent back
+    Chung et al. 2023) moves x0 by Cov[x0 | z] f'(x0), by Tweedie's formula. The covariance is taken to be
+    that of a unit Gaussian, sigma^2 / (alpha^2 + sigma^2) (Song et al. 2023, PiGDM), so that nothing is sent back
     through the network and pure noise is no special case.
     """
     _at_least_zero(scale=scale)
 
     def rule(e: Estimates) -> Tensor:
-        with torch.enable_grad():
-            x0 = e.guided.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            x0 = e.guided.detach().clone().requires_grad_()
             (gradient,) = torch.autograd.grad(log_probability(x0).sum(), x0)
         alpha, sigma = schedule.alpha(e.t), schedule.sigma(e.t)
         return e.guided + (scale * sigma**2 / (alpha**2 + sigma**2)).to(gradient.dtype) * gradient
@@ -228,7 +228,7 @@ def interval(low: float, high: float) -> Guidance:
 
 @GUIDANCES.add
 def rescale(amount: float = 0.7) -> Guidance:
-    """Towards the standard deviation of the conditional estimate (Lin et al. 2023, eq. 15 and 16); 0 is off."""
+    """Towards the conditional estimate's standard deviation (Lin et al. 2023, eq. 15, 16); 0 is off."""
     _fraction(amount=amount)
 
     def rule(e: Estimates) -> Tensor:
@@ -240,9 +240,9 @@ def rescale(amount: float = 0.7) -> Guidance:
 
 @GUIDANCES.add
 def dynamic_threshold(percentile: float = 0.995, *, least: float = 1.0) -> Guidance:
-    """Clipped at a percentile of its own absolute values and divided by it (Saharia et al. 2022, section 2.3).
+    """Each picture clipped at a percentile of its absolute values, then shrunk to ``least`` (Saharia et al. 2022).
 
-    Nothing happens to a picture whose percentile is below ``least``, 1 for pixels in [-1, 1].
+    A picture whose percentile is below ``least`` (1 for pixels in [-1, 1]) is only clipped, at ``least``.
     """
     _fraction(percentile=percentile)
 

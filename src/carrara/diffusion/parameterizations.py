@@ -45,7 +45,7 @@ def flow(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
 
 @PARAMETERIZATIONS.add
 def edm(alpha: Tensor, sigma: Tensor, *, data_std: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The F of x0 = c_skip * z + c_out * F (Karras et al. 2022, table 1), for any alpha; -v at ``data_std`` 1.
+    """F in x0 = c_skip * z + c_out * F (Karras et al. 2022, table 1), at any alpha; -v at ``data_std`` 1.
 
     c_skip = alpha d^2 / V and c_out = sigma d / sqrt(V), with V = alpha^2 d^2 + sigma^2.
     """

@@ -15,7 +15,10 @@ from carrara.tensors import expand_like
 
 
 class Network(Protocol):
-    """What is trained: ``z [b c ...]``, ``t [b]`` in [0, 1], a context -> ``[b c ...]``."""
+    """What is trained: ``z [b c ...]``, ``t [b]`` in [0, 1], a context -> ``[b c ...]``.
+
+    With 2c channels the second half is a learnt variance (``learnt_variance``).
+    """
 
     def __call__(self, z: Tensor, t: Tensor, context: Context, /) -> Tensor: ...
 
@@ -51,7 +54,7 @@ class Diffusion:
         blind = denominator == 0
         skip = torch.where(blind, alpha, b / denominator)  # alpha: 0 in pure noise, 1 where z is the latent
         gain = torch.where(blind, 0, -sigma / denominator)
-        out = self._output(z, t, context)
+        out = self.output(z, t, context)[:, : z.shape[1]]  # more channels: a learnt variance
         return expand_like(skip, z).to(z.dtype) * z + expand_like(gain, z).to(z.dtype) * out
 
     def loss(
@@ -59,8 +62,8 @@ class Diffusion:
     ) -> Tensor:
         """The squared error of the output for each sample, averaged over its elements: ``[b]``, unweighted.
 
-        ``latent`` and ``noise`` are [b c ...], ``t`` is [b]. With ``seen``, z is made from that noise instead of
-        the one to be predicted (``noises.perturbed``).
+        ``latent`` and ``noise`` are [b c ...], ``t`` is [b]. With ``seen``, z is made from that noise
+        and not from the one to be predicted (``noises.perturbed``).
         """
         t64 = t.double()
         a, b = self.parameterization(self.schedule.alpha(t64), self.schedule.sigma(t64))
@@ -68,10 +71,11 @@ class Diffusion:
             expand_like(a, latent).to(latent.dtype) * latent + expand_like(b, latent).to(latent.dtype) * noise
         )
         z = noised(self.schedule, latent, noise if seen is None else seen, t)
-        error = self._output(z, t64, context) - target
+        error = self.output(z, t64, context)[:, : z.shape[1]] - target
         return error.to(torch.promote_types(error.dtype, torch.float32)).square().flatten(1).mean(1)
 
-    def _output(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
+    def output(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
+        """What the network says of ``z`` at ``t [b]``, all its channels."""
         size = torch.hypot(self.schedule.alpha(t), self.schedule.sigma(t)).clamp(min=1)
         precise = torch.promote_types(z.dtype, torch.float32)  # bfloat16 cannot tell 1000 times apart
         return self.network(z / expand_like(size, z).to(z.dtype), t.to(precise), context)

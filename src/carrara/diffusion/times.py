@@ -46,7 +46,7 @@ def mode(u: Tensor, schedule: NoiseSchedule, *, scale: float = 1.29) -> Tensor:
 
 @TIMES.add
 def cosmap(u: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """On the straight path, the noise levels of a cosine path at uniform times (Esser et al. 2024, eq. 21)."""
+    """On the straight path, a cosine path's levels at uniform times (Esser et al. 2024, eq. 21)."""
     return 1 - 1 / ((math.pi / 2 * u).tan() + 1)
 
 

@@ -16,7 +16,7 @@ from carrara.diffusion.tables import Table
 from carrara.errors import UserError
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""(z [b c ...], t []) -> clean estimate x0 [b c ...], the condition already bound; t is one float64 on the CPU."""
+"""(z [b c ...], t []) -> clean estimate x0 [b c ...], the condition bound; t is one float64 on the CPU."""
 
 Noise = Callable[[Tensor], Tensor]
 """Fresh Gaussian noise shaped as what it is given; it belongs to each picture (``tensors.PictureNoise``)."""
@@ -78,11 +78,17 @@ def fade(t: Moment, s: Moment) -> Tensor:
     return (t.alpha * s.sigma) / (s.alpha * t.sigma)
 
 
+def renoised(z: Tensor, t: Moment, s: Moment, noise: Noise) -> Tensor:
+    """Back up from t to a noisier s: q(z_s | z_t)."""
+    kept = s.alpha / t.alpha
+    return kept * z + (s.sigma**2 - (kept * t.sigma) ** 2).sqrt() * noise(z)
+
+
 class Straight:
     """Coordinates y = z / scale, u = sigma / scale in which the path is a line and dy/du = (y - x0) / u.
 
-    scale = alpha is Karras' choice: u is the level, the slope the noise estimate. Where alpha(1) = 0 that begins
-    at infinity; alpha + sigma then makes any path the one of flow matching: u in [0, 1], the slope noise - x0.
+    scale = alpha is Karras' choice: u is the level, the slope the noise estimate. Where alpha(1) = 0 that
+    begins at infinity; alpha + sigma then makes any path that of flow matching: the slope is noise - x0.
     Euler's rule is ``towards`` in both; any other rule is another method in each.
     """
 
@@ -122,7 +128,7 @@ SAMPLERS: Table[Iterator[Step]] = Table("sampler")
 
 
 def sampler(function: Callable[P, Iterator[Step]]) -> Callable[P, Iterator[Step]]:
-    """Enters a sampler in the table; grid and options are checked when it is called, not at the first step."""
+    """Enters a sampler in the table; grid and options are checked when it is called, not at step 0."""
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Iterator[Step]:

@@ -18,6 +18,7 @@ from carrara.diffusion.samplers.path import (
     intervals,
     middle,
     moment,
+    renoised,
     sampler,
     towards,
 )
@@ -146,9 +147,8 @@ def restart(
     order = [*range(bottom + 1), *again, *range(bottom + 1, len(stops))]
     index = 0
     for t, s in pairwise(stops[place] for place in order):
-        if s.sigma > t.sigma:  # back up: q(z_s | z_t)
-            kept = s.alpha / t.alpha
-            z = kept * z + (s.sigma**2 - (kept * t.sigma) ** 2).sqrt() * noise(z)
+        if s.sigma > t.sigma:
+            z = renoised(z, t, s, noise)
             continue
         z, x0 = _heun_step(denoise, z, t, s, line)
         yield Step(index, z, x0)

@@ -1,0 +1,90 @@
+"""Loss weightings: how much the error of a time counts, said in one currency, the squared error of the noise.
+
+Papers state them for whatever their network predicts. Here every weighting is the weight of the eps error, and
+``output_weight`` changes the currency into that of a parameterization: an output error of 1 is an eps error of
+alpha / (alpha * b - sigma * a). So one weighting means the same objective for any network. Weighting nothing
+at all is a choice too: the plain mean square of the output.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from carrara.diffusion.parameterizations import Parameterization
+from carrara.diffusion.schedules import NoiseSchedule, logsnr
+from carrara.diffusion.tables import Table
+
+WEIGHTINGS: Table[Tensor] = Table("weighting")
+"""``WEIGHTINGS[name](t, schedule, **options) -> weight of the eps error``, both [b]."""
+
+
+def output_weight(
+    weight: Tensor, t: Tensor, schedule: NoiseSchedule, parameterization: Parameterization
+) -> Tensor:
+    """What to multiply ``Diffusion.loss`` by, [b], for a weight of the eps error."""
+    alpha, sigma = schedule.alpha(t.double()), schedule.sigma(t.double())
+    a, b = parameterization(alpha, sigma)
+    return (weight * (alpha / (alpha * b - sigma * a)) ** 2).to(weight.dtype)
+
+
+@WEIGHTINGS.add
+def eps(t: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """L_simple: every error of the noise alike (Ho et al. 2020, eq. 14)."""
+    return torch.ones_like(t)
+
+
+@WEIGHTINGS.add
+def x0(t: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """Every error of the latent alike."""
+    return logsnr(schedule, t).exp()
+
+
+@WEIGHTINGS.add
+def velocity(t: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """Every error of noise - latent alike: the loss of flow matching (Lipman et al. 2022)."""
+    return (1 + (-logsnr(schedule, t) / 2).exp()) ** 2
+
+
+@WEIGHTINGS.add
+def min_snr(t: Tensor, schedule: NoiseSchedule, *, gamma: float = 5.0) -> Tensor:
+    """min(SNR, gamma) on the latent's error (Hang et al. 2023, section 3.4)."""
+    return (gamma * (-logsnr(schedule, t)).exp()).clamp(max=1)
+
+
+@WEIGHTINGS.add
+def soft_min_snr(t: Tensor, schedule: NoiseSchedule, *, gamma: float = 5.0) -> Tensor:
+    """SNR gamma / (SNR + gamma) on the latent's error (Crowson et al. 2024, hourglass transformers)."""
+    return gamma / (logsnr(schedule, t).exp() + gamma)
+
+
+@WEIGHTINGS.add
+def p2(t: Tensor, schedule: NoiseSchedule, *, k: float = 1.0, gamma: float = 1.0) -> Tensor:
+    """1 / (k + SNR)^gamma on the noise's error (Choi et al. 2022, eq. 8)."""
+    return (k + logsnr(schedule, t).exp()) ** -gamma
+
+
+@WEIGHTINGS.add
+def edm(t: Tensor, schedule: NoiseSchedule, *, data_std: float = 1.0) -> Tensor:
+    """(level^2 + d^2) / (level d)^2 on the latent's error, level = sigma / alpha (Karras et al. 2022, table 1).
+
+    With the ``edm`` parameterization that is every error of the output alike.
+    """
+    return 1 + (-logsnr(schedule, t)).exp() / data_std**2
+
+
+@WEIGHTINGS.add
+def sigmoid(t: Tensor, schedule: NoiseSchedule, *, bias: float = -1.0) -> Tensor:
+    """sigmoid(bias - log-SNR) on the noise's error (Kingma & Gao 2023; Hoogeboom et al. 2024)."""
+    return (bias - logsnr(schedule, t)).sigmoid()
+
+
+@WEIGHTINGS.add
+def variational_bound(t: Tensor, schedule: NoiseSchedule, *, steps: int = 1000) -> Tensor:
+    """The bound's own weight of step t: (SNR(s) / SNR(t) - 1) / 2, s = t - 1/steps (Kingma et al. 2021).
+
+    With t = n / steps and the sum over an element's dimensions this is L_(n-1) of Ho et al. 2020, eq. 12, with
+    the posterior's variance. The first step, where s = 0, belongs to the decoder and gets the weight 1/2.
+    """
+    s = (t - 1 / steps).clamp(min=0)
+    return torch.where(s > 0, torch.expm1(logsnr(schedule, s) - logsnr(schedule, t)) / 2, 0.5)
