@@ -22,7 +22,7 @@ from carrara.config import Config, parse, read_toml
 from carrara.data.pictures import BadPicture, examine
 from carrara.data.rows import Rejected, Row, caption_column, content_id, tidy
 from carrara.data.table import ABOUT, FORMAT, REJECTED, TABLE, UNFINISHED, Dataset, nearest_path
-from carrara.data.writer import SAME, Record, Writer
+from carrara.data.writer import SAME, Record, Writer, forget_journal
 from carrara.errors import UserError
 
 
@@ -111,6 +111,7 @@ def import_pictures(source: str | Path, destination: str | Path, **options: Any)
     before = _told(destination)
     same = next((s for s in before if s.items() >= entry.items()), None)
     if same is not None:
+        forget_journal(destination, json.dumps(entry))
         summary = _summary(Dataset.open(destination), (0, 0, 0), [], unchanged=True)
         yield Progress(survey.total, survey.total, 0, same["rejected"], summary)
         return

@@ -7,13 +7,38 @@ import functools
 import io
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from PIL import Image, ImageCms, UnidentifiedImageError
-from torch import Tensor
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Importing a plugin makes its format known; Pillow would otherwise load all forty when puzzled.
+FORMATS = [
+    plugin.format
+    for plugin in (
+        PngImagePlugin.PngImageFile,
+        JpegImagePlugin.JpegImageFile,
+        WebPImagePlugin.WebPImageFile,
+        AvifImagePlugin.AvifImageFile,
+        GifImagePlugin.GifImageFile,
+        BmpImagePlugin.BmpImageFile,
+        TiffImagePlugin.TiffImageFile,
+    )
+]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
 MAX_BYTES = 128 * 2**20
 MAX_PIXELS = 89_478_485  # Pillow's own bomb limit; a 32-bit picture of that size is 358 MB
@@ -69,12 +94,16 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
 
 def to_tensor(image: Image.Image) -> Tensor:
     """``uint8 [c h w]`` in 0..255 of an "L", "RGB" or "RGBA" picture."""
+    import torch
+
     pixels = np.array(image, dtype=np.uint8)
     return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
 
 
 def stack(pictures: Sequence[bytes], size: int, channels: int = 3) -> Tensor:
     """``uint8 [n channels size size]``: each decoded, its middle square scaled. Raises BadPicture."""
+    import torch
+
     if not pictures:
         return torch.empty(0, channels, size, size, dtype=torch.uint8)
     images = (decode(data, channels=channels, short_side=size) for data in pictures)
@@ -104,7 +133,7 @@ def _decode(data: bytes, short_side: int | None) -> tuple[Image.Image, str]:
         raise
     except UnidentifiedImageError:
         raise BadPicture(_what_instead(data)) from None
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadPicture(f"more than {MAX_PIXELS} pixels") from None
     except MemoryError:
         raise BadPicture("needs more memory than there is") from None

@@ -30,6 +30,7 @@ BATCH_BYTES = 64 * 2**20
 STORAGE_VERSION = "2.2"
 ENOUGH_TO_HOLD_OUT = 20
 DESCRIPTION = ("label", "group", "category", "split", "licence")
+JOURNAL = "journal.jsonl"
 SAME = "the same picture as "
 
 
@@ -65,7 +66,9 @@ class Writer:
         self._known: dict[str, Known] = {}
         self._fresh: set[str] = set()  # those of `_known` that this import brought
         self._splits: dict[str, str] = {}  # of the groups that the source names
-        self._written_groups: set[str] = set()
+        self._first: tuple[int, str] | None = (
+            None  # of the groups that this import brings, the first to hold out
+        )
         self._fragments: list[dict[str, Any]] = []
         self._later: list[Record] = []
         self._count = self._count_held_out = 0
@@ -102,6 +105,9 @@ class Writer:
 
     def _append(self, record: Record) -> None:
         group = record["group"]
+        if group not in self._splits and record["split"] is None:
+            # Not yet written anywhere, so it may still be held out as a whole.
+            self._first = min(self._first or (1 << 64, ""), (group_hash(group), group))
         record["split"] = record["split"] or self._split_of(group)
         if group != record["id"]:
             self._splits.setdefault(group, record["split"])
@@ -136,11 +142,12 @@ class Writer:
             "ids": {r["id"]: r["source"] for r in self._rows},
             "held_out": sum(r["split"] == "held_out" for r in self._rows),
             "groups": {r["group"]: r["split"] for r in self._rows if r["group"] != r["id"]},
+            "first": self._first,
             "updates": self._updates,
             "rejected": self._pending,
             "counts": [self.added, self.updated, self.duplicates],
         }
-        journal = self.path / UNFINISHED / "journal.jsonl"
+        journal = self.path / UNFINISHED / JOURNAL
         with open(journal, "a", encoding="utf-8") as file:
             if file.tell() == 0:
                 file.write(json.dumps({"ticket": self.ticket}) + "\n")
@@ -149,7 +156,6 @@ class Writer:
             os.fsync(file.fileno())
         self._fragments += fragments
         self._later += self._updates
-        self._written_groups |= line["groups"].keys()
         self._rows, self._updates, self._pending, self._bytes = [], [], [], 0
 
     def commit(self) -> None:
@@ -167,7 +173,10 @@ class Writer:
                 str(self.path / TABLE), lance.LanceOperation.Append(fragments), read_version=table.version
             )
         if self._later:
-            self._commit_updates()
+            table = self._with_columns(self._table(), self._later)
+            languages = [c for c in table.schema.names if caption_language(c) is not None]
+            self._update(self._later, [*DESCRIPTION, *languages])
+        self._hold_one_out()
 
     def finish(self) -> None:
         """Forgets the journal: the import is complete and told everywhere."""
@@ -196,7 +205,6 @@ class Writer:
         import pyarrow as pa
         from lance.fragment import write_fragments
 
-        self._hold_one_out()
         table = self._with_columns(table, self._rows)
         derived = {f.name for f in table.schema if f.metadata and DERIVED_KEY in f.metadata}
         kept = pa.schema([f for f in table.schema if f.name not in derived])
@@ -219,35 +227,28 @@ class Writer:
         return self._splits.get(group, chosen)
 
     def _hold_one_out(self) -> None:
-        """A set of some size always gets a held-out picture, even where its hashes gave it none."""
-        if self._count_held_out or self._count < ENOUGH_TO_HOLD_OUT or not self.held_out:
+        """A set of some size always gets a held-out group, even where the hashes gave it none."""
+        if self._count_held_out or self._count < ENOUGH_TO_HOLD_OUT or not self.held_out or not self._first:
             return
-        groups = {r["group"] for r in self._rows} - self._written_groups
-        if not groups:
-            return
-        group = min(groups, key=group_hash)
-        self._splits[group] = "held_out"
-        for record in self._rows:
-            if record["group"] == group:
-                record["split"] = "held_out"
-                self._count_held_out += 1
+        rows = self._table().to_table(columns=["id", "group"]).to_pylist()
+        records = [{"id": r["id"], "split": "held_out"} for r in rows if r["group"] == self._first[1]]
+        self._update(records, ["split"])
 
-    def _commit_updates(self) -> None:
-        """Changed words, in place: rows keep their numbers, and pictures are not written again."""
+    def _update(self, records: list[Record], columns: list[str]) -> None:
+        """Changes values in place: rows keep their numbers, and pictures are not written again."""
         import lance
         import pyarrow as pa
 
-        table = self._with_columns(self._table(), self._later)
-        words = [*DESCRIPTION, *(c for c in table.schema.names if caption_language(c))]
+        table = self._table()
         update = pa.Table.from_pylist(
-            [{"id": r["id"], **{w: r.get(w) for w in words}} for r in self._later],
-            schema=pa.schema([table.schema.field(n) for n in ["id", *words]]),
+            [{n: r.get(n) for n in ("id", *columns)} for r in records],
+            schema=pa.schema([table.schema.field(n) for n in ("id", *columns)]),
         )
         changed: list[Any] = []
         fields: list[int] = []
-        ids = ", ".join(f"'{r['id']}'" for r in self._later)
+        ids = {r["id"] for r in records}
         for fragment in table.get_fragments():
-            if fragment.count_rows(f"id IN ({ids})"):
+            if not ids.isdisjoint(fragment.to_table(columns=["id"])["id"].to_pylist()):
                 metadata, fields = fragment.update_columns(update, left_on="id", right_on="id")
                 changed.append(metadata)
         operation = lance.LanceOperation.Update(updated_fragments=changed, fields_modified=fields)
@@ -264,11 +265,10 @@ class Writer:
                 self._count_held_out += known.split == "held_out"
                 if known.group != record["id"]:
                     self._splits.setdefault(known.group, known.split)
-        self._written_groups = set(self._splits)
 
     def _read_journal(self) -> None:
         """Takes up what an import with the same ticket left; anything else that was left is thrown away."""
-        journal = self.path / UNFINISHED / "journal.jsonl"
+        journal = self.path / UNFINISHED / JOURNAL
         lines = list(_whole_lines(journal))
         if not lines or lines[0].get("ticket") != self.ticket:
             for line in lines[1:]:
@@ -286,7 +286,7 @@ class Writer:
             self._known |= {r["id"]: Known.of(r) for r in line["updates"]}
             self._fresh |= line["ids"].keys()
             self._splits |= line["groups"]
-            self._written_groups |= line["groups"].keys()
+            self._first = tuple(line["first"]) if line["first"] else None
             self._count += len(line["ids"])
             self._count_held_out += line["held_out"]
 
@@ -314,6 +314,12 @@ def _whole_lines(journal: Path) -> Iterator[dict[str, Any]]:
             whole += len(line)
             yield parsed
         file.truncate(whole)
+
+
+def forget_journal(path: Path, ticket: str) -> None:
+    """Removes what is left of an import that was killed in its very last step."""
+    if next(_whole_lines(path / UNFINISHED / JOURNAL), {}).get("ticket") == ticket:
+        shutil.rmtree(path / UNFINISHED, ignore_errors=True)
 
 
 def lock(path: Path) -> int | None:
