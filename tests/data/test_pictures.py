@@ -24,7 +24,7 @@ from carrara.data.pictures import (
 
 def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)  # type: ignore[arg-type]
+    picture.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -89,7 +89,7 @@ def test_orientation(orientation: int) -> None:
         assert examine(data)[:2] == (32, 16)
         red, green, _ = picture.getpixel((3, 3))  # type: ignore[misc]
         assert red > 200 > 60 > green, kind
-        assert min(picture.getpixel((28, 12))) > 200, kind  # type: ignore[type-var,arg-type]
+        assert min(picture.getpixel((28, 12))) > 200, kind  # type: ignore[arg-type]
 
 
 def test_transparent_is_white_and_half_transparent_is_half_way() -> None:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -75,7 +75,7 @@ def derive(
     columns: Sequence[str] = ("image",),
     size: int | None = None,
     channels: int = 3,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Computes the column for every row that lacks it and adds it to the table; ``dataset`` then has it.
 
     ``function`` gets ``columns`` as `loader.load` gives them (``image`` as ``uint8 [b channels size size]``,
