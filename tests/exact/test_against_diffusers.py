@@ -1,13 +1,13 @@
-"""Every sampler that diffusers has too, against it: the same denoiser, noise and stops, compared at every step.
+"""Every sampler that diffusers has too, against it: same denoiser, noise and stops, compared at every step.
 
 How the two are brought onto the same ground:
 
-* diffusers computes in float32 whatever it is given. Its modules are run with stand-ins for ``torch`` and ``np``
-  whose float32 is float64, so that what is compared is the method and not the rounding.
+* diffusers computes in float32 whatever it is given. Its modules are run with stand-ins for ``torch`` and
+  ``np`` whose float32 is float64, so that what is compared is the method and not the rounding.
 * It knows two ways of writing z. Its "VP" schedulers carry z itself, its "VE" ones z / alpha.
-* Its steps are whole numbers n - 1 of a table of 1000, which it rounds before it asks the network, but not in its
-  own arithmetic. Here the network is given the noise level that the arithmetic uses. Our times are those at
-  which our schedule has these levels; so its own spacings, Karras' and the flow's are all compared.
+* Its steps are whole numbers n - 1 of a table of 1000, which it rounds before it asks the network, but not in
+  its own arithmetic. Here the network is given the noise level that the arithmetic uses. Our times are those
+  at which our schedule has these levels; so its own spacings, Karras' and the flow's are all compared.
 * Its last step, from the smallest level to 0, puts every method on x0; it is left out.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def theirs(
     seen = []
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
-    # The last call is the collapse; several of the schedulers divide by zero in it when told to keep their order.
+    # The last call is the collapse; told to keep their order, several schedulers divide by zero in it.
     for index, (stamp, t) in enumerate(zip(scheduler.timesteps[: len(times) - 1], times, strict=False)):
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         if exploding:
@@ -149,7 +150,7 @@ def assert_same(mine: list[Tensor], other: list[Tensor], tolerance: float = 1e-8
     for a, b in zip(mine, other, strict=False):
         assert (a - b).abs().max() < tolerance, float((a - b).abs().max())
         assert 0.05 < b.std() < 5
-    assert all((b - a).abs().max() > 1e-3 for a, b in zip(other, other[1:], strict=False))
+    assert all((b - a).abs().max() > 1e-3 for a, b in pairwise(other))
 
 
 def grid(schedule: NoiseSchedule, levels: Tensor) -> Tensor:
@@ -214,8 +215,8 @@ def test_one_call_a_step(pair: Any, case: Any, scheduler: Callable[..., Any]) ->
 def test_dpmpp_3m(case: Any, scheduler: Callable[..., Any]) -> None:
     """Without noise. Its second step is 2M's, ours and k-diffusion's is another: the later ones agree.
 
-    With noise (sde-dpmsolver++, order 3) its last term is not the limit of this one: 1/2 is taken off with the
-    wrong sign. There k-diffusion is the reference, and the same formula with 2 h for h.
+    With noise (sde-dpmsolver++, order 3) it is no reference: the sign of the 1/2 in its last term lets that
+    tend to -1 where it should vanish with h. The formula here is the same with 2 h for h.
     """
     seed, table, steps, spacing = case
     schedule = SCHEDULES[table]()
@@ -261,7 +262,7 @@ def test_dpm2(case: Any, scheduler: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_dpmpp_2s(case: Any, scheduler: Callable[..., Any]) -> None:
-    """Its single-step solver takes a pair of stops as middle and end: it gets ours with the middles between."""
+    """Its single-step solver takes two stops as middle and end: it gets ours with the middles between."""
     seed, table, steps, spacing = case
     spacing = {k: v for k, v in spacing.items() if k != "timestep_spacing"}  # it has none to choose
     schedule = SCHEDULES[table]()

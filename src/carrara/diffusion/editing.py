@@ -1,4 +1,4 @@
-"""Editing: starting from a picture, keeping a part of one, walking between two, and finding a picture's noise.
+"""Editing: starting from a picture, keeping part of one, walking between two, finding a picture's noise.
 
 All of it is arithmetic around a ``Denoise`` and a grid; any sampler does the rest.
 """
@@ -55,8 +55,8 @@ def image_to_image(
 def keep(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
     """Inpainting by exact replacement: where ``mask`` is 1 the estimate is x0, where it is 0 it is ``known``.
 
-    ``known`` is a latent [b c h w], ``mask`` broadcasts to it and may be soft. Every sampler carries z towards
-    what it is told, so the kept region follows its true path to its own noise at every step and ends as
+    ``known`` is a latent [b c h w], ``mask`` broadcasts to it and may be soft. Every sampler
+    carries z towards what it is told, so the kept region follows its true path at every step and ends as
     ``known`` exactly.
     """
     _check_mask(known, mask)
@@ -77,9 +77,9 @@ def repaint(
 ) -> Iterator[Step]:
     """RePaint (Lugmayr et al. 2022, Algorithm 1): DDPM steps that keep a region, gone over again and again.
 
-    After every ``jump`` steps z is noised back by as many and they are taken anew, ``resamples`` times in all,
-    so that the painted region can agree with the known one. ``known`` and ``mask`` are as in ``keep``; here the
-    known region of z itself is replaced at every step.
+    After every ``jump`` steps z is noised back by as many and they are taken anew, ``resamples`` times in
+    all, so that the painted region can agree with the known one. ``known`` and ``mask`` are as in ``keep``;
+    here the known region of z itself is replaced at every step.
     """
     check_times(times)
     _check_mask(known, mask)
@@ -147,7 +147,7 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 def invert(
     denoise: Denoise, latent: Tensor, times: Tensor, schedule: NoiseSchedule, *, iterations: int = 1
 ) -> Iterator[Step]:
-    """DDIM backwards: the noise from which ``ddim`` on the same grid draws this latent (Song et al. 2021a, 4.3).
+    """DDIM backwards: the noise from which ``ddim`` on this grid draws this latent (Song et al. 2021a, 4.3).
 
     A step up to t has to know the estimate at t; it begins with that at the old place taken for the new one,
     and with more ``iterations`` it is solved as the fixed point that it is (Pan et al. 2023).
@@ -176,20 +176,15 @@ def _invert(
 def round_trip_error(
     denoise: Denoise, latent: Tensor, times: Tensor, schedule: NoiseSchedule, *, iterations: int = 1
 ) -> Tensor:
-    """How far inversion and ``ddim`` bring a latent from itself: the root mean square for each picture, [b]."""
-    for up in invert(denoise, latent, times, schedule, iterations=iterations):
-        pass
-    for down in ddim(denoise, up.z, times, schedule, noise=torch.zeros_like):
-        pass
+    """How far inversion and ``ddim`` bring a latent from itself: root mean square for each picture, [b]."""
+    *_, up = invert(denoise, latent, times, schedule, iterations=iterations)
+    *_, down = ddim(denoise, up.z, times, schedule, noise=torch.zeros_like)
     return (down.z - latent).square().flatten(1).mean(1).sqrt()
 
 
 def _check_mask(known: Tensor, mask: Tensor) -> None:
-    try:
-        fits = torch.broadcast_shapes(mask.shape, known.shape) == known.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
+    sizes = zip(mask.shape[::-1], known.shape[::-1], strict=False)
+    if mask.ndim > known.ndim or any(m not in (1, k) for m, k in sizes):
         raise UserError(f"a mask of {list(mask.shape)} does not fit a latent of {list(known.shape)}")
     if not ((mask >= 0) & (mask <= 1)).all():
         raise UserError("a mask must hold values from 0 (keep) to 1 (paint)")

@@ -191,10 +191,10 @@ def objective(
 ) -> Guidance:
     """Towards what a differentiable function of x0 likes: a classifier, CLIP ([b c ...] -> [b]); 0 is off.
 
-    Guiding the noise estimate by -sigma * the gradient in z of f(x0(z)) (Dhariwal & Nichol 2021, Algorithm 2;
-    Chung et al. 2023) moves x0 by Cov[x0 | z] f'(x0), by Tweedie's formula. The covariance is taken to be
-    that of a unit Gaussian, sigma^2 / (alpha^2 + sigma^2) (Song et al. 2023, PiGDM), so that nothing is sent back
-    through the network and pure noise is no special case.
+    Guiding the noise estimate by -sigma * the gradient in z of f(x0(z)) (Dhariwal & Nichol 2021, Algorithm
+    2; Chung et al. 2023) moves x0 by Cov[x0 | z] f'(x0), by Tweedie's formula. The covariance is taken to be
+    that of a unit Gaussian, sigma^2 / (alpha^2 + sigma^2) (Song et al. 2023, PiGDM), so that nothing is
+    sent back through the network and pure noise is no special case.
     """
     _at_least_zero(scale=scale)
 
@@ -240,7 +240,7 @@ def rescale(amount: float = 0.7) -> Guidance:
 
 @GUIDANCES.add
 def dynamic_threshold(percentile: float = 0.995, *, least: float = 1.0) -> Guidance:
-    """Each picture clipped at a percentile of its absolute values, then shrunk to ``least`` (Saharia et al. 2022).
+    """Each picture clipped at a percentile of its size, then shrunk to ``least`` (Saharia et al. 2022).
 
     A picture whose percentile is below ``least`` (1 for pixels in [-1, 1]) is only clipped, at ``least``.
     """

@@ -51,8 +51,8 @@ def variance_loss(
 ) -> Tensor:
     """KL of the true reverse step from t to t - 1/steps to the model's, per element, in nats: ``[b]``.
 
-    Only v gets a gradient; the mean's goes by ``Diffusion.loss`` (L_hybrid, eq. 16, is that plus 0.001 * steps
-    times this). The last step, to t = 0, is a decoder's likelihood and no KL: it counts 0 here.
+    Only v gets a gradient; the mean's goes by ``Diffusion.loss`` (L_hybrid, eq. 16, is that plus 0.001 *
+    steps times this). The last step, to t = 0, is a decoder's likelihood and no KL: it counts 0 here.
     """
     t = t.double()
     s = (t - 1 / steps).clamp(min=0)

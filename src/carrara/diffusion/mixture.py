@@ -24,7 +24,7 @@ class Mixture:
     stds: tuple[float, ...] = (0.35, 0.25, 0.15)
 
     def denoiser(self, schedule: NoiseSchedule) -> Denoise:
-        """E[latent | z] for each element: the posterior means of the components, weighted by how likely each is."""
+        """E[latent | z] for each element: the components' posterior means, each by how likely it is."""
 
         def denoise(z: Tensor, t: Tensor) -> Tensor:
             alpha, sigma = (

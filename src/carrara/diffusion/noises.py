@@ -14,7 +14,7 @@ def offset(noise: Tensor, extra: Tensor, *, strength: float = 0.1) -> Tensor:
 
 
 def perturbed(noise: Tensor, extra: Tensor, *, strength: float = 0.1) -> Tensor:
-    """The noise that z is made from while ``noise`` is still what is predicted (Ning et al. 2023, Algorithm 1).
+    """The noise that z is made from while ``noise`` stays what is predicted (Ning et al. 2023).
 
     Stands in for the errors that sampling carries from step to step; ``extra`` is noise of the same shape.
     """

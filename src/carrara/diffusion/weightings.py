@@ -1,9 +1,9 @@
 """Loss weightings: how much the error of a time counts, said in one currency, the squared error of the noise.
 
-Papers state them for whatever their network predicts. Here every weighting is the weight of the eps error, and
-``output_weight`` changes the currency into that of a parameterization: an output error of 1 is an eps error of
-alpha / (alpha * b - sigma * a). So one weighting means the same objective for any network. Weighting nothing
-at all is a choice too: the plain mean square of the output.
+Papers state them for whatever their network predicts. Here every weighting is the weight of the eps error,
+and ``output_weight`` changes the currency into that of a parameterization: an output error of 1 is an eps
+error of alpha / (alpha * b - sigma * a). So one weighting means the same objective for any network. Weighting
+nothing at all is a choice too: the plain mean square of the output.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def p2(t: Tensor, schedule: NoiseSchedule, *, k: float = 1.0, gamma: float = 1.0
 
 @WEIGHTINGS.add
 def edm(t: Tensor, schedule: NoiseSchedule, *, data_std: float = 1.0) -> Tensor:
-    """(level^2 + d^2) / (level d)^2 on the latent's error, level = sigma / alpha (Karras et al. 2022, table 1).
+    """(l^2 + d^2) / (l d)^2 on the latent's error, l = sigma / alpha (Karras et al. 2022, table 1).
 
     With the ``edm`` parameterization that is every error of the output alike.
     """
@@ -83,8 +83,8 @@ def sigmoid(t: Tensor, schedule: NoiseSchedule, *, bias: float = -1.0) -> Tensor
 def variational_bound(t: Tensor, schedule: NoiseSchedule, *, steps: int = 1000) -> Tensor:
     """The bound's own weight of step t: (SNR(s) / SNR(t) - 1) / 2, s = t - 1/steps (Kingma et al. 2021).
 
-    With t = n / steps and the sum over an element's dimensions this is L_(n-1) of Ho et al. 2020, eq. 12, with
-    the posterior's variance. The first step, where s = 0, belongs to the decoder and gets the weight 1/2.
+    At t = n / steps this is L_(n-1) of Ho et al. 2020, eq. 12, with the posterior's variance. The first step,
+    where s = 0, belongs to the decoder and gets the weight 1/2.
     """
     s = (t - 1 / steps).clamp(min=0)
     return torch.where(s > 0, torch.expm1(logsnr(schedule, s) - logsnr(schedule, t)) / 2, 0.5)

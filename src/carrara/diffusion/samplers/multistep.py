@@ -156,7 +156,7 @@ def _unified_weights(r: Tensor, h: Tensor) -> Tensor:
 def lms(
     denoise: Denoise, z: Tensor, times: Tensor, schedule: NoiseSchedule, *, noise: Noise, order: int = 4
 ) -> Iterator[Step]:
-    """Adams-Bashforth on an uneven grid: a polynomial in u through earlier slopes (k-diffusion)."""
+    """Adams-Bashforth on an uneven grid: a polynomial in u through ``order`` slopes (k-diffusion)."""
     _check_order(order, 4)
     line = Straight(schedule)
     past: list[tuple[Tensor, Tensor]] = []  # (u, slope), the newest last
@@ -169,9 +169,9 @@ def lms(
 
 @sampler
 def deis(
-    denoise: Denoise, z: Tensor, times: Tensor, schedule: NoiseSchedule, *, noise: Noise, order: int = 3
+    denoise: Denoise, z: Tensor, times: Tensor, schedule: NoiseSchedule, *, noise: Noise, order: int = 2
 ) -> Iterator[Step]:
-    """DEIS with a polynomial in log u through earlier slopes (Zhang & Chen 2023)."""
+    """DEIS with a polynomial in log u through ``order`` slopes (Zhang & Chen 2023)."""
     _check_order(order, 4)
     line = Straight(schedule)
     past: list[tuple[Tensor, Tensor]] = []  # (log u, slope), the newest last
