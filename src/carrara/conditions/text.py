@@ -1,0 +1,101 @@
+"""Text, learned from scratch with the denoiser: byte-level BPE from your captions, a small transformer over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+
+from carrara.config import Config as Base
+from carrara.context import Context
+from carrara.layers import attend
+
+_PAD, _START = "<pad>", "<start>"
+
+
+class Config(Base):
+    """A text encoder trained with the denoiser, in whatever languages the captions have."""
+
+    kind: Literal["text"] = "text"
+    vocabulary: int = Field(8192, ge=258, description="Tokens learned from the captions; bytes are always known.")
+    length: int = Field(32, ge=2, description="Longest caption in tokens; longer ones are cut, and counted.")
+    width: int = Field(256, ge=8, description="Width of the tokens.")
+    depth: int = Field(2, ge=1, description="Transformer layers.")
+    heads: int = Field(4, ge=1, description="Attention heads.")
+    dropout: float = Field(0.1, ge=0, le=1, description="Share of pictures trained without their caption.")
+
+    def build(self, tokenizer: Tokenizer) -> TextEncoder:
+        """The encoder over a tokenizer learned by ``learn_tokenizer`` (or read from a model folder)."""
+        return TextEncoder(self, tokenizer)
+
+
+def learn_tokenizer(captions: Iterable[str], vocabulary: int) -> Tokenizer:
+    """A byte-level BPE over the captions: common words become one token, and no text is unknown to it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[_PAD, _START],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    return tokenizer
+
+
+class Layer(nn.Module):
+    """Self-attention and feed-forward, each normalised before and around a skip."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.out(attend(*self.qkv(self.norm1(x)).chunk(3, -1), self.heads, mask))
+        out: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return out
+
+
+class TextEncoder(nn.Module):
+    """ids [b l] -> Context(tokens [b l d], mask [b l], vector [b d]); the empty caption is the null."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+        self.tokens = self.vector = config.width
+        self.embedding = nn.Embedding(tokenizer.get_vocab_size(), config.width)
+        self.position = nn.Parameter(torch.randn(config.length, config.width) * 0.02)
+        self.layers = nn.ModuleList(Layer(config.width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def prepare(self, captions: Sequence[str]) -> tuple[Tensor, int]:
+        """ids [b l], padded with zeros to the longest, and how many captions were too long and cut."""
+        start = self.tokenizer.token_to_id(_START)
+        rows = [[start, *e.ids] for e in self.tokenizer.encode_batch(list(captions))]
+        cut = sum(len(row) > self.config.length for row in rows)
+        longest = min(max(map(len, rows)), self.config.length)
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.tensor(row[:longest])[: self.config.length]
+        return ids, cut
+
+    def forward(self, ids: Tensor) -> Context:
+        mask = ids != 0
+        x = self.embedding(ids) + self.position[: ids.shape[1]]
+        for layer in self.layers:
+            x = layer(x, mask)
+        x = self.norm(x)
+        weights = mask / mask.sum(1, keepdim=True)
+        return Context(tokens=x, mask=mask, vector=(x * weights[..., None]).sum(1))

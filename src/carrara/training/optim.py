@@ -1,0 +1,120 @@
+"""Optimizers: AdamW, and Muon (Jordan et al. 2024), which orthogonalises the update of every hidden matrix."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Quintic Newton-Schulz coefficients of the Muon reference: singular values end between 0.7 and 1.2 in five steps.
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """``[k m n]`` to the nearest semi-orthogonal matrices (all singular values about 1), computed in bfloat16."""
+    x = matrices.to(torch.bfloat16)
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / (x.float().norm(dim=(-2, -1), keepdim=True) + 1e-7).to(x.dtype)
+    a, b, c = _QUINTIC
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the matrices that ``matrices`` names, AdamW (betas, eps 1e-8) for everything else.
+
+    The update of an m x n matrix is scaled by 0.2 sqrt(max(m, n)), so that its root mean square is that of an
+    AdamW update and both use the same learning rate (Liu et al. 2025, "Muon is scalable", equation 4).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: float,
+        *,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ) -> None:
+        hidden, other = split_parameters(module)
+        groups = [
+            {"params": hidden, "muon": True, "momentum": momentum, "betas": betas},
+            {"params": other, "muon": False, "momentum": momentum, "betas": betas},
+        ]
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if group["muon"]:
+                self._muon(parameters, group)
+            else:
+                self._adamw(parameters, group)
+
+    def _muon(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        by_shape: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+        for p in parameters:
+            by_shape[(p.shape[0], p.numel() // p.shape[0])].append(p)
+        for (rows, columns), same in by_shape.items():
+            updates = []
+            for p in same:
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                updates.append(p.grad.lerp(state["momentum"], group["momentum"]).reshape(rows, columns))
+            size = 0.2 * math.sqrt(max(rows, columns)) * group["lr"]
+            for p, update in zip(same, orthogonalise(torch.stack(updates)), strict=True):
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update.reshape(p.shape).to(p.dtype), alpha=-size)
+
+    def _adamw(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        if not parameters:
+            return
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p].update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        states = [self.state[p] for p in parameters]
+        torch._fused_adamw_(
+            parameters,
+            [p.grad for p in parameters],
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            [],
+            [s["step"].add_(1) for s in states],
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The matrices of hidden layers (linear and convolution weights), and all else: embeddings, norms, biases,
+
+    and the first and last layers, whose rows are coordinates rather than directions.
+    """
+    hidden, other = [], []
+    for owner_name, owner in module.named_modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            ends = any(part in {"conv_in", "conv_out", "time", "vector"} for part in owner_name.split("."))
+            matrix = isinstance(owner, nn.Linear | nn.Conv2d) and name == "weight" and min(parameter.shape[:2]) > 1
+            (hidden if matrix and not ends else other).append(parameter)
+    return hidden, other
+
+
+def count(parameters: Iterable[Tensor]) -> int:
+    """How many numbers the tensors hold."""
+    return sum(p.numel() for p in parameters)
