@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -62,7 +63,7 @@ def from_texts(
     named: dict[str, list[str]] = defaultdict(list)
     for picture in pictures:
         named[picture].append(picture)
-        named[str(PurePosixPath(picture).with_suffix(""))].append(picture)
+        named[os.path.splitext(picture)[0]].append(picture)
     captions: dict[str, dict[str, str]] = defaultdict(dict)
     rejected, matched = [], 0
     for text in texts:
@@ -79,7 +80,7 @@ def from_texts(
             continue
         matched += 1
         try:
-            caption = tidy(_read_text(root / text))
+            caption = tidy(_read_text(os.path.join(root, text)))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             rejected.append(Rejected(_shown(text), f"a caption that cannot be read: {reason}"))
@@ -174,9 +175,10 @@ def _json_row(text: str) -> dict[str, str]:
     return {key: v if isinstance(v, str) else json.dumps(v) for key, v in row.items() if v is not None}
 
 
-def _read_text(path: Path) -> str:
-    data = path.read_bytes() if path.stat().st_size <= _MAX_TEXT else None
-    if data is None:
+def _read_text(path: str) -> str:
+    with open(path, "rb") as file:
+        data = file.read(_MAX_TEXT + 1)
+    if len(data) > _MAX_TEXT:
         raise ValueError(f"more than {_MAX_TEXT} bytes")
     try:
         return data.decode("utf-8-sig")

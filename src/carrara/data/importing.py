@@ -9,7 +9,7 @@ import json
 import os
 import pkgutil
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,11 +29,15 @@ from carrara.errors import UserError
 class Options(Config):
     """What may be chosen at an import."""
 
-    held_out: float = Field(0.05, ge=0, lt=1, description="share of the groups that training never sees")
-    subset: str = Field(
-        "default", description="emoji: 'default', 'all', or category names with commas between"
+    held_out: float = Field(
+        default=0.05, ge=0, lt=1, description="share of the groups that training never sees"
     )
-    licence: str | None = Field(None, description="the licence of the pictures that name none themselves")
+    subset: str = Field(
+        default="default", description="emoji: 'default', 'all', or category names with commas between"
+    )
+    licence: str | None = Field(
+        default=None, description="the licence of the pictures that name none themselves"
+    )
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,9 @@ def importers() -> dict[str, Any]:
     return {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
 
 
-def import_pictures(source: str | Path, destination: str | Path, **options: Any) -> Iterator[Progress]:
+def import_pictures(
+    source: str | Path, destination: str | Path, **options: Any
+) -> Generator[Progress, None, None]:
     """Brings every picture of ``source`` into the data set ``destination``, made where there is none.
 
     ``source`` is a folder or the word "emoji"; options are the fields of Options. Yields progress; the last
@@ -137,31 +143,33 @@ def import_pictures(source: str | Path, destination: str | Path, **options: Any)
         writer.close()
 
 
-def _run(items: Iterable[Row | Rejected], writer: Writer, total: int) -> Iterator[Progress]:
+def _run(items: Iterator[Row | Rejected], writer: Writer, total: int) -> Iterator[Progress]:
     """Feeds the writer in the order of the source, several pictures being decoded at a time."""
     pictures = 0
     for item in itertools.islice(items, writer.consumed):  # these were written before a kill
         pictures += isinstance(item, Row)
-    for looked in _in_order(items):
+    for item, looked in _in_order(items):
         if isinstance(looked, Rejected):
             writer.reject(looked.source, looked.reason)
         else:
             writer.add(looked)
-        yield Progress(min(pictures, total), total, writer.added, len(writer.rejected) - writer.duplicates)
-        pictures += 1
+        pictures += isinstance(item, Row)
+        yield Progress(pictures, total, writer.added, len(writer.rejected) - writer.duplicates)
 
 
-def _in_order(items: Iterable[Row | Rejected]) -> Iterator[Record | Rejected]:
+def _in_order(items: Iterable[Row | Rejected]) -> Iterator[tuple[Row | Rejected, Record | Rejected]]:
+    """Each item with what came of looking at it."""
     threads = min(4, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="carrara-import")
-    waiting: deque[Future[Record | Rejected]] = deque()
+    waiting: deque[tuple[Row | Rejected, Future[Record | Rejected]]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(_look, item))
+            waiting.append((item, pool.submit(_look, item)))
             if len(waiting) > 4 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+                first, looked = waiting.popleft()
+                yield first, looked.result()
+        for first, looked in waiting:
+            yield first, looked.result()
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -22,11 +22,13 @@ from carrara.errors import UserError
 
 if TYPE_CHECKING:
     import lance
+    import pyarrow as pa
 
 Record = dict[str, Any]
 
 BATCH_ROWS = 2048
 BATCH_BYTES = 64 * 2**20
+PIECE_BYTES = 4 * 2**20
 STORAGE_VERSION = "2.2"
 ENOUGH_TO_HOLD_OUT = 20
 DESCRIPTION = ("label", "group", "category", "split", "licence")
@@ -208,8 +210,8 @@ class Writer:
         table = self._with_columns(table, self._rows)
         derived = {f.name for f in table.schema if f.metadata and DERIVED_KEY in f.metadata}
         kept = pa.schema([f for f in table.schema if f.name not in derived])
-        batch = pa.Table.from_pylist(self._rows, schema=kept)
-        fragments = write_fragments(batch, table, mode="append", schema=kept)
+        reader = pa.RecordBatchReader.from_batches(kept, _pieces(self._rows, kept))
+        fragments = write_fragments(reader, table, mode="append", schema=kept)
         return [f.to_json() for f in fragments]
 
     def _with_columns(self, table: lance.LanceDataset, records: list[Record]) -> lance.LanceDataset:
@@ -298,6 +300,22 @@ class Writer:
         for file in fragment["files"]:
             if file["path"] not in present:
                 (self.path / TABLE / "data" / file["path"]).unlink(missing_ok=True)
+
+
+def _pieces(records: list[Record], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The records as Arrow, some megabytes at a time, so that the memory of one serves the next."""
+    import pyarrow as pa
+
+    piece: list[Record] = []
+    size = 0
+    for record in records:
+        piece.append(record)
+        size += len(record["image"])
+        if size >= PIECE_BYTES:
+            yield pa.RecordBatch.from_pylist(piece, schema=schema)
+            piece, size = [], 0
+    if piece:
+        yield pa.RecordBatch.from_pylist(piece, schema=schema)
 
 
 def _whole_lines(journal: Path) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from carrara.data.captions import Words, from_metadata, from_texts
 from carrara.data.importing import Options
@@ -62,10 +62,10 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
     yield from unused
     for name in listing.pictures:
         known = words.get(name, Words())
-        folder = PurePosixPath(name).parent.name
+        folder = name.rpartition("/")[0].rpartition("/")[2]
         yield Row(
             source=printable(name),
-            read=partial(read_file, root / name),
+            read=partial(read_file, os.path.join(root, name)),
             captions=known.captions,
             label=known.label or tidy(printable(folder)),
             group=known.group,
@@ -74,7 +74,7 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
         )
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: str) -> bytes:
     """The bytes of a file; BadPicture where it is too large or no regular file, OSError as it comes."""
     # O_NONBLOCK: a pipe without a writer must not stop an import for ever.
     with open(path, "rb", opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0))) as file:
@@ -122,36 +122,38 @@ def list_folder(root: Path) -> Listing:
 
 def _file(root: Path, name: str, listing: Listing) -> bool:
     """Puts a file where it belongs in the listing; False where ``name`` is a folder to look into."""
-    path = PurePosixPath(name)
+    path = os.path.join(root, name)
+    suffix = os.path.splitext(name)[1]
     try:
-        about = os.stat(root / name)
-        reason = _unusable(path, about)
+        about = os.stat(path)
+        reason = _unusable(name, about)
         if reason is None and stat.S_ISDIR(about.st_mode):
             return False
         if reason is None and name in METADATA:
             listing.metadata[name] = about
-        elif reason is None and path.suffix.lower() == ".txt":
+        elif reason is None and suffix.lower() == ".txt":
             listing.texts[name] = about
-        elif reason is None and (path.suffix.lower() in SUFFIXES or _starts_like_picture(root / name)):
+        elif reason is None and (suffix.lower() in SUFFIXES or _starts_like_picture(path)):
             listing.pictures[name] = about
         else:
             listing.rejected.append(
-                Rejected(printable(name), reason or f"not a picture ({path.suffix or 'no suffix'})")
+                Rejected(printable(name), reason or f"not a picture ({suffix or 'no suffix'})")
             )
     except OSError as error:
         listing.rejected.append(Rejected(printable(name), f"cannot be read: {error.strerror}"))
     return True
 
 
-def _unusable(path: PurePosixPath, about: os.stat_result) -> str | None:
-    if path.name.startswith(".") or path.name == "__MACOSX":
+def _unusable(name: str, about: os.stat_result) -> str | None:
+    last = name.rpartition("/")[2]
+    if last.startswith(".") or last == "__MACOSX":
         return "hidden"
     if not stat.S_ISDIR(about.st_mode) and not stat.S_ISREG(about.st_mode):
         return "not a regular file"
     return None
 
 
-def _starts_like_picture(path: Path) -> bool:
+def _starts_like_picture(path: str) -> bool:
     with open(path, "rb") as file:
         return looks_like_picture(file.read(16))
 
