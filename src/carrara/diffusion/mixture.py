@@ -36,8 +36,9 @@ class Mixture:
                 away = z - alpha * mean
                 logits.append(torch.as_tensor(weight).log() - away**2 / (2 * variance) - variance.log() / 2)
                 estimates.append(mean + alpha * std**2 / variance * away)
-            shares = torch.stack(logits).softmax(0)
-            return (shares * torch.stack(estimates)).sum(0)
+            # Not torch's softmax: on the CPU it rounds an element by where in the batch it stands.
+            likely = (torch.stack(logits) - torch.stack(logits).amax(0)).exp()
+            return (likely * torch.stack(estimates)).sum(0) / likely.sum(0)
 
         return denoise
 

@@ -37,7 +37,7 @@ def eps(t: Tensor, schedule: NoiseSchedule) -> Tensor:
 @WEIGHTINGS.add
 def x0(t: Tensor, schedule: NoiseSchedule) -> Tensor:
     """Every error of the latent alike."""
-    return logsnr(schedule, t).exp()
+    return (-logsnr(schedule, t)).exp()
 
 
 @WEIGHTINGS.add

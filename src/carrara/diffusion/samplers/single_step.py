@@ -17,6 +17,7 @@ from carrara.diffusion.samplers.path import (
     towards,
 )
 from carrara.diffusion.schedules import NoiseSchedule
+from carrara.errors import UserError
 
 
 @sampler
@@ -34,6 +35,8 @@ def ancestral(
     ``variance`` v in [0, 1] lies between the posterior's (0) and the forward step's (1, "beta_t") on a log
     scale; where the network learnt it, a function (z, t) -> v ``[b c ...]`` (Nichol & Dhariwal 2021, eq. 15).
     """
+    if not callable(variance) and not 0 <= variance <= 1:
+        raise UserError(f"variance must be from 0 (posterior) to 1 (forward step), got {variance}")
     for index, (t, s) in intervals(times, schedule):
         x0 = denoise(z, t.time)
         v = variance(z, t.time) if callable(variance) else variance
