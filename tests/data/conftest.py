@@ -4,7 +4,7 @@ import io
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,10 +37,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start_python() -> Callable[[str], "subprocess.Popen[bytes]"]:
+def start_python() -> Iterator[Callable[[str], "subprocess.Popen[bytes]"]]:
     """Runs a program that imports carrara in a process of its own, which a test may kill."""
+    started = []
 
     def start(program: str) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen([sys.executable, "-W", "error", "-c", program], stdout=subprocess.PIPE)
+        command = [sys.executable, "-W", "error", "-c", program]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        return started[-1]
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

@@ -148,7 +148,7 @@ def test_killed_again_and_again(
         tests = str(Path(__file__).parent)
         program = KILLED.format(tests=tests, batches=batches, sabotage=sabotage, path=str(dataset.path))
         process = start_python(program)
-        process.communicate(timeout=60)
+        process.communicate(timeout=200)
         assert process.returncode == -signal.SIGKILL
 
     kill_one(2)
@@ -183,7 +183,7 @@ def test_finished_batches_are_not_computed_again(dataset: Dataset) -> None:
 
 def test_staged_values_of_other_batches_are_not_mixed_in(dataset: Dataset) -> None:
     started = derive(dataset, "mean", KEY, Means(), batch=4, size=8)
-    next(started)
+    assert [next(started).done, next(started).done] == [4, 8]
     started.close()
     again = Means()
     run(dataset, again)

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from carrara.data import writer
+from carrara.data.importers.folder import read_file
 from carrara.data.importing import Progress, import_pictures, importers
+from carrara.data.pictures import BadPicture
 from carrara.data.table import Dataset
 from carrara.errors import UserError
 
@@ -234,7 +236,14 @@ def test_hostile_files_are_listed_and_never_stop_an_import(folder: Path, tmp_pat
     assert "listed in rejected.jsonl" in "".join(last.summary.lines())
 
 
-def test_a_text_and_a_picture_only_of_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+def test_a_pipe_without_a_writer_does_not_stop_the_reader(tmp_path: Path) -> None:
+    """It may have become one after the folder was listed."""
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(BadPicture, match="not a regular file"):
+        read_file(str(tmp_path / "pipe.png"))
+
+
+def test_the_same_picture_under_two_names(folder: Path, tmp_path: Path) -> None:
     (folder / "y.png").write_bytes((folder / "x3.png").read_bytes())
     (folder / "y.txt").write_text("three again")
     last = run(folder, tmp_path / "data")

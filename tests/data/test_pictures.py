@@ -221,6 +221,13 @@ def test_what_is_no_picture_says_why(data: bytes, reason: str) -> None:
         decode(data)
 
 
+def test_the_limit_of_pixels_does_not_hang_on_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other libraries lift Pillow's limit for the whole program."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(BadPicture, match="9500 x 9500 is more than"):
+        decode(png_header(9500, 9500))
+
+
 def test_truncated_files_are_refused(make_png: Callable[..., bytes]) -> None:
     noise = make_png(1, (64, 64))
     jpeg = encoded(Image.open(io.BytesIO(noise)), "JPEG", quality=95)
