@@ -6,6 +6,6 @@ A new sampler is one function with the decorator ``sampler`` in one of the files
 """
 
 from carrara.diffusion.samplers import multistep, several_stage, single_step
-from carrara.diffusion.samplers.path import SAMPLERS, Denoise, Noise, Step
+from carrara.diffusion.samplers.path import SAMPLERS, Denoise, Noise, Sampler, Step
 
-__all__ = ["SAMPLERS", "Denoise", "Noise", "Step", "multistep", "several_stage", "single_step"]
+__all__ = ["SAMPLERS", "Denoise", "Noise", "Sampler", "Step", "multistep", "several_stage", "single_step"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from functools import wraps
 from itertools import pairwise
-from typing import NamedTuple, ParamSpec
+from typing import Any, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
@@ -28,6 +29,10 @@ class Step(NamedTuple):
     index: int  # type: ignore[assignment]  # hides tuple.index
     z: Tensor
     x0: Tensor
+
+
+Sampler = Callable[..., Iterator[Step]]
+"""(denoise, z, times [steps + 1], schedule, *, noise, **own options) -> steps."""
 
 
 class Moment(NamedTuple):
@@ -132,11 +137,9 @@ def sampler(function: Callable[P, Iterator[Step]]) -> Callable[P, Iterator[Step]
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Iterator[Step]:
-        times = args[2] if len(args) > 2 else kwargs["times"]
-        assert isinstance(times, Tensor)
-        check_times(times)
-        eta = kwargs.get("eta", 0)
-        if not isinstance(eta, int | float) or eta < 0:
+        given: dict[str, Any] = inspect.signature(function).bind(*args, **kwargs).arguments
+        check_times(given["times"])
+        if not (eta := given.get("eta", 0)) >= 0:
             raise UserError(f"eta must be 0 (no fresh noise) or more, got {eta}")
         return function(*args, **kwargs)
 
