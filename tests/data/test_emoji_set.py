@@ -73,6 +73,10 @@ def test_skin_tones_do_not_leak(every: tuple[Dataset, Summary]) -> None:
     # A couple with two skin tones is spelt as two people, yet belongs to the couple.
     couple = dataset.take(dataset.indices(None, "group = '1f46b'"), ["source"])["source"]
     assert len(couple) == 26
+    # Two skin tones that no list of variants knows yet: their names tell.
+    wrestling = dataset.take(dataset.indices(None, "group = '1f93c-200d-2642'"), ["caption_en"])["caption_en"]
+    assert "men wrestling light skin tone dark skin tone" in wrestling
+    assert dataset.take(dataset.indices(None, "source = '23-20e3'"), ["label"])["label"] == ["Symbols"]
 
 
 def test_subsets_by_category(tmp_path: Path) -> None:

