@@ -47,7 +47,11 @@ def Component(room: str) -> Any:
             raise ValueError(f"expected a table with a 'kind' (known: {', '.join(kinds(room))})")
         if value["kind"] not in (known := kinds(room)):
             raise ValueError(f"unknown kind {value['kind']!r}{nearest(str(value['kind']), known)}")
-        return component(room, value["kind"]).Config.model_validate(value)
+        model = component(room, value["kind"]).Config
+        try:
+            return model.model_validate(value)
+        except ValidationError as error:
+            raise ValueError(_first_fault(model, value, error)) from None
 
     return Annotated[SerializeAsAny[Config], BeforeValidator(choose)]
 

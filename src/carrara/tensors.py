@@ -57,3 +57,13 @@ def from_uint8(pixels: Tensor) -> Tensor:
 def to_uint8(image: Tensor) -> Tensor:
     """An image in [-1, 1] (clipped) to ``uint8`` in 0..255, rounded to the nearest."""
     return image.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def sample_noise(seeds: Sequence[int], shape: Sequence[int], *, stream: int = 0) -> Tensor:
+    """Standard normal ``[b, *shape]``, picture i's a function of (seeds[i], stream) alone."""
+    return torch.stack([torch.randn(*shape, generator=generator(int(seed), stream)) for seed in seeds])
+
+
+def sample_uniform(seeds: Sequence[int], *, stream: int) -> Tensor:
+    """``float64 [b]`` in (0, 1), picture i's a function of (seeds[i], stream) alone."""
+    return torch.tensor([(mix(int(seed), stream) + 0.5) / 2**64 for seed in seeds], dtype=torch.float64)

@@ -54,7 +54,9 @@ class Autoencoder(nn.Module):
         pair = 2 * config.latent_channels
         self.to_moments = nn.Conv2d(pair, pair, 1) if config.projections else nn.Identity()
         self.from_latent = (
-            nn.Conv2d(config.latent_channels, config.latent_channels, 1) if config.projections else nn.Identity()
+            nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+            if config.projections
+            else nn.Identity()
         )
 
     def encode(self, image: Tensor) -> Encoding:

@@ -16,9 +16,15 @@ class TrunkConfig(Config):
     """The shape of encoder and decoder; with the published numbers it is the published network."""
 
     channels: int = Field(64, ge=8, description="Width of the first level.")
-    multipliers: tuple[int, ...] = Field((1, 2, 4), description="Width of each level as a multiple of channels.")
-    blocks: int = Field(2, ge=1, description="Residual blocks a level in the encoder (one more in the decoder).")
-    patch: int = Field(1, ge=1, description="Space-to-depth at both ends: the first level works at size / patch.")
+    multipliers: tuple[int, ...] = Field(
+        (1, 2, 4), description="Width of each level as a multiple of channels."
+    )
+    blocks: int = Field(
+        2, ge=1, description="Residual blocks a level in the encoder (one more in the decoder)."
+    )
+    patch: int = Field(
+        1, ge=1, description="Space-to-depth at both ends: the first level works at size / patch."
+    )
     attention: tuple[int, ...] = Field((), description="Down-sampling factors at which levels attend.")
     middle_attention: bool = Field(True, description="Attention between the two middle blocks.")
     latent_channels: int = Field(4, ge=1, description="Channels of the latent.")
@@ -165,5 +171,3 @@ def check_size(image: Tensor, factor: int) -> None:
     h, w = image.shape[-2:]
     if h % factor or w % factor:
         raise ValueError(f"expected sides that are multiples of {factor}, got {w}x{h}")
-
-

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,25 +14,52 @@ from torch import Tensor, nn
 
 from carrara.config import Config as Base
 from carrara.context import Context
+from carrara.errors import UserError
 from carrara.layers import attend
+from carrara.tensors import sample_uniform
 
 _PAD, _START = "<pad>", "<start>"
+_TOKENIZER = "tokenizer.json"
 
 
 class Config(Base):
     """A text encoder trained with the denoiser, in whatever languages the captions have."""
 
     kind: Literal["text"] = "text"
-    vocabulary: int = Field(8192, ge=258, description="Tokens learned from the captions; bytes are always known.")
+    column: str = Field("caption", description="Column of the caption; its languages are column_<language>.")
+    languages: tuple[str, ...] = Field((), description="Languages trained on, e.g. en, de; none means all.")
+    vocabulary: int = Field(
+        8192, ge=258, description="Tokens learned from the captions; bytes are always known."
+    )
     length: int = Field(32, ge=2, description="Longest caption in tokens; longer ones are cut, and counted.")
     width: int = Field(256, ge=8, description="Width of the tokens.")
     depth: int = Field(2, ge=1, description="Transformer layers.")
     heads: int = Field(4, ge=1, description="Attention heads.")
     dropout: float = Field(0.1, ge=0, le=1, description="Share of pictures trained without their caption.")
 
-    def build(self, tokenizer: Tokenizer) -> TextEncoder:
-        """The encoder over a tokenizer learned by ``learn_tokenizer`` (or read from a model folder)."""
-        return TextEncoder(self, tokenizer)
+    def columns(self, captions: Mapping[str, str]) -> list[str]:
+        """The caption columns to draw from, of those that the data has (language -> column name).
+
+        UserError where a language is asked for that no caption has; an empty list where there are no captions.
+        """
+        unknown = [language for language in self.languages if language not in captions]
+        if unknown and captions:
+            known = ", ".join(sorted(captions))
+            raise UserError(f"the data has no captions in {', '.join(map(repr, unknown))} (it has: {known})")
+        return [
+            captions[language] for language in (self.languages or sorted(captions)) if language in captions
+        ]
+
+    def learn(self, captions: Iterable[str]) -> TextEncoder:
+        """A new encoder whose tokens are learned from these captions."""
+        return TextEncoder(self, learn_tokenizer(captions, self.vocabulary))
+
+    def restore(self, folder: Path) -> TextEncoder:
+        """The encoder with the tokenizer that a model folder keeps; its weights are loaded afterwards."""
+        file = folder / _TOKENIZER
+        if not file.is_file():
+            raise UserError(f"{folder.parent} is incomplete: it lacks {folder.name}/{_TOKENIZER}")
+        return TextEncoder(self, Tokenizer.from_file(str(file)))
 
 
 def learn_tokenizer(captions: Iterable[str], vocabulary: int) -> Tokenizer:
@@ -80,16 +107,41 @@ class TextEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
-    def prepare(self, captions: Sequence[str]) -> tuple[Tensor, int]:
-        """ids [b l], padded with zeros to the longest, and how many captions were too long and cut."""
+    @property
+    def column(self) -> str:
+        """The column of a request that it reads."""
+        return self.config.column
+
+    def keep(self, folder: Path) -> None:
+        """Writes what ``restore`` needs besides the weights."""
+        folder.mkdir(parents=True)
+        self.tokenizer.save(str(folder / _TOKENIZER))
+
+    def draw(self, columns: Mapping[str, Sequence[Any]], seeds: Sequence[int], *, stream: int) -> list[str]:
+        """One caption a picture, in one of its languages, and sometimes none: a function of seeds and stream."""
+        choice = sample_uniform(seeds, stream=2 * stream).tolist()
+        dropped = (sample_uniform(seeds, stream=2 * stream + 1) < self.config.dropout).tolist()
+        captions = []
+        for index, (pick, drop) in enumerate(zip(choice, dropped, strict=True)):
+            known = [values[index] for values in columns.values() if values[index]]
+            captions.append("" if drop or not known else known[int(pick * len(known))])
+        return captions
+
+    def cut(self, caption: str) -> int:
+        """How many of a caption's tokens lie beyond the window and are not read."""
+        return max(0, 1 + len(self.tokenizer.encode(caption).ids) - self.config.length)
+
+    def prepare(self, captions: Sequence[str | None]) -> Tensor:
+        """ids [b l], padded with zeros to the longest; no caption is the empty one."""
         start = self.tokenizer.token_to_id(_START)
-        rows = [[start, *e.ids] for e in self.tokenizer.encode_batch(list(captions))]
-        cut = sum(len(row) > self.config.length for row in rows)
-        longest = min(max(map(len, rows)), self.config.length)
-        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        rows = [
+            [start, *e.ids][: self.config.length]
+            for e in self.tokenizer.encode_batch([c or "" for c in captions])
+        ]
+        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         for index, row in enumerate(rows):
-            ids[index, : len(row)] = torch.tensor(row[:longest])[: self.config.length]
-        return ids, cut
+            ids[index, : len(row)] = torch.tensor(row)
+        return ids
 
     def forward(self, ids: Tensor) -> Context:
         mask = ids != 0

@@ -21,6 +21,9 @@ class Config(Base):
     kind: Literal["unet"] = "unet"
     channels: int = Field(128, ge=8, description="Width of the first level.")
     multipliers: tuple[int, ...] = Field((1, 2), min_length=1, description="Width of each level / channels.")
+    patch: int = Field(
+        1, ge=1, description="Space-to-depth at both ends: the first level works at size / patch."
+    )
     blocks: int = Field(2, ge=1, description="Residual blocks a level going down (one more going up).")
     attention: tuple[int, ...] = Field((1, 2), description="Down-sampling factors at which levels attend.")
     depth: int = Field(1, ge=1, description="Transformer blocks at each place that attends.")
@@ -32,7 +35,9 @@ class Config(Base):
         for level, multiple in enumerate(self.multipliers):
             width = self.channels * multiple
             if 2**level in self.attention and width % self.head_width:
-                raise ValueError(f"level {level} has {width} channels, no multiple of head_width {self.head_width}")
+                raise ValueError(
+                    f"level {level} has {width} channels, no multiple of head_width {self.head_width}"
+                )
         return self
 
     def build(self, *, channels: int, tokens: int | None = None, vector: int | None = None) -> UNet:
@@ -92,7 +97,9 @@ class SpatialTransformer(nn.Module):
     def __init__(self, width: int, head_width: int, depth: int, tokens: int | None) -> None:
         super().__init__()
         self.norm, self.inward = _norm(width), nn.Linear(width, width)
-        self.blocks = nn.ModuleList(TransformerBlock(width, width // head_width, tokens) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(width, width // head_width, tokens) for _ in range(depth)
+        )
         self.outward = zero(nn.Linear(width, width))
 
     def forward(self, x: Tensor, embedding: Tensor, context: Context) -> Tensor:
@@ -116,12 +123,13 @@ class Resample(nn.Module):
 
 
 class UNet(nn.Module):
-    """(z [b c h w], t [b] in [0, 1], context) -> [b c h w]; sides must divide by 2 ** (levels - 1)."""
+    """(z [b c h w], t [b] in [0, 1], context) -> [b c h w]; sides must divide by patch * 2 ** (levels - 1)."""
 
     def __init__(self, config: Config, channels: int, tokens: int | None, vector: int | None) -> None:
         super().__init__()
         width, embedding = config.channels, 4 * config.channels
-        self.width, self.levels = width, len(config.multipliers)
+        channels *= config.patch**2
+        self.patch, self.width, self.levels = config.patch, width, len(config.multipliers)
         self.time = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.vector = (
             nn.Sequential(nn.Linear(vector, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
@@ -147,7 +155,10 @@ class UNet(nn.Module):
                 self.down.append(nn.ModuleList([Resample(inner, up=False)]))
                 skips.append(inner)
         self.middle = nn.ModuleList(
-            [*stage(inner, inner, max(config.attention, default=0)), ResidualBlock(inner, inner, embedding, config.scale_shift)]
+            [
+                *stage(inner, inner, max(config.attention, default=0)),
+                ResidualBlock(inner, inner, embedding, config.scale_shift),
+            ]
         )
         for level, multiple in reversed(list(enumerate(config.multipliers))):
             for block in range(config.blocks + 1):
@@ -164,7 +175,7 @@ class UNet(nn.Module):
         if self.vector is not None and context.vector is not None:
             embedding = embedding + self.vector(context.vector)
         embedding = F.silu(embedding)
-        x = self.conv_in(z)
+        x = self.conv_in(F.pixel_unshuffle(z, self.patch) if self.patch > 1 else z)
         skips = [x]
         for parts in self.down:
             x = _through(parts, x, embedding, context)
@@ -172,8 +183,8 @@ class UNet(nn.Module):
         x = _through(self.middle, x, embedding, context)
         for parts in self.up:
             x = _through(parts, torch.cat([x, skips.pop()], 1), embedding, context)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
-        return out.float()
+        out: Tensor = self.conv_out(F.silu(self.norm_out(x))).float()
+        return F.pixel_shuffle(out, self.patch) if self.patch > 1 else out
 
 
 def time_features(t: Tensor, width: int, longest: float = 10000.0) -> Tensor:

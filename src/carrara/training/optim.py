@@ -82,7 +82,9 @@ class Muon(torch.optim.Optimizer):
             return
         for p in parameters:
             if not self.state[p]:
-                self.state[p].update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+                self.state[p].update(
+                    step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
+                )
         states = [self.state[p] for p in parameters]
         torch._fused_adamw_(
             parameters,
@@ -110,7 +112,9 @@ def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
     for owner_name, owner in module.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
             ends = any(part in {"conv_in", "conv_out", "time", "vector"} for part in owner_name.split("."))
-            matrix = isinstance(owner, nn.Linear | nn.Conv2d) and name == "weight" and min(parameter.shape[:2]) > 1
+            matrix = (
+                isinstance(owner, nn.Linear | nn.Conv2d) and name == "weight" and min(parameter.shape[:2]) > 1
+            )
             (hidden if matrix and not ends else other).append(parameter)
     return hidden, other
 

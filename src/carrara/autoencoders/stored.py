@@ -1,0 +1,88 @@
+"""An autoencoder with all that its users need: configuration, picture size, latent scale, hash; on disk or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from carrara.autoencoders.scale import LatentScale
+from carrara.config import Component, Config, parse
+from carrara.errors import UserError
+from carrara.model_folder import (
+    hash_weights,
+    load_into,
+    read_about,
+    read_passport,
+    write_about,
+    write_folder,
+    write_weights,
+)
+
+
+class About(Config):
+    """What ``model.toml`` says of an autoencoder."""
+
+    size: int
+    autoencoder: Component("autoencoders")  # type: ignore[valid-type]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class StoredAutoencoder:
+    """A trained autoencoder; ``scale`` is None until it was measured on a data set's latents."""
+
+    module: nn.Module
+    config: Any
+    size: int
+    scale: LatentScale | None
+    hash: str
+    passport: Mapping[str, Any]
+
+    @staticmethod
+    def of(module: nn.Module, config: Any, size: int, passport: Mapping[str, Any]) -> StoredAutoencoder:
+        """From a module just trained."""
+        return StoredAutoencoder(module.eval(), config, size, None, hash_weights(module), passport)
+
+    def with_scale(self, scale: LatentScale) -> StoredAutoencoder:
+        """The same with a measured scale."""
+        return replace(self, scale=scale)
+
+    def save(self, path: Path) -> None:
+        """Writes the model folder, whole or not at all."""
+        write_folder(path, self.fill)
+
+    def fill(self, folder: Path) -> None:
+        """Its files, into a folder that is being written."""
+        values: dict[str, Any] = {
+            "size": self.size,
+            "autoencoder": self.config.model_dump(mode="json", exclude_none=True),
+        }
+        if self.scale is not None:
+            values |= {"mean": self.scale.mean.tolist(), "std": self.scale.std.tolist()}
+        write_about(folder, "autoencoder", values, self.passport)
+        write_weights(folder / "weights.safetensors", self.module.state_dict())
+
+
+def load_autoencoder(path: str | Path) -> StoredAutoencoder:
+    """Opens an autoencoder's folder. UserError where it is none, is incomplete or does not fit."""
+    path = Path(path)
+    about = read_about(path)
+    kind = about.pop("kind", None)
+    if kind == "diffusion" and (path / "autoencoder").is_dir():
+        return load_autoencoder(path / "autoencoder")
+    if kind != "autoencoder":
+        raise UserError(f"{path} holds a {kind} model; expected an autoencoder")
+    known = parse(About, {k: v for k, v in about.items() if k not in ("format", "carrara")}, where=str(path))
+    module = known.autoencoder.build()
+    load_into(module, path / "weights.safetensors")
+    scale = None
+    if known.mean is not None and known.std is not None:
+        scale = LatentScale(torch.tensor(known.mean), torch.tensor(known.std))
+    stored = StoredAutoencoder.of(module, known.autoencoder, known.size, read_passport(path))
+    return stored.with_scale(scale) if scale else stored

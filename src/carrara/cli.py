@@ -1,0 +1,305 @@
+"""The command line: one function a command; what a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from carrara.console import Bar, Interrupted, console, fail, until_interrupted
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    from carrara.autoencoders.stored import StoredAutoencoder
+    from carrara.data.importing import Summary
+    from carrara.data.table import Dataset
+    from carrara.generation.model import Model
+    from carrara.training.autoencoding import AutoencoderRecipe
+    from carrara.training.diffusing import DiffusionRecipe
+    from carrara.training.loop import Report
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train, measure and use your own latent diffusion model, from a folder of captioned pictures.",
+)
+data = typer.Typer(no_args_is_help=True, help="Bring pictures in.")
+app.add_typer(data, name="data")
+
+
+@data.command("import")
+def data_import(
+    source: Annotated[str, typer.Argument(help="A folder of pictures, or the word 'emoji'.")],
+    dataset: Annotated[Path, typer.Argument(help="The data set: made, or added to.")],
+    held_out: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of pictures never trained on.")
+    ] = 0.05,
+    subset: Annotated[
+        str, typer.Option("--set", help="Of 'emoji': default, all, or categories with commas.")
+    ] = "default",
+    licence: Annotated[str | None, typer.Option(help="Licence of pictures that state none.")] = None,
+) -> None:
+    """Import captioned pictures into a data set; again, it continues or adds what is new."""
+    for line in import_into(source, dataset, held_out=held_out, subset=subset, licence=licence).lines():
+        console.print(line, soft_wrap=True)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (see `carrara recipe`) or a TOML file.")],
+    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
+    out: Annotated[Path, typer.Option(help="The run's folder; the same again continues it.")],
+    autoencoder: Annotated[
+        Path | None, typer.Option(help="For a diffusion model: the autoencoder, a model folder or its run.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="How long: 90s, 10m, 2h, or 4000steps.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a value of the recipe, e.g. train.batch=16.")
+    ] = None,
+) -> None:
+    """Train an autoencoder (stage one) or a diffusion model on its latents (stage two)."""
+    from carrara.data.table import Dataset
+    from carrara.recipes.catalogue import named
+    from carrara.training.autoencoding import AutoencoderRecipe
+
+    changes = [*(change or []), *([f"train.budget={budget}"] if budget else [])]
+    chosen = named(recipe, changes)
+    pictures = Dataset.open(dataset)
+    if isinstance(chosen, AutoencoderRecipe):
+        run_autoencoder(chosen, pictures, out)
+        console.print(f"next: carrara train text_ldm {dataset} --autoencoder {out} --out RUN", soft_wrap=True)
+        return
+    if autoencoder is None:
+        raise UserError(
+            "a diffusion model needs --autoencoder: train one with `carrara train kl_autoencoder …`"
+        )
+    run_diffusion(chosen, pictures, open_autoencoder(autoencoder), out)
+    console.print(f'next: carrara sample {out} "a prompt" --out pictures', soft_wrap=True)
+
+
+@app.command()
+def sample(
+    model: Annotated[Path, typer.Argument(help="A model folder, or the run that made it.")],
+    prompt: Annotated[
+        str, typer.Argument(help="What to show; may stay away for a model without captions.")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 4,
+    steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 20,
+    sampler: Annotated[str, typer.Option(help="ancestral, ddim, heun, dpmpp_2m and more.")] = "dpmpp_2m",
+    guidance: Annotated[float, typer.Option(help="How strongly the prompt pulls; 1 is off.")] = 3.0,
+    negative: Annotated[str, typer.Option(help="What to keep away from.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("pictures"),
+) -> None:
+    """Make pictures from a prompt; each PNG carries the recipe that made it."""
+    from carrara.config import parse
+    from carrara.generation.generate import Settings, decode, denoise
+    from carrara.generation.pictures import save_png
+
+    given = {"seed": seed, "steps": steps, "sampler": sampler, "guidance": guidance}
+    settings = parse(Settings, given, where="sample")
+    opened = open_model(model)
+    say_about(opened, prompt)
+    make_folder(out)
+    hash_, written = opened.hash, []
+    batch = 16
+    with Bar("sampling") as bar:
+        for first in range(0, count, batch):
+            numbers = list(range(first, min(first + batch, count)))
+            rows = [{"caption": prompt, "negative": negative} for _ in numbers]
+            for moment in denoise(opened, rows, numbers, settings):
+                done = (first + len(numbers) * moment.step / moment.steps) / count
+                bar.show(done, f"step {moment.step} of {moment.steps}")
+            for number, picture in zip(numbers, decode(opened, moment.z), strict=True):
+                recipe = {
+                    **settings.model_dump(),
+                    "prompt": prompt,
+                    "negative": negative,
+                    "number": number,
+                    "model": hash_,
+                }
+                path = out / f"{_slug(prompt)}_{seed}_{number}.png"
+                save_png(picture, path, recipe)
+                written.append(path)
+    for path in written:
+        console.print(str(path), soft_wrap=True)
+
+
+@app.command("recipe")
+def show_recipe(
+    name: Annotated[str, typer.Argument(help="A recipe; without it they are listed.")] = "",
+) -> None:
+    """List the recipes, or print one as TOML to change and train with."""
+    from carrara.config import to_toml
+    from carrara.recipes.catalogue import named, recipes
+
+    if name:
+        typer.echo(to_toml(named(name)), nl=False)
+        return
+    for known, sentence in recipes().items():
+        console.print(f"{known:16} {sentence}", soft_wrap=True)
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/quickstart"),
+    budget: Annotated[
+        str, typer.Option(help="How long it may train: 3m, 30m, 2h, or 500steps a stage.")
+    ] = "11m",
+    subset: Annotated[
+        str, typer.Option("--set", help="default (food, animals, smileys), all, or categories.")
+    ] = "default",
+) -> None:
+    """Make a text-to-image model from pictures that come with pip, and a page that shows what it can do."""
+    from carrara.quickstart import quickstart as run
+
+    run(out, budget, subset)
+
+
+# --- what commands share ---
+
+
+def import_into(source: str, dataset: Path, **options: Any) -> Summary:
+    """Imports with a bar; returns the summary."""
+    from carrara.data.importing import import_pictures
+
+    with Bar("importing") as bar, closing(import_pictures(source, dataset, **options)) as reports:
+        for report in reports:
+            bar.show(report.done / max(1, report.total), f"{report.kept} kept, {report.rejected} skipped")
+            summary = report.summary
+    assert summary is not None
+    return summary
+
+
+def run_autoencoder(recipe: AutoencoderRecipe, dataset: Dataset, out: Path) -> StoredAutoencoder:
+    """Stage one with a bar; returns the autoencoder."""
+    from carrara.autoencoders.stored import load_autoencoder
+    from carrara.evaluation.reconstruction import held_out_psnr
+    from carrara.training.parallel import Placement
+    from carrara.training.stages import train_autoencoder
+
+    placement = Placement.choose(precision=recipe.train.precision)
+    console.print(
+        f"training the autoencoder on {len(dataset.indices('train'))} pictures ({placement})", soft_wrap=True
+    )
+    watch("autoencoder", train_autoencoder(recipe, dataset, out), out)
+    autoencoder = load_autoencoder(out / "model")
+    db, count = held_out_psnr(autoencoder, dataset, placement.device)
+    console.print(f"{out / 'model'}: {db:.2f} dB PSNR on {count} held-out pictures", soft_wrap=True)
+    return autoencoder
+
+
+def run_diffusion(
+    recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder, out: Path
+) -> None:
+    """Latents where they are missing, then stage two with a bar."""
+    from carrara.data.latents import encode
+    from carrara.training.parallel import Placement
+    from carrara.training.stages import fitted, train_diffusion
+
+    fitting = fitted(recipe, dataset)
+    if dropped := sorted(recipe.model.conditions.keys() - fitting.model.conditions.keys()):
+        console.print(
+            f"the data has no column for {', '.join(dropped)}: training without it, unconditionally",
+            soft_wrap=True,
+        )
+    placement = Placement.choose(precision=recipe.train.precision)
+    with Bar("latents") as bar, closing(encode(dataset, autoencoder, placement.device)) as reports:
+        for report in reports:
+            bar.show(report.done / max(1, report.total), f"{report.done} encoded")
+    console.print(f"training the diffusion model ({placement})", soft_wrap=True)
+    watch("diffusion", train_diffusion(fitting, dataset, autoencoder, out), out)
+
+
+def watch(title: str, reports: Iterator[Report], out: Path) -> None:
+    """Shows a training's reports; Ctrl-C saves and says how to go on."""
+    import time
+
+    saved = f"stopped and saved in {out}; the same command again continues"
+    any_step = False
+    with Bar(title) as bar:
+        recent: tuple[float, int] | None = None
+        rate = 0.0
+        for report in until_interrupted(reports, saved=saved):
+            any_step, now = True, time.monotonic()
+            recent = recent or (now, report.seen)
+            if now - recent[0] > 2:
+                rate, recent = (report.seen - recent[1]) / (now - recent[0]), (now, report.seen)
+            loss = sum(report.losses.values())
+            bar.show(report.fraction, f"loss {loss:.4f} · {report.seen} seen · {rate:.0f} pictures/s")
+    if not any_step:
+        console.print(f"nothing to do: {out} is trained already", soft_wrap=True)
+
+
+def open_autoencoder(path: Path) -> StoredAutoencoder:
+    """From a model folder or from the run that made it."""
+    from carrara.autoencoders.stored import load_autoencoder
+
+    return load_autoencoder(model_in(path))
+
+
+def open_model(path: Path) -> Model:
+    """A diffusion model from its folder or its run, on the GPU where there is one."""
+    from carrara.generation.model import load_model
+    from carrara.training.parallel import Placement
+
+    return load_model(model_in(path)).to(Placement.choose().device)
+
+
+def model_in(path: Path) -> Path:
+    """``path`` itself, or the finished model inside a run."""
+    if (path / "model" / "model.toml").is_file():
+        return path / "model"
+    if (path / "checkpoints").is_dir():
+        raise UserError(f"the run in {path} has not finished: the same `carrara train` again continues it")
+    return path
+
+
+def say_about(model: Model, prompt: str) -> None:
+    """What a user should know of this prompt and this model, on standard error."""
+    from carrara.evaluation.prompts import remarks
+
+    for remark in remarks(model, prompt):
+        sys.stderr.write(f"note: {remark}\n")
+
+
+def make_folder(path: Path) -> None:
+    """The folder, made where it is missing; UserError where it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
+
+
+def _slug(prompt: str) -> str:
+    import re
+
+    words = re.sub(r"[^\w]+", "-", prompt.strip().lower()).strip("-")
+    return words[:60].encode()[:120].decode(errors="ignore") or "picture"
+
+
+def main() -> None:
+    """Runs a command; an error the user can mend is one line and exit status 2, Ctrl-C is 130."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        fail(str(error))
+        sys.exit(2)
+    except Interrupted as stop:
+        fail(str(stop))
+        sys.exit(130)
+    except KeyboardInterrupt:
+        fail("stopped; the same command again continues")
+        sys.exit(130)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of the command line itself
+            fail(" ".join(error.format_message().split()))
+            sys.exit(2)
+        raise

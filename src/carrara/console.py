@@ -1,0 +1,107 @@
+"""What a person sees in the terminal: progress with rate and time left, and one line for an error."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Self, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+console = Console(highlight=False)
+T = TypeVar("T")
+
+
+class Bar:
+    """A progress bar; without a terminal a plain line every ten seconds."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.started = time.monotonic()
+        self._printed = self.started
+        self._first: float | None = None
+        self._live: Progress | None = None
+        if console.is_terminal:
+            self._live = Progress(
+                TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[words]}"),
+                TimeElapsedColumn(), console=console,
+            )  # fmt: skip
+            self._task = self._live.add_task(title, total=1.0, words="")
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, fraction: float, words: str) -> None:
+        """``fraction`` done (0 to 1); the time left follows from how it moved since the first call."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._from = fraction, now
+        moved = fraction - self._first
+        left = (1 - fraction) * (now - self._from) / moved if moved > 0 else None
+        words += f" · {clock(left)} left" if left is not None else ""
+        if self._live:
+            self._live.update(self._task, completed=fraction, words=words)
+        elif now - self._printed >= 10 or fraction >= 1:
+            self._printed = now
+            console.print(f"{self.title}  {fraction:4.0%}  {words}", soft_wrap=True)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as "1:05:09" or "2:03"."""
+    whole = int(seconds + 0.5)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+class Interrupted(Exception):
+    """Ctrl-C came, and what was under way has been put in safety."""
+
+
+@contextmanager
+def finishing_the_step() -> Iterator[list[bool]]:
+    """The first Ctrl-C only asks to stop: the list then holds True. A second one stops at once."""
+    asked: list[bool] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.append(True)
+        signal.signal(number, before[number])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def until_interrupted(items: Iterable[T], *, saved: str) -> Iterator[T]:
+    """The items; at Ctrl-C the generator is closed (it saves what it has) and Interrupted is raised."""
+    with finishing_the_step() as asked:
+        iterator = iter(items)
+        for item in iterator:
+            yield item
+            if asked:
+                close = getattr(iterator, "close", None)
+                if close:
+                    close()
+                raise Interrupted(saved)
+
+
+def fail(message: str) -> None:
+    """One line on standard error."""
+    sys.stderr.write(f"carrara: {message}\n")

@@ -1,0 +1,59 @@
+"""How well an autoencoder gives pictures back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from carrara.tensors import from_uint8, to_uint8
+
+if TYPE_CHECKING:
+    from carrara.autoencoders.stored import StoredAutoencoder
+    from carrara.data.table import Dataset
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of ``uint8 [b c h w]``, a picture each: [b]; infinite where equal."""
+    error = (a.double() - b.double()).square().flatten(1).mean(1)
+    return 10 * torch.log10(255.0**2 / error)
+
+
+def reconstruct(
+    autoencoder: StoredAutoencoder, pictures: Tensor, device: torch.device, batch: int = 64
+) -> Tensor:
+    """``uint8 [b c h w]`` through the autoencoder (posterior mode) and back."""
+    module = autoencoder.module.to(device)
+    with torch.inference_mode():
+        parts = [
+            to_uint8(module.decode(module.encode(from_uint8(part).to(device)).mode())).cpu()  # type: ignore[operator]
+            for part in pictures.split(batch)
+        ]
+    return torch.cat(parts)
+
+
+def held_out_psnr(
+    autoencoder: StoredAutoencoder, dataset: Dataset, device: torch.device
+) -> tuple[float, int]:
+    """Mean PSNR in dB over the held-out pictures (all pictures where none are held out), and how many."""
+    rows = dataset.indices("held_out")
+    if len(rows) == 0:
+        rows = dataset.indices(None)
+    total = 0.0
+    for start in range(0, len(rows), 256):
+        pictures = dataset.pictures(
+            rows[start : start + 256], autoencoder.size, autoencoder.config.image_channels
+        )
+        total += float(psnr(pictures, reconstruct(autoencoder, pictures, device)).clamp(max=100).sum())
+    return total / len(rows), len(rows)
+
+
+def nearest_picture(samples: Tensor, references: Tensor, size: int = 32) -> Sequence[int]:
+    """For each sample ``uint8 [b c h w]`` the index of the reference whose pixels at ``size`` are nearest."""
+    small = [
+        torch.nn.functional.adaptive_avg_pool2d(x.float(), size).flatten(1) for x in (samples, references)
+    ]
+    found: list[int] = torch.cdist(*small).argmin(1).tolist()
+    return found

@@ -1,0 +1,125 @@
+"""From requests to pictures: seeded noise, a sampler's steps, the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from carrara.config import Config
+from carrara.diffusion.grids import GRIDS
+from carrara.diffusion.guidance import cfg
+from carrara.diffusion.samplers import SAMPLERS
+from carrara.errors import nearest
+from carrara.generation.model import Model
+from carrara.tensors import PictureNoise, to_uint8
+
+
+class Settings(Config):
+    """How to sample; the same for every model."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="Noise follows from (seed, picture number).")
+    steps: int = Field(20, ge=1, le=1000, description="Steps from noise to picture.")
+    sampler: str = Field("dpmpp_2m", description="Which way z goes.")
+    grid: str = Field("shifted", description="Where the steps are.")
+    guidance: float = Field(3.0, ge=0, description="How strongly the prompt pulls; 1 is off.")
+
+    @field_validator("sampler")
+    @classmethod
+    def _known_sampler(cls, value: str) -> str:
+        if value not in SAMPLERS:
+            raise ValueError(f"no sampler is called {value!r}{nearest(value, SAMPLERS)}")
+        return value
+
+    @field_validator("grid")
+    @classmethod
+    def _known_grid(cls, value: str) -> str:
+        if value not in GRIDS:
+            raise ValueError(f"no time grid is called {value!r}{nearest(value, GRIDS)}")
+        return value
+
+
+@dataclass(frozen=True)
+class Moment:
+    """After each step: its number, of how many; scaled latents z and the clean estimate x0, [b c h w]."""
+
+    step: int
+    steps: int
+    z: Tensor
+    x0: Tensor
+
+
+def denoise(
+    model: Model, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], settings: Settings
+) -> Iterator[Moment]:
+    """Samples one latent a request; picture i's noise belongs to (seed, numbers[i]), whatever the batch.
+
+    A row is a request's columns by name, e.g. {"caption": "a red apple"}; a column that a condition reads and
+    the row lacks is the condition's null. "negative" holds what to keep away from.
+    """
+    diffusion, device = model.diffusion, model.device
+    times = GRIDS[settings.grid](settings.steps, diffusion.schedule)
+    noise = PictureNoise(settings.seed, numbers)
+    start = torch.tensor([1.0], dtype=torch.float64)
+    sigma = float(diffusion.schedule.sigma(start))
+    z = sigma * noise.draw(model.latent_shape, device=device)
+    with torch.inference_mode():
+        walk = SAMPLERS[settings.sampler](
+            _guided(model, rows, settings), z, times, diffusion.schedule, noise=noise
+        )
+        for step in walk:
+            yield Moment(step.index + 1, settings.steps, step.z, step.x0)
+
+
+def decode(model: Model, latent: Tensor) -> Tensor:
+    """Scaled latents [b c h w] to ``uint8 [b c H W]``."""
+    scale = model.autoencoder.scale
+    assert scale is not None
+    with torch.inference_mode():
+        return to_uint8(model.autoencoder.module.decode(scale.unscale(latent))).cpu()  # type: ignore[operator]
+
+
+def generate(
+    model: Model,
+    rows: Sequence[Mapping[str, Any]],
+    settings: Settings,
+    *,
+    numbers: Sequence[int] | None = None,
+    batch: int = 16,
+) -> Tensor:
+    """``uint8 [n c H W]``, one picture a request; ``numbers`` default to 0, 1, 2 … ."""
+    numbers = list(range(len(rows))) if numbers is None else numbers
+    pictures = []
+    for first in range(0, len(rows), batch):
+        part = slice(first, first + batch)
+        for moment in denoise(model, rows[part], numbers[part], settings):
+            latent = moment.z
+        pictures.append(decode(model, latent))
+    return torch.cat(pictures)
+
+
+def _guided(model: Model, rows: Sequence[Mapping[str, Any]], settings: Settings) -> Any:
+    """z, t -> x0: both guidance branches in one call of the network, and only where guidance is on."""
+    context = model.context(rows)
+    diffusion = model.diffusion
+    nulls = [{name: row.get("negative") for name in _columns(model)} for row in rows]
+    both = model.context([*rows, *nulls]) if model.conditions else context
+
+    def conditional(z: Tensor, t: Tensor) -> Tensor:
+        return diffusion.denoise(z, t, context)
+
+    def pair(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        with_it, without = diffusion.denoise(torch.cat([z, z]), t, both).chunk(2)
+        return with_it, without
+
+    if not model.conditions:
+        return conditional
+    return cfg(settings.guidance).together(pair, conditional)
+
+
+def _columns(model: Model) -> list[str]:
+    return [str(c.column) for c in model.conditions.values()]

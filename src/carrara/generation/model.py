@@ -1,0 +1,158 @@
+"""A diffusion model as it is configured, built, kept in a folder and opened again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from carrara.autoencoders.stored import StoredAutoencoder, load_autoencoder
+from carrara.config import Component, Config, parse
+from carrara.context import Context
+from carrara.denoisers import unet
+from carrara.diffusion.parameterizations import PARAMETERIZATIONS
+from carrara.diffusion.process import Diffusion
+from carrara.diffusion.schedules import SCHEDULES
+from carrara.errors import UserError
+from carrara.model_folder import (
+    hash_weights,
+    load_into,
+    read_about,
+    read_passport,
+    write_about,
+    write_folder,
+    write_weights,
+)
+
+
+class ModelConfig(Config):
+    """The parts of a diffusion model; with the weights it is the model."""
+
+    schedule: str = Field("flow", description="Path from data to noise.")
+    schedule_options: dict[str, float] = Field({}, description="Its options.")
+    parameterization: str = Field("flow", description="What the denoiser is trained towards.")
+    denoiser: Component("denoisers") = Field(default_factory=unet.Config, description="The network.")  # type: ignore[valid-type]
+    conditions: dict[str, Component("conditions")] = Field({}, description="What guides it, by name.")  # type: ignore[valid-type]
+
+
+def bind(config: ModelConfig, network: nn.Module) -> Diffusion:
+    """Network, schedule and parameterization together; UserError names unknown ones' nearest."""
+    schedule = SCHEDULES[config.schedule](**config.schedule_options)
+    return Diffusion(network, schedule, PARAMETERIZATIONS[config.parameterization])
+
+
+def build_network(config: ModelConfig, conditions: nn.ModuleDict, channels: int) -> nn.Module:
+    """The denoiser, fitted to the latent's channels and to what the conditions fill."""
+    tokens = [int(c.tokens) for c in conditions.values() if c.tokens]  # type: ignore[arg-type]
+    vector = sum(int(c.vector) for c in conditions.values() if c.vector)  # type: ignore[arg-type]
+    if len(set(tokens)) > 1:
+        raise UserError(f"conditions give tokens of widths {tokens}; a denoiser attends to one width")
+    network: nn.Module = config.denoiser.build(
+        channels=channels, tokens=tokens[0] if tokens else None, vector=vector or None
+    )
+    return network
+
+
+def joined(conditions: nn.ModuleDict, values: Mapping[str, Any], device: torch.device) -> Context:
+    """The context of all conditions, each given its own values (a list, one a picture)."""
+    context = Context()
+    for name, encoder in conditions.items():
+        inputs = encoder.prepare(values[name])  # type: ignore[operator]
+        context = context.join(encoder(inputs.to(device)))
+    return context
+
+
+@dataclass
+class Model:
+    """A diffusion model ready to sample: `Stage` of DESIGN, with the autoencoder it was trained on."""
+
+    config: ModelConfig
+    network: nn.Module
+    conditions: nn.ModuleDict
+    autoencoder: StoredAutoencoder
+    passport: Mapping[str, Any]
+    path: Path | None = None
+
+    @property
+    def diffusion(self) -> Diffusion:
+        """The process that the network was trained for."""
+        return bind(self.config, self.network)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @property
+    def size(self) -> int:
+        """Side of its pictures in pixels."""
+        return self.autoencoder.size
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """[c h w] of what is sampled."""
+        side = self.size // int(self.autoencoder.module.factor)  # type: ignore[arg-type]
+        return int(self.autoencoder.module.channels), side, side  # type: ignore[arg-type]
+
+    def to(self, device: torch.device | str) -> Model:
+        """Moves every part; returns itself."""
+        for part in (self.network, self.conditions, self.autoencoder.module):
+            part.to(device)
+        return self
+
+    def context(self, rows: Sequence[Mapping[str, Any]]) -> Context:
+        """The context of requests: each condition reads its column of the row, null where it is absent."""
+        values = {name: [row.get(c.column) for row in rows] for name, c in self.conditions.items()}
+        return joined(self.conditions, values, self.device)
+
+    def save(self, path: Path, extra: Mapping[str, str] | None = None) -> None:
+        """Writes the model folder, whole or not at all; ``extra`` are text files to lie beside the weights."""
+
+        def fill(folder: Path) -> None:
+            write_about(
+                folder,
+                "diffusion",
+                {"model": self.config.model_dump(mode="json", exclude_none=True)},
+                self.passport,
+            )
+            write_weights(folder / "denoiser.safetensors", self.network.state_dict())
+            write_weights(folder / "conditions.safetensors", self.conditions.state_dict())
+            for name, encoder in self.conditions.items():
+                encoder.keep(folder / f"condition_{name}")  # type: ignore[operator]
+            for name, text in (extra or {}).items():
+                (folder / name).write_text(text, encoding="utf-8")
+            (folder / "autoencoder").mkdir()
+            self.autoencoder.fill(folder / "autoencoder")
+
+        write_folder(path, fill)
+
+    @property
+    def hash(self) -> str:
+        """Changes with any weight of the denoiser."""
+        return hash_weights(self.network)
+
+
+class _About(Config):
+    model: ModelConfig
+
+
+def load_model(path: str | Path) -> Model:
+    """Opens a diffusion model's folder, on the CPU. UserError where a file is missing, newer or damaged."""
+    path = Path(path)
+    about = read_about(path)
+    if (kind := about.get("kind")) != "diffusion":
+        raise UserError(f"{path} holds an {kind}; expected a diffusion model (give the folder of stage two)")
+    config = parse(_About, {"model": about.get("model", {})}, where=str(path)).model
+    autoencoder = load_autoencoder(path / "autoencoder")
+    conditions = nn.ModuleDict(
+        {name: c.restore(path / f"condition_{name}") for name, c in config.conditions.items()}
+    )
+    network = build_network(config, conditions, int(autoencoder.module.channels))  # type: ignore[arg-type]
+    load_into(network, path / "denoiser.safetensors")
+    load_into(conditions, path / "conditions.safetensors")
+    return Model(config, network.eval(), conditions.eval(), autoencoder, read_passport(path), path)

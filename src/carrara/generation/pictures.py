@@ -1,0 +1,67 @@
+"""Pictures as files: PNGs that carry their recipe, and sheets of many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+KEY = "carrara"
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """``uint8 [c h w]`` with 1, 3 or 4 channels to a Pillow image."""
+    from PIL import Image
+
+    array = picture.permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+
+
+def save_png(picture: Tensor, path: Path, recipe: Mapping[str, Any]) -> None:
+    """Writes the PNG, whole or not at all, with ``recipe`` as JSON under the key "carrara"."""
+    from PIL.PngImagePlugin import PngInfo
+
+    words = PngInfo()
+    words.add_itxt(KEY, json.dumps(recipe, ensure_ascii=False, sort_keys=True))
+    part = path.with_name(path.name + ".part")
+    try:
+        to_image(picture).save(part, "PNG", pnginfo=words)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe inside a PNG that Carrara made; UserError where there is none."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        text = image.info.get(KEY)
+    if not isinstance(text, str):
+        raise UserError(f"{path} carries no Carrara recipe")
+    recipe: dict[str, Any] = json.loads(text)
+    return recipe
+
+
+def sheet(pictures: Tensor | Sequence[Tensor], columns: int, *, gap: int = 4, zoom: int = 1) -> Image.Image:
+    """Pictures ``uint8 [c h w]`` in rows of ``columns`` on white."""
+    from PIL import Image
+
+    images = [to_image(picture) for picture in pictures]
+    w, h = images[0].width * zoom, images[0].height * zoom
+    rows = -(-len(images) // columns)
+    canvas = Image.new("RGB", (columns * (w + gap) + gap, rows * (h + gap) + gap), "white")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        scaled = image.convert("RGB").resize((w, h), Image.Resampling.LANCZOS) if zoom > 1 else image
+        canvas.paste(scaled, (gap + column * (w + gap), gap + row * (h + gap)))
+    return canvas

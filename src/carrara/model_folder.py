@@ -1,0 +1,126 @@
+"""A model folder: weights as safetensors, everything else as TOML or JSON, and a note of the format.
+
+Written beside its final place and renamed, so that a folder with a ``model.toml`` is always whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from torch import Tensor, nn
+
+from carrara import __version__
+from carrara.config import read_toml
+from carrara.errors import UserError, nearest
+
+FORMAT = 1
+ABOUT, PASSPORT = "model.toml", "passport.json"
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Lets ``fill`` write into a new folder that then takes the place of ``path``; on failure nothing changes."""
+    part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        fill(part)
+        sync(part)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if path.exists():
+        os.rename(path, old)
+    os.rename(part, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    """Forces every file of a folder onto the disk, so that a rename after it never reveals half a file."""
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def write_about(folder: Path, kind: str, values: Mapping[str, Any], passport: Mapping[str, Any]) -> None:
+    """``model.toml`` with format, kind and architecture; ``passport.json`` with where it comes from."""
+    about = {"format": FORMAT, "kind": kind, "carrara": __version__, **values}
+    (folder / ABOUT).write_text(tomli_w.dumps(about), encoding="utf-8")
+    (folder / PASSPORT).write_text(json.dumps(passport, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """The table of ``model.toml``; UserError where the folder is no model or was made by a newer Carrara."""
+    if not folder.is_dir():
+        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UserError(f"there is no model at {folder}{nearest(folder.name, siblings) if siblings else ''}")
+    if not (folder / ABOUT).is_file():
+        inside = [p.parent.name for p in sorted(folder.glob(f"*/{ABOUT}"))]
+        hint = f"; did you mean {str(folder / inside[-1])!r}?" if inside else ""
+        raise UserError(f"{folder} is not a model folder: it has no {ABOUT}{hint}")
+    about = read_toml(folder / ABOUT)
+    if not isinstance(version := about.get("format"), int) or version > FORMAT:
+        raise UserError(
+            f"{folder} has model format {version}, made by Carrara {about.get('carrara', '?')}; "
+            f"this is Carrara {__version__}, which reads formats up to {FORMAT}: update it"
+        )
+    return about
+
+
+def read_passport(folder: Path) -> dict[str, Any]:
+    """What ``passport.json`` says; empty where there is none."""
+    try:
+        passport: dict[str, Any] = json.loads((folder / PASSPORT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{folder / PASSPORT} is not valid JSON: {error}") from None
+    return passport
+
+
+def write_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """The tensors as one safetensors file, contiguous and on the CPU."""
+    from safetensors.torch import save_file
+
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, str(file))
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; UserError where it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        raise UserError(f"{file.parent} is incomplete: it lacks {file.name}")
+    try:
+        return load_file(str(file))
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged: {error}") from None
+
+
+def load_into(module: nn.Module, file: Path) -> None:
+    """Loads a file's weights; UserError names the first tensor that is missing, surplus or of another shape."""
+    given, wanted = read_weights(file), module.state_dict()
+    for name in sorted(given.keys() | wanted.keys()):
+        have = tuple(given[name].shape) if name in given else "nothing"
+        want = tuple(wanted[name].shape) if name in wanted else "nothing"
+        if have != want:
+            raise UserError(f"{file} does not fit its model.toml: {name} is {have}, expected {want}")
+    module.load_state_dict(given)
+
+
+def hash_weights(module: nn.Module) -> str:
+    """Sixteen hexadecimal digits that change with any weight."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,70 @@
+"""Recipes by name (the folder is the list), from TOML files, and with single values changed."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from carrara.config import parse, read_toml
+from carrara.errors import UserError, nearest
+from carrara.training.autoencoding import AutoencoderRecipe
+from carrara.training.diffusing import DiffusionRecipe
+
+Recipe = AutoencoderRecipe | DiffusionRecipe
+_TASKS: dict[str, type[AutoencoderRecipe] | type[DiffusionRecipe]] = {
+    "autoencoder": AutoencoderRecipe,
+    "diffusion": DiffusionRecipe,
+}
+
+
+def recipes() -> dict[str, str]:
+    """Every recipe by name, with its sentence."""
+    package = importlib.import_module("carrara.recipes")
+    modules = [
+        importlib.import_module(f"carrara.recipes.{m.name}") for m in pkgutil.iter_modules(package.__path__)
+    ]
+    found = {
+        m.__name__.rpartition(".")[2]: (m.__doc__ or "").strip() for m in modules if hasattr(m, "recipe")
+    }
+    return dict(sorted(found.items()))
+
+
+def named(name: str, changes: list[str] | None = None) -> Recipe:
+    """A recipe by name or TOML file, with changes such as "train.batch=16"; UserError names the nearest key."""
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        values = read_toml(path)
+    elif name in (known := recipes()):
+        values = (
+            importlib.import_module(f"carrara.recipes.{name}")
+            .recipe()
+            .model_dump(mode="json", exclude_none=True)
+        )
+    else:
+        raise UserError(f"no recipe is called {name!r}{nearest(name, known)}, and there is no such file")
+    for change in changes or []:
+        _change(values, change)
+    task = values.get("task", "")
+    if task not in _TASKS:
+        raise UserError(f"{name}: 'task' is {task!r}{nearest(str(task), _TASKS)}")
+    return parse(_TASKS[task], values, where=name)
+
+
+def _change(values: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise UserError(f"cannot read the change {change!r}; expected for example train.batch=16")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word: no need to quote it twice on a command line
+    *path, last = key.strip().split(".")
+    for step in path:
+        inner = values.setdefault(step, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"{change!r}: {step!r} holds a value, not a table")
+        values = inner
+    values[last] = value

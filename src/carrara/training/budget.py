@@ -1,0 +1,41 @@
+"""How long to train: by the clock ("10m"), or by steps ("4000steps"), which repeats bit for bit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Seconds of training, or steps; exactly one is set."""
+
+    seconds: float | None = None
+    steps: int | None = None
+
+    @staticmethod
+    def parse(text: str) -> Budget:
+        """Reads "90s", "10m", "1.5h", "2d" or "4000steps"; ValueError says what was expected."""
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
+        amount = float(match[1]) if match else 0.0
+        if match and match[2] in ("steps", "step") and amount >= 1 and amount == int(amount):
+            return Budget(steps=int(amount))
+        if match and match[2] in _UNITS and amount > 0:
+            return Budget(seconds=amount * _UNITS[match[2]])
+        raise ValueError(f"cannot read the budget {text!r}; expected for example 90s, 10m, 1.5h or 4000steps")
+
+    def share(self, part: float) -> Budget:
+        """A part of the time; steps are not divided, because each stage counts its own."""
+        return self if self.seconds is None else Budget(seconds=self.seconds * part)
+
+    def fraction(self, *, spent: float, step: int) -> float:
+        """How much of it is used, from 0 to 1."""
+        used = step / self.steps if self.steps else spent / (self.seconds or 1.0)
+        return min(used, 1.0)
+
+    def __str__(self) -> str:
+        if self.seconds is None:
+            return f"{self.steps}steps"
+        return f"{self.seconds / 60:g}m" if self.seconds >= 60 else f"{self.seconds:g}s"

@@ -1,0 +1,57 @@
+"""Checkpoints: all state as safetensors and JSON, in a folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from carrara.errors import UserError
+from carrara.model_folder import read_weights, write_folder, write_weights
+
+KEEP = 2
+
+
+def save(folder: Path, seen: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Path:
+    """Writes ``folder/<seen>``, then removes all but the newest two. A full disk is a UserError; the last stays."""
+    path = folder / f"{seen:012d}"
+
+    def fill(part: Path) -> None:
+        write_weights(part / "state.safetensors", tensors)
+        (part / "state.json").write_text(json.dumps({"seen": seen, **numbers}))
+
+    try:
+        write_folder(path, fill)
+    except (OSError, RuntimeError) as error:  # safetensors wraps the system's error into its own
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        last = newest(folder)
+        kept = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
+        reason = "the disk is full" if full else f"cannot be written ({error})"
+        raise UserError(f"checkpoint {path}: {reason}; {kept}") from None
+    for old in _all(folder)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def newest(folder: Path) -> Path | None:
+    """The latest whole checkpoint, None where there is none."""
+    found = _all(folder)
+    return found[-1] if found else None
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and numbers of a checkpoint."""
+    try:
+        numbers: dict[str, Any] = json.loads((path / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"checkpoint {path} is damaged: {error}") from None
+    return read_weights(path / "state.safetensors"), numbers
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("*") if p.name.isdigit()) if folder.is_dir() else []

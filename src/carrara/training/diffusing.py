@@ -1,0 +1,87 @@
+"""Stage two: a denoiser learns the distribution of latents given the conditions (Rombach et al. 2022, eq. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from carrara.config import Config
+from carrara.context import Context
+from carrara.diffusion.times import TIMES
+from carrara.generation.model import ModelConfig, bind, joined
+from carrara.tensors import sample_noise, sample_uniform
+from carrara.training.loop import TrainConfig
+
+if TYPE_CHECKING:
+    from carrara.autoencoders.scale import LatentScale
+    from carrara.data.loader import Loaded
+
+_POSTERIOR, _NOISE, _TIME = 1, 2, 3  # streams of a sample's randomness; conditions use 16 and on
+
+
+class DiffusionRecipe(Config):
+    """Everything that makes a diffusion model from a data set and an autoencoder."""
+
+    task: Literal["diffusion"] = "diffusion"
+    model: ModelConfig = ModelConfig()
+    times: str = Field("logit_normal", description="Distribution of the training times.")
+    times_options: dict[str, float] = Field({}, description="Its options, for example mean and std.")
+    times_shift: float = Field(
+        1.0, gt=0, description="Moves the times towards the noise (Esser et al., eq. 23)."
+    )
+    train: TrainConfig = TrainConfig()
+
+
+class DiffusionTask:
+    """The error of the denoiser's output at random times, on stored latents."""
+
+    def __init__(
+        self,
+        recipe: DiffusionRecipe,
+        network: nn.Module,
+        conditions: nn.ModuleDict,
+        *,
+        latents: str,
+        scale: LatentScale,
+        words: Mapping[str, list[str]],
+        device: torch.device,
+    ) -> None:
+        self.recipe, self.device, self.latents, self.scale = recipe, device, latents, scale
+        self.conditions, self.words = conditions, words
+        self.modules: Mapping[str, nn.Module] = {
+            "denoiser": nn.ModuleDict({"network": network, "conditions": conditions})
+        }
+        self.diffusion = bind(recipe.model, network)
+        self.columns = (latents, *{column for columns in words.values() for column in columns})
+
+    def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
+        """One term, the mean squared error against the parameterization's target."""
+        moments = batch.columns[self.latents]
+        assert isinstance(moments, Tensor)
+        seeds = [int(s) for s in batch.seeds]
+        mean, std = moments.float().chunk(2, 1)
+        raw = mean + std * sample_noise(seeds, mean.shape[1:], stream=_POSTERIOR)
+        latent = self.scale.scale(raw).to(self.device).contiguous(memory_format=torch.channels_last)
+        noise = sample_noise(seeds, mean.shape[1:], stream=_NOISE).to(self.device)
+        loss = self.diffusion.loss(latent, noise, self.draw_times(seeds), self.context(batch))
+        return {"denoising": loss.mean()}
+
+    def draw_times(self, seeds: list[int]) -> Tensor:
+        """Training times ``float32 [b]``."""
+        u = sample_uniform(seeds, stream=_TIME)
+        t = TIMES[self.recipe.times](u, self.diffusion.schedule, **self.recipe.times_options)
+        shift = self.recipe.times_shift
+        return (shift * t / (1 + (shift - 1) * t)).float().to(self.device)
+
+    def context(self, batch: Loaded) -> Context:
+        """Each condition draws from its columns and sometimes drops what it drew."""
+        inputs: dict[str, Any] = {}
+        for index, (name, encoder) in enumerate(self.conditions.items()):
+            columns = {column: batch.columns[column] for column in self.words[name]}
+            values = encoder.draw(columns, [int(s) for s in batch.seeds], stream=16 + index)  # type: ignore[operator]
+            inputs[name] = values
+        return joined(self.conditions, inputs, self.device)

@@ -1,0 +1,38 @@
+"""The average of the weights over training whose length is a share of it (Karras et al. 2024, section 3.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def power_of(width: float) -> float:
+    """gamma of the power-function average whose relative standard deviation is ``width`` (their eq. 126)."""
+    low, high = 0.0, 1e6
+    for _ in range(100):
+        middle = (low + high) / 2
+        relative = ((middle + 1) / ((middle + 2) ** 2 * (middle + 3))) ** 0.5
+        low, high = (middle, high) if relative > width else (low, middle)
+    return (low + high) / 2
+
+
+class Ema:
+    """Averages a module's parameters; the older the step, the less it counts, whatever the run's length."""
+
+    def __init__(self, module: nn.Module, width: float = 0.05) -> None:
+        self.gamma = power_of(width)
+        self.average = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """After step number ``step`` (from 1): weight (1 - 1/step)^(gamma + 1) stays with the past (their eq. 127)."""
+        keep = (1 - 1 / step) ** (self.gamma + 1)
+        now = [p.detach() for _, p in module.named_parameters()]
+        torch._foreach_lerp_(list(self.average.values()), now, 1 - keep)
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        """Puts the average into a module of the same shape."""
+        parameters: dict[str, Tensor] = dict(module.named_parameters())
+        for name, value in self.average.items():
+            parameters[name].copy_(value)

@@ -1,0 +1,180 @@
+"""One loop for every objective: it asks a task for its losses and yields a report after each step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from carrara.config import Config
+from carrara.errors import UserError
+from carrara.training import checkpoint
+from carrara.training.budget import Budget
+from carrara.training.ema import Ema
+from carrara.training.optim import Muon
+from carrara.training.parallel import Placement
+
+if TYPE_CHECKING:
+    from carrara.data.loader import Loaded
+
+
+class TrainConfig(Config):
+    """How to train; the same fields for every recipe."""
+
+    budget: str = Field("10m", description="How long: 90s, 10m, 2h, or 4000steps (repeats bit for bit).")
+    batch: int = Field(32, ge=1, description="Pictures a step.")
+    optimizer: Literal["muon", "adamw"] = Field("muon", description="Muon for matrices, or AdamW throughout.")
+    lr: float = Field(3e-3, gt=0, description="Learning rate at its highest.")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's averages.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    warmup: int = Field(100, ge=0, description="Steps until the learning rate is at its highest.")
+    cooldown: float = Field(0.4, ge=0, le=1, description="Share of the budget in which it falls to zero.")
+    ema: float = Field(
+        0.05, gt=0, lt=0.25, description="Length of the weights' average, as a share of training."
+    )
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="Arithmetic of the forward pass.")
+    seed: int = Field(0, ge=0, description="Order, noise, times and initial weights follow from it.")
+    save_every: float = Field(30.0, gt=0, description="Seconds between checkpoints.")
+
+    @field_validator("budget")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        Budget.parse(value)
+        return value
+
+
+class Task(Protocol):
+    """An objective: modules by name, and for each of them its named loss terms (already weighted)."""
+
+    modules: Mapping[str, nn.Module]
+
+    def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
+        """The terms whose sum the module ``update`` descends, each a scalar."""
+        ...
+
+
+@dataclass(frozen=True)
+class Report:
+    """One step: pictures seen after it, the terms of each loss, the share of the budget used."""
+
+    seen: int
+    step: int
+    losses: Mapping[str, float]
+    gradient: float
+    lr: float
+    spent: float
+    fraction: float
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes while training: what a checkpoint holds."""
+
+    modules: Mapping[str, nn.Module]
+    config: TrainConfig
+    placement: Placement
+    seen: int = 0
+    step: int = 0
+    spent: float = 0.0
+    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
+    averages: dict[str, Ema] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, module in self.modules.items():
+            self.placement.place(module)
+            self.optimizers[name] = _optimizer(module, self.config)
+            self.averages[name] = Ema(module, self.config.ema)
+
+    def save(self, folder: Path) -> Path:
+        """Writes a checkpoint under ``folder``."""
+        tensors: dict[str, Tensor] = {}
+        for name, module in self.modules.items():
+            tensors |= {f"module.{name}.{k}": v for k, v in module.state_dict().items()}
+            tensors |= {f"average.{name}.{k}": v for k, v in self.averages[name].average.items()}
+            for index, values in self.optimizers[name].state_dict()["state"].items():
+                tensors |= {f"optimizer.{name}.{index}.{k}": v for k, v in values.items()}
+        return checkpoint.save(folder, self.seen, tensors, {"step": self.step, "spent": self.spent})
+
+    def restore(self, path: Path) -> None:
+        """Takes up a checkpoint; UserError where it does not fit these modules."""
+        tensors, numbers = checkpoint.load(path)
+        try:
+            for name, module in self.modules.items():
+                module.load_state_dict(_under(tensors, f"module.{name}."))
+                for key, value in _under(tensors, f"average.{name}.").items():
+                    self.averages[name].average[key].copy_(value)
+                states: dict[int, dict[str, Tensor]] = {}
+                for key, value in _under(tensors, f"optimizer.{name}.").items():
+                    index, _, inner = key.partition(".")
+                    states.setdefault(int(index), {})[inner] = value
+                optimizer = self.optimizers[name]
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+        except (RuntimeError, KeyError) as error:
+            raise UserError(
+                f"checkpoint {path} does not fit this recipe: {str(error).splitlines()[0]}"
+            ) from None
+        self.seen, self.step, self.spent = numbers["seen"], numbers["step"], numbers["spent"]
+
+
+def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterator[Report]:
+    """Steps until the budget is used. ``batches`` begin at ``state.seen``; the state is whole at every yield.
+
+    UserError where a loss is no longer finite: the weights are then those before that step.
+    """
+    budget = Budget.parse(state.config.budget)
+    for batch in batches:
+        start = time.perf_counter()
+        if budget.fraction(spent=state.spent, step=state.step) >= 1:
+            return
+        lr = state.config.lr * _shape_of_lr(state, budget)
+        terms: dict[str, float] = {}
+        norm = 0.0
+        for name, module in state.modules.items():
+            with state.placement.autocast():
+                losses = task.losses(name, batch)
+            total = torch.stack(list(losses.values())).sum()
+            terms |= {key: value.item() for key, value in losses.items()}
+            if not math.isfinite(total.item()):
+                bad = [key for key, value in terms.items() if not math.isfinite(value)]
+                raise UserError(
+                    f"the loss {', '.join(bad)} is no longer finite at {state.seen} pictures seen"
+                )
+            total.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_(module.parameters(), state.config.clip).item()
+            for group in state.optimizers[name].param_groups:
+                group["lr"] = lr
+            state.optimizers[name].step()
+            state.optimizers[name].zero_grad()
+        state.step += 1
+        state.seen += len(batch.rows)
+        for name, module in state.modules.items():
+            state.averages[name].update(module, state.step)
+        state.spent += time.perf_counter() - start
+        fraction = budget.fraction(spent=state.spent, step=state.step)
+        yield Report(state.seen, state.step, terms, norm, lr, state.spent, fraction)
+
+
+def _shape_of_lr(state: TrainingState, budget: Budget) -> float:
+    """Warm-up, plateau, linear fall to zero: the last part is where most of the detail is learnt."""
+    rise = min(1.0, (state.step + 1) / max(1, state.config.warmup))
+    left = 1 - budget.fraction(spent=state.spent, step=state.step)
+    return rise * min(1.0, left / state.config.cooldown) if state.config.cooldown else rise
+
+
+def _optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "muon":
+        return Muon(module, config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    options: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
+    return torch.optim.AdamW(module.parameters(), config.lr, **options)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

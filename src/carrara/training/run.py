@@ -1,0 +1,152 @@
+"""A run folder: the recipe, checkpoints, metrics and TensorBoard events; continues where it was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from carrara.config import Config, read_toml, to_toml
+from carrara.errors import UserError
+from carrara.training import checkpoint
+from carrara.training.loop import Report, Task, TrainingState, train
+
+if TYPE_CHECKING:
+    from carrara.data.table import Dataset
+
+RECIPE, METRICS, CHECKPOINTS, EVENTS, MODEL = "recipe.toml", "metrics.jsonl", "checkpoints", "events", "model"
+LOG_EVERY = 10  # steps
+
+
+class Run:
+    """The folder of one training. Opening it again with the same recipe continues it."""
+
+    def __init__(self, folder: Path, recipe: Config, data: str) -> None:
+        """``data`` is the hash of what is trained on. UserError where the folder belongs to something else."""
+        self.folder = folder
+        text = to_toml(recipe)
+        about = {"data": data}
+        if (folder / RECIPE).is_file():
+            _same(folder, text, about)
+        elif folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} is not empty and holds no run; give a new folder with --out")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "run.json").write_text(json.dumps(about))
+            part = folder / (RECIPE + ".part")
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, folder / RECIPE)
+
+    @property
+    def model(self) -> Path:
+        """Where the finished model lies."""
+        return self.folder / MODEL
+
+    @property
+    def finished(self) -> bool:
+        """Whether the model is there."""
+        return (self.model / "model.toml").is_file()
+
+    def train(self, task: Task, state: TrainingState, dataset: Dataset, load: Any) -> Iterator[Report]:
+        """Trains to the end of the budget, from the newest checkpoint on.
+
+        ``load(start)`` gives batches from a number of pictures seen. The reports of steps that a kill undid
+        are taken out of the log. When the iterator is closed early (Ctrl-C), the state is saved first.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        if (last := checkpoint.newest(self.folder / CHECKPOINTS)) is not None:
+            state.restore(last)
+        _cut_log(self.folder / METRICS, state.step)
+        saved, log_from = time.monotonic(), (time.monotonic(), state.seen)
+        with (
+            SummaryWriter(str(self.folder / EVENTS), purge_step=state.step) as events,
+            open(self.folder / METRICS, "a", encoding="utf-8") as metrics,
+            closing(load(state.seen)) as batches,
+        ):
+            clean = True
+            try:
+                for report in train(task, batches, state):
+                    if report.step % LOG_EVERY == 0:
+                        now = time.monotonic()
+                        rate = (report.seen - log_from[1]) / max(1e-9, now - log_from[0])
+                        log_from = (now, report.seen)
+                        line = {
+                            "step": report.step,
+                            "seen": report.seen,
+                            **{name: round(value, 6) for name, value in report.losses.items()},
+                            "gradient": round(report.gradient, 5),
+                            "lr": report.lr,
+                            "rate": round(rate, 1),
+                            "spent": round(report.spent, 2),
+                        }
+                        metrics.write(json.dumps(line) + "\n")
+                        metrics.flush()
+                        for name, value in line.items():
+                            if name not in ("step", "seen"):
+                                events.add_scalar(name, value, report.step)  # type: ignore[no-untyped-call]
+                    if time.monotonic() - saved > state.config.save_every:
+                        state.save(self.folder / CHECKPOINTS)
+                        saved = time.monotonic()
+                    yield report
+            except UserError as error:
+                clean = False
+                last = checkpoint.newest(self.folder / CHECKPOINTS)
+                raise UserError(f"{error}; the last good checkpoint is {last or 'none yet'}") from None
+            finally:
+                if clean:
+                    state.save(self.folder / CHECKPOINTS)
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of a run's log, in order."""
+    file = folder / METRICS
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def _cut_log(file: Path, step: int) -> None:
+    """Removes lines after ``step``, and a last line that a kill cut short."""
+    if not file.is_file():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            break
+    part = file.with_suffix(".part")
+    part.write_text("".join(kept), encoding="utf-8")
+    os.replace(part, file)
+
+
+def _same(folder: Path, text: str, about: dict[str, str]) -> None:
+    """UserError that names the first difference between a run's recipe or data and what is asked for now."""
+    import tomllib
+
+    before, now = read_toml(folder / RECIPE), tomllib.loads(text)
+    if before != now:
+        key, was, wanted = _difference(before, now)
+        raise UserError(
+            f"{folder} was begun with {key} = {was!r}, now it is {wanted!r}; "
+            "continue with the former or give another folder with --out"
+        )
+    try:
+        begun = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError):
+        begun = about
+    if begun != about:
+        raise UserError(f"{folder} was begun on other pictures or captions; give another folder with --out")
+
+
+def _difference(before: Any, now: Any, path: str = "") -> tuple[str, Any, Any]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                return _difference(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    return path, before, now

@@ -1,0 +1,142 @@
+"""The two stages as a user starts them: a recipe, a data set and a folder become a run and then a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from carrara import __version__
+from carrara.autoencoders.scale import LatentScale
+from carrara.autoencoders.stored import StoredAutoencoder
+from carrara.config import to_toml
+from carrara.data import latents
+from carrara.data.derive import derived
+from carrara.data.loader import load
+from carrara.errors import UserError
+from carrara.generation.model import Model, ModelConfig, build_network
+from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask
+from carrara.training.diffusing import DiffusionRecipe, DiffusionTask
+from carrara.training.loop import Report, TrainingState
+from carrara.training.parallel import Placement
+from carrara.training.run import RECIPE, Run
+
+if TYPE_CHECKING:
+    from carrara.data.table import Dataset
+
+
+def train_autoencoder(recipe: AutoencoderRecipe, dataset: Dataset, folder: Path) -> Iterator[Report]:
+    """Stage one: reports while it trains; in the end ``folder/model`` holds the averaged weights."""
+    check_batch(dataset, recipe.train.batch)
+    run = Run(folder, recipe, dataset.hash)
+    if run.finished:
+        return
+    placement = Placement.choose(precision=recipe.train.precision)
+    torch.manual_seed(recipe.train.seed)
+    module = recipe.autoencoder.build()
+    if recipe.size % int(module.factor):
+        raise UserError(f"size is {recipe.size}; this autoencoder needs a multiple of {module.factor}")
+    state = TrainingState({"autoencoder": module}, recipe.train, placement)
+    task = AutoencoderTask(recipe, module, placement.device)
+    batches = partial(_batches, dataset, list(task.columns), recipe, size=recipe.size)
+    yield from run.train(task, state, dataset, batches)
+    state.averages["autoencoder"].copy_to(module)
+    stored = StoredAutoencoder.of(module, recipe.autoencoder, recipe.size, _passport(dataset, state))
+    stored.save(run.model)
+
+
+def scaled(autoencoder: StoredAutoencoder, dataset: Dataset) -> StoredAutoencoder:
+    """The autoencoder with the latent scale measured on the data set's stored latents."""
+    column = derived(dataset, "latent", latents.latent_key(autoencoder))
+    if column is None:
+        raise UserError(f"{dataset.path} is not encoded with this autoencoder yet")
+    return autoencoder.with_scale(LatentScale.measure(latents.moments_of(dataset, column)))
+
+
+def words_of(config: ModelConfig, dataset: Dataset) -> dict[str, list[str]]:
+    """For each condition the columns it draws from."""
+    return {name: c.columns(dataset.captions) for name, c in config.conditions.items()}
+
+
+def fitted(recipe: DiffusionRecipe, dataset: Dataset) -> DiffusionRecipe:
+    """The recipe without the conditions for which the data has no words: then it trains unconditionally."""
+    words = words_of(recipe.model, dataset)
+    kept = {name: c for name, c in recipe.model.conditions.items() if words[name]}
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"conditions": kept})})
+
+
+def train_diffusion(
+    recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder, folder: Path
+) -> Iterator[Report]:
+    """Stage two on latents that are there already (``data.latents.encode``); the model lies in ``folder/model``."""
+    check_batch(dataset, recipe.train.batch)
+    run = Run(folder, recipe, f"{dataset.hash} {autoencoder.hash}")
+    if run.finished:
+        return
+    autoencoder = scaled(autoencoder, dataset)
+    column = derived(dataset, "latent", latents.latent_key(autoencoder))
+    assert column is not None
+    assert autoencoder.scale is not None
+    placement = Placement.choose(precision=recipe.train.precision)
+    torch.manual_seed(recipe.train.seed)
+    words = words_of(recipe.model, dataset)
+    train_rows = dataset.indices("train")
+    conditions = nn.ModuleDict()
+    for name, config in recipe.model.conditions.items():
+        found = dataset.take(train_rows, words[name])
+        conditions[name] = config.learn(text for texts in found.values() for text in texts if text)
+    network = build_network(recipe.model, conditions, int(autoencoder.module.channels))  # type: ignore[arg-type]
+    task = DiffusionTask(
+        recipe,
+        network,
+        conditions,
+        latents=column,
+        scale=autoencoder.scale,
+        words=words,
+        device=placement.device,
+    )
+    state = TrainingState(task.modules, recipe.train, placement)
+    batches = partial(_batches, dataset, list(task.columns), recipe, size=None)
+    yield from run.train(task, state, dataset, batches)
+    state.averages["denoiser"].copy_to(task.modules["denoiser"])
+    passport = _passport(dataset, state) | {"autoencoder": autoencoder.hash, "columns": words}
+    Model(recipe.model, network, conditions, autoencoder, passport).save(run.model, {RECIPE: to_toml(recipe)})
+
+
+def check_batch(dataset: Dataset, batch: int) -> None:
+    """UserError where the data set has no picture to train on. Fewer than a batch repeat within one."""
+    if len(dataset.indices("train")) == 0:
+        raise UserError(f"{dataset.path} has no pictures to train on")
+
+
+def _batches(dataset: Dataset, columns: list[str], recipe: Any, start: int, *, size: int | None) -> Any:
+    channels = recipe.autoencoder.image_channels if size else 3
+    return load(
+        dataset,
+        columns,
+        batch=recipe.train.batch,
+        seed=recipe.train.seed,
+        start=start,
+        size=size,
+        channels=channels,
+    )
+
+
+def _passport(dataset: Dataset, state: TrainingState) -> dict[str, Any]:
+    licences = sorted({licence for licence in dataset.column("licence") if licence})
+    return {
+        "carrara": __version__,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data": dataset.fingerprint(),
+        "pictures": len(dataset.indices("train")),
+        "licences": licences,
+        "languages": sorted(dataset.captions),
+        "seen": state.seen,
+        "steps": state.step,
+        "seconds": round(state.spent, 1),
+    }
