@@ -149,8 +149,9 @@ def assert_same(mine: list[Tensor], other: list[Tensor], tolerance: float = 1e-8
     """Step by step, all but the collapse; and that there was something to get wrong."""
     assert len(other) > 1
     for a, b in zip(mine, other, strict=False):
-        assert (a - b).abs().max() < tolerance, float((a - b).abs().max())
-        assert 0.05 < b.std() < 5
+        # Heun's first step from the cosine table's level of 20291 is large in both.
+        assert (a - b).abs().max() < tolerance * b.abs().max().clamp(min=1), float((a - b).abs().max())
+        assert b.std() > 0.05
     assert all((b - a).abs().max() > 1e-5 for a, b in pairwise(other))
 
 

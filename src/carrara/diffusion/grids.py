@@ -110,13 +110,13 @@ def explicit(
 ) -> Tensor:
     """Listed levels, read off log-linearly at another number of steps (Sabour et al. 2024).
 
-    ``levels`` fall, without the final 0, which is added: as many levels as steps are taken as they are.
+    ``levels`` fall and are positive; n + 1 of them are n steps, and the last, where the list ends, becomes 0.
     """
     listed = torch.tensor(list(levels), dtype=torch.float64)
     if len(listed) < 2 or not (listed > 0).all() or not (listed.diff() < 0).all():
         raise UserError(f"levels must be at least two falling positive numbers, got {list(levels)}")
-    place = _ramp(steps) * (len(listed) - 1)
-    below = place.floor().clamp(max=len(listed) - 2).long()
+    place = torch.linspace(0, len(listed) - 1, _steps(steps) + 1, dtype=torch.float64)[:-1]
+    below = place.floor().long()
     logs = listed.log()
     return _at_levels(schedule, (logs[below] + (place - below) * logs.diff()[below]).exp(), whole=False)
 

@@ -48,7 +48,7 @@ def velocity(t: Tensor, schedule: NoiseSchedule) -> Tensor:
 
 @WEIGHTINGS.add
 def min_snr(t: Tensor, schedule: NoiseSchedule, *, gamma: float = 5.0) -> Tensor:
-    """min(SNR, gamma) on the latent's error (Hang et al. 2023, section 3.4)."""
+    """min(SNR, gamma) on the latent's error (Hang et al. 2023)."""
     return (gamma * (-logsnr(schedule, t)).exp()).clamp(max=1)
 
 
@@ -60,7 +60,7 @@ def soft_min_snr(t: Tensor, schedule: NoiseSchedule, *, gamma: float = 5.0) -> T
 
 @WEIGHTINGS.add
 def p2(t: Tensor, schedule: NoiseSchedule, *, k: float = 1.0, gamma: float = 1.0) -> Tensor:
-    """1 / (k + SNR)^gamma on the noise's error (Choi et al. 2022, eq. 8)."""
+    """1 / (k + SNR)^gamma on the noise's error (Choi et al. 2022)."""
     return (k + logsnr(schedule, t).exp()) ** -gamma
 
 

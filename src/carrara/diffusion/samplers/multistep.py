@@ -46,7 +46,7 @@ def dpmpp_2m_sde(
     noise: Noise,
     eta: float = 1.0,
 ) -> Iterator[Step]:
-    """SDE-DPM-Solver++(2M), the midpoint form (Lu et al. 2022b, section 5); eta = 0 is ``dpmpp_2m``."""
+    """SDE-DPM-Solver++(2M), the midpoint form (Lu et al. 2022b); eta = 0 is ``dpmpp_2m``."""
     past: list[tuple[Tensor, Tensor]] = []  # (lambda, x0), the newest last
     for index, (t, s) in intervals(times, schedule):
         x0 = aim = denoise(z, t.time)

@@ -62,7 +62,7 @@ def intervals(times: Tensor, schedule: NoiseSchedule) -> Iterator[tuple[int, tup
 def towards(z: Tensor, x0: Tensor, t: Moment, s: Moment) -> Tensor:
     """z carried from t to s as if x0 were the truth: what noise there is in z shrinks, the rest becomes x0.
 
-    The exact flow for a constant estimate (Song et al. 2021a, eq. 12 with no noise; Lu et al. 2022b, eq. 9).
+    The exact flow for a constant estimate (Song et al. 2021a, eq. 12 with no noise; Lu et al. 2022b).
     """
     ratio = s.sigma / t.sigma
     return ratio * z + (s.alpha - ratio * t.alpha) * x0
