@@ -69,6 +69,14 @@ def test_a_soft_mask_mixes() -> None:
     torch.testing.assert_close(denoise(NOISE, TIMES[0]), 0.25 * 2.0 + 0.75 * LATENT)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float64])
+def test_a_mask_of_any_dtype(dtype: torch.dtype) -> None:
+    denoise = keep(lambda z, t: z, LATENT.float(), MASK.to(dtype))
+    out = denoise(NOISE.float(), TIMES[0])
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, (MASK * NOISE + (1 - MASK) * LATENT).float())
+
+
 def test_repaint() -> None:
     asked: list[float] = []
     exact = TARGET.denoiser(FLOW)

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from carrara.context import Context
 from carrara.diffusion.grids import GRIDS
 from carrara.diffusion.mixture import Mixture
+from carrara.diffusion.parameterizations import PARAMETERIZATIONS
+from carrara.diffusion.process import Diffusion
 from carrara.diffusion.samplers import SAMPLERS
 from carrara.diffusion.schedules import SCHEDULES
 from carrara.errors import UserError
@@ -254,3 +257,24 @@ def test_3m_is_exact_for_an_estimate_linear_in_lambda(eta: float) -> None:
         else:
             assert (step.z - exact).abs() > 1e-3
         z = step.z
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+@pytest.mark.parametrize("path", ["flow", "shifted_cosine", "edm"])
+def test_finite_with_a_network_that_is_wrong(path: str, parameterization: str) -> None:
+    """An untrained network of any parameterization, from pure noise, with every sampler."""
+    schedule = SCHEDULES[path]()
+    diffusion = Diffusion(
+        lambda z, t, context: torch.tanh(z.roll(1, -1)), schedule, PARAMETERIZATIONS[parameterization]
+    )
+    for name in SAMPLERS:
+        times = GRIDS["karras"](6, schedule)
+        z = PictureNoise(0, [0, 1]).draw(SHAPE) * float(schedule.sigma(times[0]))
+        steps = SAMPLERS[name](
+            lambda z, t: diffusion.denoise(z, t, Context()),
+            z,
+            times,
+            schedule,
+            noise=PictureNoise(1, [0, 1]),
+        )
+        assert all(step.z.isfinite().all() for step in steps)

@@ -344,6 +344,25 @@ def test_ddpm(kind: Any, stride: Any, scheduler: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("stride", STRIDES, ids=str)
+def test_ddpm_with_a_learnt_variance(stride: Any, scheduler: Callable[..., Any]) -> None:
+    """Twice the channels; the second half, here tanh(z), between -1 (posterior) and 1 (beta)."""
+    table, steps, spacing = stride
+    it = scheduler(
+        "DDPMScheduler",
+        Draws(5),
+        **TABLES[table],
+        variance_type="learned_range",
+        clip_sample=False,
+        timestep_spacing=spacing,
+    )
+    plain = it.step
+    it.step = lambda out, t, x: plain(torch.cat([out, x.tanh()], 1), t, x)
+    schedule, times, levels = strided(it, steps)
+    mine = ours("ancestral", schedule, times, 5, Draws(5), variance=lambda z, t: (z.tanh() + 1) / 2)
+    assert_same(mine, theirs(it, schedule, 5, levels, exploding=False))
+
+
+@pytest.mark.parametrize("stride", STRIDES, ids=str)
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_ddim(eta: float, stride: Any, scheduler: Callable[..., Any]) -> None:
     table, steps, spacing = stride

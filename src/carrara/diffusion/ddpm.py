@@ -66,7 +66,7 @@ class DDPM:
         """Algorithm 2 from x = x_T, sigma_n^2 = beta_n: ``Step(n, x_(n-1), x0)`` for n = T, ..., 1."""
         for n in range(self.steps, 0, -1):
             beta, alpha_bar = self.betas[n - 1], self.alpha_bars[n - 1]
-            eps = network(x, torch.full((len(x),), n))
+            eps = network(x, torch.full((len(x),), n, device=x.device))
             x0 = (x - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
             mean = (x - beta / (1 - alpha_bar).sqrt() * eps) / (1 - beta).sqrt()
             x = mean + beta.sqrt() * noise(x) if n > 1 else mean

@@ -42,7 +42,7 @@ def image_to_image(
 ) -> Start:
     """The latent noised to where the last ``strength`` of the steps begin (Meng et al. 2022, SDEdit).
 
-    1 is the whole grid, 0 the picture as it is.
+    1 is the whole grid, 0 the picture as it is; between, the nearest whole number of steps.
     """
     check_times(times)
     if not 0 <= strength <= 1:
@@ -59,7 +59,7 @@ def keep(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
     carries z towards what it is told, so the kept region follows its true path at every step and ends as
     ``known`` exactly.
     """
-    _check_mask(known, mask)
+    mask = _fitting(mask, known)
     return lambda z, t: mask * denoise(z, t) + (1 - mask) * known
 
 
@@ -82,7 +82,7 @@ def repaint(
     here the known region of z itself is replaced at every step.
     """
     check_times(times)
-    _check_mask(known, mask)
+    mask = _fitting(mask, known)
     if jump < 1 or resamples < 1:
         raise UserError(f"RePaint needs jump and resamples of 1 or more, got {jump} and {resamples}")
     return _repaint(
@@ -182,9 +182,11 @@ def round_trip_error(
     return (down.z - latent).square().flatten(1).mean(1).sqrt()
 
 
-def _check_mask(known: Tensor, mask: Tensor) -> None:
+def _fitting(mask: Tensor, known: Tensor) -> Tensor:
+    """The mask in the latent's dtype; UserError where it is of another size or holds other values."""
     sizes = zip(mask.shape[::-1], known.shape[::-1], strict=False)
     if mask.ndim > known.ndim or any(m not in (1, k) for m, k in sizes):
         raise UserError(f"a mask of {list(mask.shape)} does not fit a latent of {list(known.shape)}")
     if not ((mask >= 0) & (mask <= 1)).all():
         raise UserError("a mask must hold values from 0 (keep) to 1 (paint)")
+    return mask.to(known)

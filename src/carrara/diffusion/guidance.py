@@ -247,8 +247,9 @@ def dynamic_threshold(percentile: float = 0.995, *, least: float = 1.0) -> Guida
     _fraction(percentile=percentile)
 
     def rule(e: Estimates) -> Tensor:
-        flat = e.guided.flatten(1).abs()
-        edge = flat.float().quantile(percentile, dim=1).to(flat.dtype).clamp(min=least)
+        flat = e.guided.flatten(1).abs().to(torch.promote_types(e.guided.dtype, torch.float32))
+        # One picture at a time: torch's quantile refuses more than 16 million numbers.
+        edge = torch.stack([row.quantile(percentile) for row in flat]).clamp(min=least).to(e.guided.dtype)
         edge = edge.reshape(-1, *(1,) * (e.guided.ndim - 1))
         clipped = torch.minimum(torch.maximum(e.guided, -edge), edge)
         return clipped * (least / edge)
