@@ -1,0 +1,180 @@
+"""What the quickstart reaches: rates, share of the machine's peak, reconstruction, and whether prompts are obeyed.
+
+    python bench/quickstart.py --run runs/quickstart [--out bench/results/quickstart.json]
+
+Run it with nothing else running. It reads a finished quickstart (`carrara quickstart`) and never trains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from carrara.autoencoders.stored import load_autoencoder
+from carrara.config import read_toml
+from carrara.console import clock
+from carrara.data.derive import derived
+from carrara.data.latents import latent_key
+from carrara.data.loader import load
+from carrara.data.table import Dataset
+from carrara.evaluation.reconstruction import held_out_psnr, nearest_picture
+from carrara.generation.generate import Settings, generate
+from carrara.generation.model import Model, load_model
+from carrara.recipes.catalogue import named
+from carrara.recipes.quickstart import LANGUAGES
+from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask
+from carrara.training.diffusing import DiffusionTask
+from carrara.training.loop import TrainConfig, TrainingState, train
+from carrara.training.parallel import Placement
+from carrara.training.stages import words_of
+
+PROMPTS = 48
+
+
+def best_rate(work: Callable[[], Any], flops: float, seconds: float = 1.5) -> float:
+    """The highest FLOP/s of several runs."""
+    best, until = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        best = max(best, flops / (time.perf_counter() - start))
+    return best
+
+
+def peak(placement: Placement) -> float:
+    """FLOP/s of the faster of a matrix product and a 3x3 convolution, in the precision that training uses."""
+    kind = torch.bfloat16 if placement.bf16 else torch.float32
+    device = placement.device
+    a, b = (torch.randn(2048, 2048, device=device).to(kind) for _ in range(2))
+    conv = torch.nn.Conv2d(256, 256, 3, padding=1).to(device, kind).to(memory_format=torch.channels_last)
+    x = torch.randn(64, 256, 16, 16, device=device).to(kind).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        product = best_rate(lambda: a @ b, 2 * 2048**3)
+        convolution = best_rate(lambda: conv(x), 2 * 9 * 256 * 256 * 64 * 16 * 16)
+    return max(product, convolution)
+
+
+def training_rate(
+    task: Any, state: TrainingState, batches: Any, seconds: float = 12.0
+) -> tuple[float, float]:
+    """Pictures a second, and the FLOPs of forward and backward pass a picture (what the optimizer adds is not in)."""
+    with FlopCounterMode(display=False) as counter, state.placement.autocast():
+        batch = next(batches)
+        name = next(iter(state.modules))
+        torch.stack(list(task.losses(name, batch).values())).sum().backward()
+    flops = counter.get_total_flops() / len(batch.rows)
+    for optimizer in state.optimizers.values():
+        optimizer.zero_grad()
+    reports = train(task, batches, state)
+    for _ in range(5):
+        next(reports)
+    start, seen = time.perf_counter(), state.seen
+    while time.perf_counter() - start < seconds:
+        next(reports)
+    return (state.seen - seen) / (time.perf_counter() - start), flops
+
+
+def obeyed(model: Model, dataset: Dataset, guidance: float) -> tuple[float, dict[str, float]]:
+    """Of 48 seen prompts, four languages mixed: how often the nearest training picture is the prompted one."""
+    rows = dataset.indices("train")
+    references = dataset.pictures(rows, model.size)
+    picked = np.random.default_rng(48).choice(len(rows), PROMPTS, replace=False)
+    languages = [LANGUAGES[i % len(LANGUAGES)] for i in range(PROMPTS)]
+    prompts = [
+        dataset.take([rows[p]], [f"caption_{language}"])[f"caption_{language}"][0]
+        for p, language in zip(picked, languages, strict=True)
+    ]
+    settings = Settings(seed=1, guidance=guidance)
+    samples = generate(model, [{"caption": p} for p in prompts], settings, numbers=[0] * PROMPTS)
+    right = [a == b for a, b in zip(nearest_picture(samples, references), picked, strict=True)]
+    share = {
+        lang: float(np.mean([r for r, one in zip(right, languages, strict=True) if one == lang]))
+        for lang in LANGUAGES
+    }
+    return float(np.mean(right)), share
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--run", type=Path, default=Path("runs/quickstart"))
+    arguments.add_argument("--out", type=Path)
+    given = arguments.parse_args()
+    placement = Placement.choose()
+    dataset = Dataset.open(given.run / "data")
+    model = load_model(given.run / "model").to(placement.device)
+    highest = peak(placement)
+    result: dict[str, Any] = {"device": str(placement), "peak_gflops": round(highest / 1e9)}
+    print(f"{placement}; highest rate of a matrix product or convolution here: {highest / 1e9:.0f} GFLOP/s")
+
+    first = named(str(given.run / "autoencoder" / "recipe.toml"))
+    second = named(str(given.run / "diffusion" / "recipe.toml"))
+    assert isinstance(first, AutoencoderRecipe)
+    autoencoder = load_autoencoder(given.run / "autoencoder" / "model")
+    long = {"budget": "1h"}
+    rates = {}
+
+    module = first.autoencoder.build()
+    config = TrainConfig.model_validate(first.train.model_dump() | long)
+    state = TrainingState({"autoencoder": module}, config, placement)
+    batches = load(dataset, ["image"], batch=config.batch, seed=0, size=first.size)
+    rates["autoencoder"] = training_rate(AutoencoderTask(first, module, placement.device), state, batches)
+    batches.close()
+
+    config = TrainConfig.model_validate(second.train.model_dump() | long)
+    column = derived(dataset, "latent", latent_key(autoencoder))
+    assert column is not None
+    assert model.autoencoder.scale is not None
+    fresh = load_model(given.run / "model")
+    task = DiffusionTask(
+        second,
+        fresh.network.train(),
+        fresh.conditions.train(),
+        latents=column,
+        scale=model.autoencoder.scale,
+        words=words_of(second.model, dataset),
+        device=placement.device,
+    )
+    state = TrainingState(task.modules, config, placement)
+    batches = load(dataset, list(task.columns), batch=config.batch, seed=0)
+    rates["diffusion"] = training_rate(task, state, batches)
+    batches.close()
+
+    for stage, (rate, flops) in rates.items():
+        share = rate * flops / highest
+        result[stage] = {
+            "pictures_a_second": round(rate, 1),
+            "gflop_a_picture": round(flops / 1e9, 3),
+            "share_of_peak": round(share, 3),
+        }
+        print(f"{stage:12} {rate:7.1f} pictures/s  {flops / 1e9:6.2f} GFLOP each  {share:5.1%} of that peak")
+    db, count = held_out_psnr(autoencoder, dataset, placement.device)
+    result["psnr"] = round(db, 2)
+    print(f"{'PSNR':12} {db:7.2f} dB on {count} held-out pictures")
+    for guidance in (1.0, 2.0, 3.0, 4.0):
+        share, by_language = obeyed(model, dataset, guidance)
+        result[f"obeyed_at_guidance_{guidance:g}"] = round(share, 3)
+        words = ", ".join(f"{k} {v:.0%}" for k, v in by_language.items())
+        print(f"{'obeyed':12} {share:7.1%} of {PROMPTS} seen prompts at guidance {guidance:g} ({words})")
+    steps = json.loads((given.run / "steps.json").read_text())
+    result["seconds"] = {k: round(v, 1) for k, v in steps.items()}
+    result["budget"] = read_toml(given.run / "diffusion" / "recipe.toml")["train"]["budget"]
+    print("time         " + ", ".join(f"{k} {clock(v)}" for k, v in steps.items()))
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
