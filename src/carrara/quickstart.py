@@ -79,7 +79,7 @@ def _remember(out: Path, budget: str, subset: str) -> None:
                 "give the same to continue it, or another folder with --out"
             )
         return
-    if any(out.iterdir()):
+    if {p.name for p in out.iterdir()} - {"quickstart.part"}:
         raise UserError(f"{out} is not empty and holds no quickstart; give another folder with --out")
     part = file.with_suffix(".part")
     part.write_text(json.dumps(now))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 RECIPE, METRICS, CHECKPOINTS, EVENTS, MODEL = "recipe.toml", "metrics.jsonl", "checkpoints", "events", "model"
 LOG_EVERY = 10  # steps
+_FIRST_FILES = {"run.json", RECIPE + ".part"}  # all that a run killed at its very start can have left
 
 
 class Run:
@@ -32,7 +33,7 @@ class Run:
         about = {"data": data}
         if (folder / RECIPE).is_file():
             _same(folder, text, about)
-        elif folder.exists() and any(folder.iterdir()):
+        elif folder.exists() and {p.name for p in folder.iterdir()} - _FIRST_FILES:
             raise UserError(f"{folder} is not empty and holds no run; give a new folder with --out")
         else:
             folder.mkdir(parents=True, exist_ok=True)
@@ -57,49 +58,59 @@ class Run:
         ``load(start)`` gives batches from a number of pictures seen. The reports of steps that a kill undid
         are taken out of the log. When the iterator is closed early (Ctrl-C), the state is saved first.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
         if (last := checkpoint.newest(self.folder / CHECKPOINTS)) is not None:
             state.restore(last)
-        _cut_log(self.folder / METRICS, state.step)
-        saved, log_from = time.monotonic(), (time.monotonic(), state.seen)
-        with (
-            SummaryWriter(str(self.folder / EVENTS), purge_step=state.step) as events,
-            open(self.folder / METRICS, "a", encoding="utf-8") as metrics,
-            closing(load(state.seen)) as batches,
-        ):
-            clean = True
+        saved = time.monotonic()
+        with closing(_Log(self.folder, state)) as log, closing(load(state.seen)) as batches:
             try:
                 for report in train(task, batches, state):
-                    if report.step % LOG_EVERY == 0:
-                        now = time.monotonic()
-                        rate = (report.seen - log_from[1]) / max(1e-9, now - log_from[0])
-                        log_from = (now, report.seen)
-                        line = {
-                            "step": report.step,
-                            "seen": report.seen,
-                            **{name: round(value, 6) for name, value in report.losses.items()},
-                            "gradient": round(report.gradient, 5),
-                            "lr": report.lr,
-                            "rate": round(rate, 1),
-                            "spent": round(report.spent, 2),
-                        }
-                        metrics.write(json.dumps(line) + "\n")
-                        metrics.flush()
-                        for name, value in line.items():
-                            if name not in ("step", "seen"):
-                                events.add_scalar(name, value, report.step)  # type: ignore[no-untyped-call]
+                    log.write(report)
                     if time.monotonic() - saved > state.config.save_every:
                         state.save(self.folder / CHECKPOINTS)
                         saved = time.monotonic()
                     yield report
+            except GeneratorExit:  # between two steps: the state is whole
+                state.save(self.folder / CHECKPOINTS)
+                raise
             except UserError as error:
-                clean = False
                 last = checkpoint.newest(self.folder / CHECKPOINTS)
                 raise UserError(f"{error}; the last good checkpoint is {last or 'none yet'}") from None
-            finally:
-                if clean:
-                    state.save(self.folder / CHECKPOINTS)
+            state.save(self.folder / CHECKPOINTS)
+
+
+class _Log:
+    """Every tenth report as a line of metrics.jsonl and as TensorBoard events."""
+
+    def __init__(self, folder: Path, state: TrainingState) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        _cut_log(folder / METRICS, state.step)
+        self._lines = open(folder / METRICS, "a", encoding="utf-8")
+        self._events = SummaryWriter(str(folder / EVENTS), purge_step=state.step)
+        self._since = (time.monotonic(), state.seen)
+
+    def write(self, report: Report) -> None:
+        """Logs the report if its step is one of those logged; the rate is pictures a second since the last."""
+        if report.step % LOG_EVERY:
+            return
+        before, self._since = self._since, (time.monotonic(), report.seen)
+        rate = (report.seen - before[1]) / max(1e-9, self._since[0] - before[0])
+        values = {
+            **{name: round(value, 6) for name, value in report.losses.items()},
+            "gradient": round(report.gradient, 5),
+            "lr": report.lr,
+            "rate": round(rate, 1),
+            "spent": round(report.spent, 2),
+        }
+        self._lines.write(json.dumps({"step": report.step, "seen": report.seen, **values}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, report.step)
+
+    def close(self) -> None:
+        """Closes both files."""
+        self._lines.close()
+        self._events.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
