@@ -55,17 +55,19 @@ def train(
     dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
     out: Annotated[Path, typer.Option(help="The run's folder; the same again continues it.")],
     autoencoder: Annotated[
-        Path | None, typer.Option(help="For a diffusion model: the autoencoder, a model folder or its run.")
+        Path | None,
+        typer.Option(help="For diffusion in latents: the autoencoder, a model folder or its run."),
     ] = None,
     budget: Annotated[str | None, typer.Option(help="How long: 90s, 10m, 2h, or 4000steps.")] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value of the recipe, e.g. train.batch=16.")
     ] = None,
 ) -> None:
-    """Train an autoencoder (stage one) or a diffusion model on its latents (stage two)."""
+    """Train an autoencoder (stage one), or a diffusion model on its latents (stage two) or on pixels."""
     from carrara.data.table import Dataset
     from carrara.recipes.catalogue import named
     from carrara.training.autoencoding import AutoencoderRecipe
+    from carrara.training.stages import fitted
 
     changes = [*(change or []), *([f"train.budget={budget}"] if budget else [])]
     chosen = named(recipe, changes)
@@ -74,12 +76,15 @@ def train(
         run_autoencoder(chosen, pictures, out)
         console.print(f"next: carrara train text_ldm {dataset} --autoencoder {out} --out RUN", soft_wrap=True)
         return
-    if autoencoder is None:
+    if chosen.pixels and autoencoder:
+        raise UserError("this recipe works on pixels: leave --autoencoder away")
+    if not chosen.pixels and not autoencoder:
         raise UserError(
             "a diffusion model needs --autoencoder: train one with `carrara train kl_autoencoder …`"
         )
-    run_diffusion(chosen, pictures, open_autoencoder(autoencoder), out)
-    console.print(f'next: carrara sample {out} "a prompt" --out pictures', soft_wrap=True)
+    run_diffusion(chosen, pictures, open_autoencoder(autoencoder) if autoencoder else None, out)
+    prompt = ' "a prompt"' if fitted(chosen, pictures).model.conditions else ""
+    console.print(f"next: carrara sample {out}{prompt} --out pictures", soft_wrap=True)
 
 
 @app.command()
@@ -92,7 +97,7 @@ def sample(
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 4,
     steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 20,
     sampler: Annotated[str, typer.Option(help="ancestral, ddim, heun, dpmpp_2m and more.")] = "dpmpp_2m",
-    guidance: Annotated[float, typer.Option(help="How strongly the prompt pulls; 1 is off.")] = 3.0,
+    guidance: Annotated[float, typer.Option(help="How strongly the prompt pulls; 1 is off.")] = 2.0,
     negative: Annotated[str, typer.Option(help="What to keep away from.")] = "",
     out: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("pictures"),
 ) -> None:
@@ -195,9 +200,9 @@ def run_autoencoder(recipe: AutoencoderRecipe, dataset: Dataset, out: Path) -> S
 
 
 def run_diffusion(
-    recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder, out: Path
+    recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder | None, out: Path
 ) -> None:
-    """Latents where they are missing, then stage two with a bar."""
+    """Latents where they are missing, then stage two with a bar; None goes with a recipe for pixels."""
     from carrara.data.latents import encode
     from carrara.training.parallel import Placement
     from carrara.training.stages import fitted, train_diffusion
@@ -209,9 +214,10 @@ def run_diffusion(
             soft_wrap=True,
         )
     placement = Placement.choose(precision=recipe.train.precision)
-    with Bar("latents") as bar, closing(encode(dataset, autoencoder, placement.device)) as reports:
-        for report in reports:
-            bar.show(report.done / max(1, report.total), f"{report.done} encoded")
+    if autoencoder:
+        with Bar("latents") as bar, closing(encode(dataset, autoencoder, placement.device)) as reports:
+            for report in reports:
+                bar.show(report.done / max(1, report.total), f"{report.done} encoded")
     console.print(f"training the diffusion model ({placement})", soft_wrap=True)
     watch("diffusion", train_diffusion(fitting, dataset, autoencoder, out), out)
 

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
@@ -81,6 +81,7 @@ def _keys_beside(model: type[Config], values: dict[str, Any], path: list[str]) -
         field = current.model_fields.get(step)
         values = values.get(step, {}) if isinstance(values, dict) else {}
         current = field.annotation if field else None
+        current = next((a for a in get_args(current) if a is not type(None)), current)  # of "X | None", X
     return list(current.model_fields) if isinstance(current, type) and issubclass(current, Config) else []
 
 

@@ -123,13 +123,14 @@ class Resample(nn.Module):
 
 
 class UNet(nn.Module):
-    """(z [b c h w], t [b] in [0, 1], context) -> [b c h w]; sides must divide by patch * 2 ** (levels - 1)."""
+    """(z [b c h w], t [b] in [0, 1], context) -> [b c h w]; sides are multiples of ``factor``."""
 
     def __init__(self, config: Config, channels: int, tokens: int | None, vector: int | None) -> None:
         super().__init__()
         width, embedding = config.channels, 4 * config.channels
         channels *= config.patch**2
         self.patch, self.width, self.levels = config.patch, width, len(config.multipliers)
+        self.factor = config.patch * 2 ** (self.levels - 1)
         self.time = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.vector = (
             nn.Sequential(nn.Linear(vector, embedding), nn.SiLU(), nn.Linear(embedding, embedding))

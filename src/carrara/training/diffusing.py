@@ -9,24 +9,43 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from carrara.autoencoders import identity
+from carrara.autoencoders.scale import LatentScale
+from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.config import Config
 from carrara.context import Context
 from carrara.diffusion.times import TIMES
 from carrara.generation.model import ModelConfig, bind, joined
-from carrara.tensors import sample_noise, sample_uniform
+from carrara.tensors import from_uint8, sample_noise, sample_uniform
 from carrara.training.loop import TrainConfig
 
 if TYPE_CHECKING:
-    from carrara.autoencoders.scale import LatentScale
     from carrara.data.loader import Loaded
 
-_POSTERIOR, _NOISE, _TIME = 1, 2, 3  # streams of a sample's randomness; conditions use 16 and on
+_POSTERIOR, _NOISE, _TIME, _FLIP = 1, 2, 3, 4  # streams of a sample's randomness; conditions use 16 and on
+
+
+class Pixels(Config):
+    """The pictures themselves as latents: nothing to train before, nothing to store."""
+
+    size: int = Field(
+        32, ge=8, description="Side of the pictures in pixels; they are scaled and cropped to it."
+    )
+    channels: int = Field(3, ge=1, description="Channels of the pictures.")
+    flip: bool = Field(True, description="Mirror half of the pictures.")
+
+    def autoencoder(self) -> StoredAutoencoder:
+        """The identity, with the scale that leaves [-1, 1] as it is."""
+        config = identity.Config(image_channels=self.channels)
+        scale = LatentScale(torch.zeros(self.channels), torch.ones(self.channels))
+        return StoredAutoencoder.of(config.build(), config, self.size, {}).with_scale(scale)
 
 
 class DiffusionRecipe(Config):
-    """Everything that makes a diffusion model from a data set and an autoencoder."""
+    """Everything that makes a diffusion model from a data set and, unless it works on pixels, an autoencoder."""
 
     task: Literal["diffusion"] = "diffusion"
+    pixels: Pixels | None = Field(None, description="Diffusion in pixels; none means in latents.")
     model: ModelConfig = ModelConfig()
     times: str = Field("logit_normal", description="Distribution of the training times.")
     times_options: dict[str, float] = Field({}, description="Its options, for example mean and std.")
@@ -37,7 +56,7 @@ class DiffusionRecipe(Config):
 
 
 class DiffusionTask:
-    """The error of the denoiser's output at random times, on stored latents."""
+    """The error of the denoiser's output at random times, on stored latents or on pictures."""
 
     def __init__(
         self,
@@ -60,15 +79,25 @@ class DiffusionTask:
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
         """One term, the mean squared error against the parameterization's target."""
-        moments = batch.columns[self.latents]
-        assert isinstance(moments, Tensor)
         seeds = [int(s) for s in batch.seeds]
-        mean, std = moments.float().chunk(2, 1)
-        raw = mean + std * sample_noise(seeds, mean.shape[1:], stream=_POSTERIOR)
+        raw = self.raw(batch, seeds)
         latent = self.scale.scale(raw).to(self.device).contiguous(memory_format=torch.channels_last)
-        noise = sample_noise(seeds, mean.shape[1:], stream=_NOISE).to(self.device)
+        noise = sample_noise(seeds, raw.shape[1:], stream=_NOISE).to(self.device)
         loss = self.diffusion.loss(latent, noise, self.draw_times(seeds), self.context(batch))
         return {"denoising": loss.mean()}
+
+    def raw(self, batch: Loaded, seeds: list[int]) -> Tensor:
+        """Raw latents ``float32 [b c h w]``: the pictures, some of them mirrored, or draws from the posteriors."""
+        stored = batch.columns[self.latents]
+        assert isinstance(stored, Tensor)
+        if self.recipe.pixels is None:
+            mean, std = stored.float().chunk(2, 1)
+            return mean + std * sample_noise(seeds, mean.shape[1:], stream=_POSTERIOR)
+        image = from_uint8(stored)
+        if self.recipe.pixels.flip:
+            mirrored = sample_uniform(seeds, stream=_FLIP) < 0.5
+            image[mirrored] = image[mirrored].flip(-1)
+        return image
 
     def draw_times(self, seeds: list[int]) -> Tensor:
         """Training times ``float32 [b]``."""

@@ -21,8 +21,8 @@ from carrara.data.loader import load
 from carrara.errors import UserError
 from carrara.generation.model import Model, ModelConfig, build_network
 from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask
-from carrara.training.diffusing import DiffusionRecipe, DiffusionTask
-from carrara.training.loop import Report, TrainingState
+from carrara.training.diffusing import DiffusionRecipe, DiffusionTask, Pixels
+from carrara.training.loop import Report, TrainConfig, TrainingState
 from carrara.training.parallel import Placement
 from carrara.training.run import RECIPE, Run
 
@@ -41,9 +41,15 @@ def train_autoencoder(recipe: AutoencoderRecipe, dataset: Dataset, folder: Path)
     module = recipe.autoencoder.build()
     if recipe.size % int(module.factor):
         raise UserError(f"size is {recipe.size}; this autoencoder needs a multiple of {module.factor}")
+    if not list(module.parameters()):
+        raise UserError(
+            f"the autoencoder {recipe.autoencoder.kind!r} has nothing to train; for diffusion in pixels "
+            "see `carrara recipe ddpm`"
+        )
+    pixels = Pixels(size=recipe.size, channels=recipe.autoencoder.image_channels)
     state = TrainingState({"autoencoder": module}, recipe.train, placement)
     task = AutoencoderTask(recipe, module, placement.device)
-    batches = partial(_batches, dataset, list(task.columns), recipe, size=recipe.size)
+    batches = partial(_batches, dataset, list(task.columns), recipe.train, pixels)
     yield from run.train(task, state, dataset, batches)
     state.averages["autoencoder"].copy_to(module)
     stored = StoredAutoencoder.of(module, recipe.autoencoder, recipe.size, _passport(dataset, state))
@@ -71,15 +77,24 @@ def fitted(recipe: DiffusionRecipe, dataset: Dataset) -> DiffusionRecipe:
 
 
 def train_diffusion(
-    recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder, folder: Path
+    recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder | None, folder: Path
 ) -> Iterator[Report]:
-    """Stage two on latents that are there already (``data.latents.encode``); the model lies in ``folder/model``."""
+    """Stage two, on stored latents (``data.latents.encode``) or, without an autoencoder, on the recipe's pixels.
+
+    In the end the model lies in ``folder/model``.
+    """
+    if recipe.pixels:
+        autoencoder = recipe.pixels.autoencoder()
+    if autoencoder is None:
+        raise UserError("a recipe without pixels needs an autoencoder")
     check_batch(dataset, recipe.train.batch)
     run = Run(folder, recipe, f"{dataset.hash} {autoencoder.hash}")
     if run.finished:
         return
-    autoencoder = scaled(autoencoder, dataset)
-    column = derived(dataset, "latent", latents.latent_key(autoencoder))
+    column: str | None = "image"
+    if recipe.pixels is None:
+        autoencoder = scaled(autoencoder, dataset)
+        column = derived(dataset, "latent", latents.latent_key(autoencoder))
     assert column is not None
     assert autoencoder.scale is not None
     placement = Placement.choose(precision=recipe.train.precision)
@@ -91,6 +106,7 @@ def train_diffusion(
         found = dataset.take(train_rows, words[name])
         conditions[name] = config.learn(text for texts in found.values() for text in texts if text)
     network = build_network(recipe.model, conditions, int(autoencoder.module.channels))  # type: ignore[arg-type]
+    check_side(network, autoencoder.size // int(autoencoder.module.factor))  # type: ignore[arg-type]
     task = DiffusionTask(
         recipe,
         network,
@@ -101,7 +117,7 @@ def train_diffusion(
         device=placement.device,
     )
     state = TrainingState(task.modules, recipe.train, placement)
-    batches = partial(_batches, dataset, list(task.columns), recipe, size=None)
+    batches = partial(_batches, dataset, list(task.columns), recipe.train, recipe.pixels)
     yield from run.train(task, state, dataset, batches)
     state.averages["denoiser"].copy_to(task.modules["denoiser"])
     passport = _passport(dataset, state) | {"autoencoder": autoencoder.hash, "columns": words}
@@ -114,16 +130,23 @@ def check_batch(dataset: Dataset, batch: int) -> None:
         raise UserError(f"{dataset.path} has no pictures to train on")
 
 
-def _batches(dataset: Dataset, columns: list[str], recipe: Any, start: int, *, size: int | None) -> Any:
-    channels = recipe.autoencoder.image_channels if size else 3
+def check_side(network: nn.Module, side: int) -> None:
+    """UserError where the denoiser cannot take latents of this side."""
+    if side % (factor := int(getattr(network, "factor", 1))):
+        raise UserError(f"the denoiser needs latents whose side is a multiple of {factor}; here it is {side}")
+
+
+def _batches(
+    dataset: Dataset, columns: list[str], config: TrainConfig, pixels: Pixels | None, start: int
+) -> Any:
     return load(
         dataset,
         columns,
-        batch=recipe.train.batch,
-        seed=recipe.train.seed,
+        batch=config.batch,
+        seed=config.seed,
         start=start,
-        size=size,
-        channels=channels,
+        size=pixels.size if pixels else None,
+        channels=pixels.channels if pixels else 3,
     )
 
 
