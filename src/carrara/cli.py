@@ -155,7 +155,7 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/quickstart"),
     budget: Annotated[
         str, typer.Option(help="How long it may train: 3m, 30m, 2h, or 500steps a stage.")
-    ] = "11m",
+    ] = "12m",
     subset: Annotated[
         str, typer.Option("--set", help="default (food, animals, smileys), all, or categories.")
     ] = "default",

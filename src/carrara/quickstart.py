@@ -26,7 +26,7 @@ from carrara.training.parallel import Placement
 from carrara.training.run import read_metrics
 
 FILM = 8  # pictures in the strip
-SETTINGS = Settings(seed=7, steps=20, guidance=3.0)
+SETTINGS = Settings(seed=7, steps=20, guidance=2.0)
 
 
 def quickstart(out: Path, budget: str, subset: str) -> None:

@@ -26,7 +26,7 @@ class Settings(Config):
     steps: int = Field(20, ge=1, le=1000, description="Steps from noise to picture.")
     sampler: str = Field("dpmpp_2m", description="Which way z goes.")
     grid: str = Field("shifted", description="Where the steps are.")
-    guidance: float = Field(3.0, ge=0, description="How strongly the prompt pulls; 1 is off.")
+    guidance: float = Field(2.0, ge=0, description="How strongly the prompt pulls; 1 is off.")
 
     @field_validator("sampler")
     @classmethod

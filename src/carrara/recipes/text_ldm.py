@@ -19,6 +19,6 @@ def recipe() -> DiffusionRecipe:
             conditions={"caption": text.Config()},
         ),
         times="logit_normal",
-        times_shift=3.0,
+        times_shift=2.0,
         train=TrainConfig(budget="10m", batch=32, lr=4e-3, ema=0.03),
     )

@@ -45,9 +45,10 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         hidden, other = split_parameters(module)
+        # "fused" tells Optimizer.load_state_dict to bring the step counters back to the parameters' device.
         groups = [
-            {"params": hidden, "muon": True, "momentum": momentum, "betas": betas},
-            {"params": other, "muon": False, "momentum": momentum, "betas": betas},
+            {"params": hidden, "muon": True, "momentum": momentum, "betas": betas, "fused": True},
+            {"params": other, "muon": False, "momentum": momentum, "betas": betas, "fused": True},
         ]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
 
@@ -83,7 +84,7 @@ class Muon(torch.optim.Optimizer):
         for p in parameters:
             if not self.state[p]:
                 self.state[p].update(
-                    step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
+                    step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
                 )
         states = [self.state[p] for p in parameters]
         torch._fused_adamw_(
