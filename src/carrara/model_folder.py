@@ -5,6 +5,7 @@ Written beside its final place and renamed, so that a folder with a ``model.toml
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -25,16 +26,21 @@ ABOUT, PASSPORT = "model.toml", "passport.json"
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Lets ``fill`` write into a new folder that then takes the place of ``path``; on failure nothing changes."""
+    """Lets ``fill`` write into a new folder that then takes the place of ``path``; on failure nothing changes.
+
+    UserError where the disk is full or the place cannot be written.
+    """
     part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
     for leftover in (part, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    part.mkdir(parents=True)
     try:
+        part.mkdir(parents=True)
         fill(part)
         sync(part)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
         raise
     if path.exists():
         os.rename(path, old)
@@ -87,10 +93,15 @@ def read_passport(folder: Path) -> dict[str, Any]:
 
 
 def write_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """The tensors as one safetensors file, contiguous and on the CPU."""
+    """The tensors as one safetensors file, contiguous and on the CPU; OSError where it cannot be written."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, str(file))
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, str(file))
+    except SafetensorError as error:  # it wraps the system's error into words
+        number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+        raise OSError(number, os.strerror(number), str(file)) from error
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

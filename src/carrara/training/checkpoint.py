@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Mapping
@@ -18,21 +17,16 @@ KEEP = 2
 
 
 def save(folder: Path, seen: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Path:
-    """Writes ``folder/<seen>``, then removes all but the newest two. A full disk is a UserError; the last stays."""
+    """Writes ``folder/<seen>``, then removes all but the newest two. UserError on a full disk; the last stays."""
     path = folder / f"{seen:012d}"
 
     def fill(part: Path) -> None:
         write_weights(part / "state.safetensors", tensors)
         (part / "state.json").write_text(json.dumps({"seen": seen, **numbers}))
 
-    try:
-        write_folder(path, fill)
-    except (OSError, RuntimeError) as error:  # safetensors wraps the system's error into its own
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        last = newest(folder)
-        kept = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
-        reason = "the disk is full" if full else f"cannot be written ({error})"
-        raise UserError(f"checkpoint {path}: {reason}; {kept}") from None
+    write_folder(path, fill)
+    for half in (*folder.glob("*.part"), *folder.glob("*.old")):  # of a run that was killed while it wrote
+        shutil.rmtree(half, ignore_errors=True)
     for old in _all(folder)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return path

@@ -61,21 +61,23 @@ class Run:
         if (last := checkpoint.newest(self.folder / CHECKPOINTS)) is not None:
             state.restore(last)
         saved = time.monotonic()
-        with closing(_Log(self.folder, state)) as log, closing(load(state.seen)) as batches:
-            try:
-                for report in train(task, batches, state):
-                    log.write(report)
-                    if time.monotonic() - saved > state.config.save_every:
-                        state.save(self.folder / CHECKPOINTS)
-                        saved = time.monotonic()
-                    yield report
-            except GeneratorExit:  # between two steps: the state is whole
+        try:
+            with closing(_Log(self.folder, state)) as log, closing(load(state.seen)) as batches:
+                try:
+                    for report in train(task, batches, state):
+                        log.write(report)
+                        if time.monotonic() - saved > state.config.save_every:
+                            state.save(self.folder / CHECKPOINTS)
+                            saved = time.monotonic()
+                        yield report
+                except GeneratorExit:  # between two steps: the state is whole
+                    state.save(self.folder / CHECKPOINTS)
+                    raise
                 state.save(self.folder / CHECKPOINTS)
-                raise
-            except UserError as error:
-                last = checkpoint.newest(self.folder / CHECKPOINTS)
-                raise UserError(f"{error}; the last good checkpoint is {last or 'none yet'}") from None
-            state.save(self.folder / CHECKPOINTS)
+        except (UserError, OSError) as error:  # a loss is no longer finite, or the disk is full
+            last = checkpoint.newest(self.folder / CHECKPOINTS)
+            reason = f"cannot write {self.folder}: {error.strerror}" if isinstance(error, OSError) else error
+            raise UserError(f"{reason}; the last good checkpoint is {last or 'none yet'}") from None
 
 
 class _Log:
