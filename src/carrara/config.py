@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import tomllib
+from collections.abc import Container, Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, cast, get_args
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
 
 from carrara.errors import UserError, nearest
 
@@ -56,6 +57,17 @@ def Component(room: str) -> Any:
     return Annotated[SerializeAsAny[Config], BeforeValidator(choose)]
 
 
+def OneOf(what: str, table: Container[str]) -> Any:
+    """The field type "a name in this table"; another name is answered with the nearest."""
+
+    def check(name: str) -> str:
+        if name not in table:
+            raise ValueError(f"no {what} is called {name!r}{nearest(name, cast(Iterable[str], table))}")
+        return name
+
+    return Annotated[str, AfterValidator(check)]
+
+
 def parse(model: type[C], values: dict[str, Any], *, where: str) -> C:
     """Validates; a failure becomes one UserError line that names the key, the fault and the nearest key."""
     try:
@@ -69,7 +81,8 @@ def _first_fault(model: type[Config], values: dict[str, Any], error: ValidationE
     path = [str(p) for p in fault["loc"]]
     if fault["type"] == "extra_forbidden":
         return f"unknown key '{'.'.join(path)}'{nearest(path[-1], _keys_beside(model, values, path[:-1]))}"
-    return f"'{'.'.join(path)}': {fault['msg'].removeprefix('Value error, ')}"
+    where = f"'{'.'.join(path)}': " if path else ""
+    return where + fault["msg"].removeprefix("Value error, ")
 
 
 def _keys_beside(model: type[Config], values: dict[str, Any], path: list[str]) -> list[str]:

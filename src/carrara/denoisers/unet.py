@@ -59,10 +59,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor, context: Context) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         e = self.embed(embedding)
-        if self.scale_shift:
-            h = self.norm2(h, *e.chunk(2, 1))
-        else:
-            h = self.norm2(h + e[..., None, None])
+        h = self.norm2(h, *e.chunk(2, 1)) if self.scale_shift else self.norm2(h + e[..., None, None])
         out: Tensor = self.skip(x) + self.conv2(F.silu(h))
         return out
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from carrara.autoencoders.stored import StoredAutoencoder, load_autoencoder
-from carrara.config import Component, Config, parse
+from carrara.config import Component, Config, OneOf, parse
 from carrara.context import Context
 from carrara.denoisers import unet
 from carrara.diffusion.parameterizations import PARAMETERIZATIONS
@@ -33,11 +33,18 @@ from carrara.model_folder import (
 class ModelConfig(Config):
     """The parts of a diffusion model; with the weights it is the model."""
 
-    schedule: str = Field("flow", description="Path from data to noise.")
+    schedule: OneOf("schedule", SCHEDULES) = Field("flow", description="Path from data to noise.")  # type: ignore[valid-type]
     schedule_options: dict[str, float] = Field({}, description="Its options.")
-    parameterization: str = Field("flow", description="What the denoiser is trained towards.")
+    parameterization: OneOf("parameterization", PARAMETERIZATIONS) = Field(  # type: ignore[valid-type]
+        "flow", description="What the denoiser is trained towards."
+    )
     denoiser: Component("denoisers") = Field(default_factory=unet.Config, description="The network.")  # type: ignore[valid-type]
     conditions: dict[str, Component("conditions")] = Field({}, description="What guides it, by name.")  # type: ignore[valid-type]
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> ModelConfig:
+        SCHEDULES[self.schedule](**self.schedule_options)  # says which option it does not know
+        return self
 
 
 def bind(config: ModelConfig, network: nn.Module) -> Diffusion:

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from carrara.autoencoders import identity
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder
-from carrara.config import Config
+from carrara.config import Config, OneOf
 from carrara.context import Context
+from carrara.diffusion.schedules import SCHEDULES
 from carrara.diffusion.times import TIMES
 from carrara.generation.model import ModelConfig, bind, joined
 from carrara.tensors import from_uint8, sample_noise, sample_uniform
@@ -47,12 +48,22 @@ class DiffusionRecipe(Config):
     task: Literal["diffusion"] = "diffusion"
     pixels: Pixels | None = Field(None, description="Diffusion in pixels; none means in latents.")
     model: ModelConfig = ModelConfig()
-    times: str = Field("logit_normal", description="Distribution of the training times.")
+    times: OneOf("time distribution", TIMES) = Field(  # type: ignore[valid-type]
+        "logit_normal", description="Distribution of the training times."
+    )
     times_options: dict[str, float] = Field({}, description="Its options, for example mean and std.")
     times_shift: float = Field(
         1.0, gt=0, description="Moves the times towards the noise (Esser et al., eq. 23)."
     )
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> DiffusionRecipe:
+        schedule = SCHEDULES[self.model.schedule](**self.model.schedule_options)
+        TIMES[self.times](
+            torch.tensor([0.5]), schedule, **self.times_options
+        )  # says which option it does not know
+        return self
 
 
 class DiffusionTask:

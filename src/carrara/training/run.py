@@ -87,7 +87,7 @@ class _Log:
         from torch.utils.tensorboard import SummaryWriter
 
         _cut_log(folder / METRICS, state.step)
-        self._lines = open(folder / METRICS, "a", encoding="utf-8")
+        self._lines = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
         self._events = SummaryWriter(str(folder / EVENTS), purge_step=state.step)
         self._since = (time.monotonic(), state.seen)
 
