@@ -53,9 +53,15 @@ class StoredAutoencoder:
         """The same with a measured scale."""
         return replace(self, scale=scale)
 
-    def save(self, path: Path) -> None:
-        """Writes the model folder, whole or not at all."""
-        write_folder(path, self.fill)
+    def save(self, path: Path, extra: Mapping[str, str] | None = None) -> None:
+        """Writes the model folder, whole or not at all; ``extra`` are text files to lie beside the weights."""
+
+        def fill(folder: Path) -> None:
+            self.fill(folder)
+            for name, text in (extra or {}).items():
+                (folder / name).write_text(text, encoding="utf-8")
+
+        write_folder(path, fill)
 
     def fill(self, folder: Path) -> None:
         """Its files, into a folder that is being written."""

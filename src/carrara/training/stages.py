@@ -53,7 +53,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, dataset: Dataset, folder: Path)
     yield from run.train(task, state, dataset, batches)
     state.averages["autoencoder"].copy_to(module)
     stored = StoredAutoencoder.of(module, recipe.autoencoder, recipe.size, _passport(dataset, state))
-    stored.save(run.model)
+    stored.save(run.model, {RECIPE: to_toml(recipe)})
 
 
 def scaled(autoencoder: StoredAutoencoder, dataset: Dataset) -> StoredAutoencoder:
