@@ -117,6 +117,13 @@ class TrainingState:
                     states.setdefault(int(index), {})[inner] = value
                 optimizer = self.optimizers[name]
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+                for (
+                    parameter,
+                    inner_state,
+                ) in optimizer.state.items():  # fused kernels go by memory, not by index
+                    for key, value in inner_state.items():
+                        if value.shape == parameter.shape:
+                            inner_state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         except (RuntimeError, KeyError) as error:
             raise UserError(
                 f"checkpoint {path} does not fit this recipe: {str(error).splitlines()[0]}"
