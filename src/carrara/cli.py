@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from carrara.cli_show import show
 from carrara.console import Bar, Interrupted, console, fail, until_interrupted
 from carrara.errors import UserError
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 data = typer.Typer(no_args_is_help=True, help="Bring pictures in.")
 app.add_typer(data, name="data")
+app.add_typer(show, name="show")
 
 
 @data.command("import")
@@ -97,18 +99,22 @@ def sample(
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 4,
     steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 20,
     sampler: Annotated[str, typer.Option(help="ancestral, ddim, heun, dpmpp_2m and more.")] = "dpmpp_2m",
-    guidance: Annotated[float, typer.Option(help="How strongly the prompt pulls; 1 is off.")] = 2.0,
+    grid: Annotated[
+        str | None, typer.Option(help="Where the steps are: uniform, karras …; usually what suits the model.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How strongly the prompt pulls; 1 is off, 2 is usual.")
+    ] = None,
     negative: Annotated[str, typer.Option(help="What to keep away from.")] = "",
     out: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("pictures"),
 ) -> None:
     """Make pictures from a prompt; each PNG carries the recipe that made it."""
-    from carrara.config import parse
-    from carrara.generation.generate import Settings, decode, denoise
+    from carrara.generation.generate import decode, denoise, settings_for
     from carrara.generation.pictures import save_png
 
-    given = {"seed": seed, "steps": steps, "sampler": sampler, "guidance": guidance}
-    settings = parse(Settings, given, where="sample")
     opened = open_model(model)
+    given = {"seed": seed, "steps": steps, "sampler": sampler, "grid": grid, "guidance": guidance}
+    settings = settings_for(opened, given)
     say_about(opened, prompt)
     make_folder(out)
     hash_, written = opened.hash, []

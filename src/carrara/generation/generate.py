@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
-from carrara.config import Config
+from carrara.config import Config, OneOf, parse
 from carrara.diffusion.grids import GRIDS
 from carrara.diffusion.guidance import cfg
 from carrara.diffusion.samplers import SAMPLERS
-from carrara.errors import nearest
+from carrara.diffusion.schedules import Discrete, Flow
 from carrara.generation.model import Model
 from carrara.tensors import PictureNoise, to_uint8
 
@@ -24,23 +24,13 @@ class Settings(Config):
 
     seed: int = Field(0, ge=0, lt=2**63, description="Noise follows from (seed, picture number).")
     steps: int = Field(20, ge=1, le=1000, description="Steps from noise to picture.")
-    sampler: str = Field("dpmpp_2m", description="Which way z goes.")
-    grid: str = Field("shifted", description="Where the steps are.")
+    sampler: OneOf("sampler", SAMPLERS) = Field(  # type: ignore[valid-type]
+        "dpmpp_2m", description="Which way z goes."
+    )
+    grid: OneOf("time grid", GRIDS) = Field(  # type: ignore[valid-type]
+        "shifted", description="Where the steps are."
+    )
     guidance: float = Field(2.0, ge=0, description="How strongly the prompt pulls; 1 is off.")
-
-    @field_validator("sampler")
-    @classmethod
-    def _known_sampler(cls, value: str) -> str:
-        if value not in SAMPLERS:
-            raise ValueError(f"no sampler is called {value!r}{nearest(value, SAMPLERS)}")
-        return value
-
-    @field_validator("grid")
-    @classmethod
-    def _known_grid(cls, value: str) -> str:
-        if value not in GRIDS:
-            raise ValueError(f"no time grid is called {value!r}{nearest(value, GRIDS)}")
-        return value
 
 
 @dataclass(frozen=True)
@@ -64,8 +54,7 @@ def denoise(
     diffusion, device = model.diffusion, model.device
     times = GRIDS[settings.grid](settings.steps, diffusion.schedule)
     noise = PictureNoise(settings.seed, numbers)
-    start = torch.tensor([1.0], dtype=torch.float64)
-    sigma = float(diffusion.schedule.sigma(start))
+    sigma = float(diffusion.schedule.sigma(times[0]))
     z = sigma * noise.draw(model.latent_shape, device=device)
     with torch.inference_mode():
         walk = SAMPLERS[settings.sampler](

@@ -1,0 +1,141 @@
+"""`carrara show`: pictures that teach, as PNG, GIF or page by the ending of the name given with --out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from carrara.console import Bar, console
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    from carrara.evaluation.exhibits import Exhibit, Lesson
+
+show = typer.Typer(no_args_is_help=True, help="See how diffusion works: pictures that teach.")
+
+Out = Annotated[Path, typer.Option(help="Where it goes; .png, .gif or .html says what it becomes.")]
+StillOut = Annotated[Path, typer.Option(help="Where it goes; .png or .html says what it becomes.")]
+ModelFolder = Annotated[Path, typer.Argument(help="A model folder, or the run that made it.")]
+Prompt = Annotated[str, typer.Argument(help="What to show; may stay away.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same pictures.")]
+Grid = Annotated[str | None, typer.Option(help="Where the steps are; usually what suits the model.")]
+Guidance = Annotated[float | None, typer.Option(help="How strongly the prompt pulls; 1 is off.")]
+
+
+@show.command()
+def forward(
+    picture: Annotated[Path, typer.Argument(help="A picture of yours.")],
+    out: Out,
+    schedule: Annotated[str, typer.Option(help="linear (DDPM), cosine, flow and more.")] = "linear",
+    size: Annotated[int, typer.Option(min=8, max=512, help="Side in pixels it is shown at.")] = 96,
+    columns: Annotated[int, typer.Option(min=2, max=20, help="How many moments.")] = 9,
+    seed: Seed = 0,
+) -> None:
+    """The forward process on a picture of yours: step by step, and at once."""
+    from carrara.evaluation.exhibits import check_name
+    from carrara.evaluation.lessons import forward as lesson
+
+    check_name(out, moves=True)
+    opened = lesson.open_picture(picture, size)
+    _keep(lesson.forward(opened, schedule=schedule, seed=seed, columns=columns), out)
+
+
+@show.command()
+def reverse(
+    model: ModelFolder,
+    out: Out,
+    prompt: Prompt = "",
+    steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 50,
+    sampler: Annotated[str, typer.Option(help="ddim, ancestral (DDPM's own) and more.")] = "ddim",
+    grid: Grid = None,
+    guidance: Guidance = None,
+    columns: Annotated[int, typer.Option(min=2, max=20, help="How many moments.")] = 9,
+    seed: Seed = 0,
+) -> None:
+    """The reverse process of a model: z from noise to picture, and what the model takes it for."""
+    from carrara.cli import open_model, say_about
+    from carrara.evaluation.exhibits import check_name
+    from carrara.evaluation.lessons.reverse import request
+    from carrara.evaluation.lessons.reverse import reverse as lesson
+    from carrara.generation.generate import settings_for
+
+    check_name(out, moves=True)
+    opened = open_model(model)
+    request(opened, prompt)
+    say_about(opened, prompt)
+    given = {"seed": seed, "steps": steps, "sampler": sampler, "grid": grid, "guidance": guidance}
+    settings = settings_for(opened, given)
+    _keep(_watched("sampling", lesson(opened, prompt, settings, columns=columns)), out)
+
+
+@show.command()
+def schedules(out: StillOut) -> None:
+    """Alpha, sigma and log-SNR of every schedule."""
+    from carrara.evaluation.exhibits import check_name
+    from carrara.evaluation.lessons.schedules import schedules as lesson
+
+    check_name(out, moves=False)
+    _keep(lesson(), out)
+
+
+@show.command()
+def samplers(
+    model: ModelFolder,
+    out: StillOut,
+    prompt: Prompt = "",
+    evaluations: Annotated[
+        str, typer.Option(help="How often each may ask the network, with commas.")
+    ] = "10,20,40",
+    only: Annotated[
+        str, typer.Option("--samplers", help="Which, with commas; without it nine of them.")
+    ] = "",
+    count: Annotated[int, typer.Option(min=1, max=64, help="Pictures that distances are taken over.")] = 2,
+    grid: Grid = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+) -> None:
+    """Samplers compared at equal numbers of evaluations, with the distance to a reference of 500 steps."""
+    from carrara.cli import open_model, say_about
+    from carrara.evaluation.exhibits import check_name
+    from carrara.evaluation.lessons.reverse import request
+    from carrara.evaluation.lessons.samplers import USUAL
+    from carrara.evaluation.lessons.samplers import samplers as lesson
+    from carrara.generation.generate import settings_for
+
+    check_name(out, moves=False)
+    wanted = _numbers(evaluations)
+    names = tuple(name.strip() for name in only.split(",") if name.strip()) or USUAL
+    opened = open_model(model)
+    request(opened, prompt)
+    say_about(opened, prompt)
+    settings = settings_for(opened, {"seed": seed, "grid": grid, "guidance": guidance})
+    watching = lesson(opened, prompt, settings, evaluations=wanted, names=names, count=count)
+    _keep(_watched("sampling", watching), out)
+
+
+def _numbers(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and 1 <= int(word) <= 1000 for word in words):
+        raise UserError(
+            f"cannot read the evaluations {text!r}; expected numbers from 1 to 1000, e.g. 10,20,40"
+        )
+    return sorted({int(word) for word in words})
+
+
+def _watched(title: str, lesson: Lesson) -> Exhibit:
+    with Bar(title) as bar:
+        while True:
+            try:
+                bar.show(*next(lesson))
+            except StopIteration as end:
+                exhibit: Exhibit = end.value
+                return exhibit
+
+
+def _keep(exhibit: Exhibit, out: Path) -> None:
+    from carrara.evaluation.exhibits import save
+
+    save(exhibit, out)
+    console.print(str(out), soft_wrap=True)

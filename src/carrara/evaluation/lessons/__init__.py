@@ -1,0 +1,1 @@
+"""Lessons: pictures that teach, one a file; `carrara show` is their list."""

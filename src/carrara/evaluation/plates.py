@@ -1,0 +1,91 @@
+"""Plates: pictures in rows and columns with words beside them, drawn by Pillow alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont
+
+INK, PALE, ACCENT = "#1d1d1f", "#6b6b70", "#b4552d"
+_GAP, _MARGIN, _LINE = 6, 14, 17  # pixels
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pictures of one size with a name (lines split by newlines), a caption under each, some of them marked."""
+
+    name: str
+    pictures: Sequence[Image.Image]
+    captions: Sequence[str] = ()
+    marked: Sequence[bool] = ()
+
+
+def plate(rows: Sequence[Row], columns: Sequence[str] = (), *, side: int = 96) -> Image.Image:
+    """All rows, the columns' names above; pictures are enlarged by a whole number, to about ``side``.
+
+    The letters are those of Pillow's own font: Latin. Words in other scripts belong into a page, not here.
+    """
+    first = rows[0].pictures[0]
+    zoom = max(1, round(side / max(first.size)))
+    width, height = first.width * zoom, first.height * zoom
+    name_width = max(_width(row.name) for row in rows) + (_MARGIN if any(row.name for row in rows) else 0)
+    words = [*columns, *(caption for row in rows for caption in row.captions)]
+    width_of_cell = max([width, *map(_width, words)])
+    head = _LINE * max((name.count("\n") + 1 for name in columns), default=0) + (_GAP if columns else 0)
+    heights = [height + (_LINE if row.captions else 0) + _GAP for row in rows]
+    across = max(len(row.pictures) for row in rows)
+    canvas = Image.new(
+        "RGB",
+        (
+            2 * _MARGIN + name_width + across * (width_of_cell + _GAP) - _GAP,
+            2 * _MARGIN + head + sum(heights),
+        ),
+        "white",
+    )
+    draw = ImageDraw.Draw(canvas)
+    middles = [_MARGIN + name_width + k * (width_of_cell + _GAP) + width_of_cell // 2 for k in range(across)]
+    for middle, name in zip(middles, columns, strict=False):
+        write(draw, (middle, _MARGIN), name, "ma")
+    top = _MARGIN + head
+    for row, below in zip(rows, heights, strict=True):
+        write(draw, (_MARGIN, top + height // 2 - _LINE * (row.name.count("\n") + 1) // 2), row.name, "la")
+        for index, (middle, picture) in enumerate(zip(middles, row.pictures, strict=False)):
+            large = picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+            canvas.paste(large, (middle - width // 2, top))
+            if row.captions:
+                marked = bool(row.marked and row.marked[index])
+                write(
+                    draw,
+                    (middle, top + height + 1),
+                    row.captions[index],
+                    "ma",
+                    colour=ACCENT if marked else PALE,
+                )
+        top += below
+    return canvas
+
+
+def write(
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, anchor: str, *, colour: str = INK
+) -> None:
+    """Lines of text, the first at ``place``; ``anchor`` as Pillow has it ("la" left, "ma" middle, top)."""
+    x, y = place
+    for line in text.split("\n"):
+        draw.text((x, y), line, fill=colour, font=font(), anchor=anchor)
+        y += _LINE
+
+
+def font() -> FreeTypeFont:
+    """The letters of all plates and charts."""
+    found = ImageFont.load_default(size=13)
+    assert isinstance(found, ImageFont.FreeTypeFont)  # Pillow without FreeType has no sizes
+    return found
+
+
+def _width(text: str) -> int:
+    return max(int(font().getlength(line)) + 2 for line in text.split("\n")) if text else 0
