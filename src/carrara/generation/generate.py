@@ -33,6 +33,23 @@ class Settings(Config):
     guidance: float = Field(2.0, ge=0, description="How strongly the prompt pulls; 1 is off.")
 
 
+def settings_for(model: Model, given: Mapping[str, Any]) -> Settings:
+    """Settings from what is ``given``; what is absent or None as suits the model. UserError as in ``parse``.
+
+    A table of trained steps is walked on its own steps, a flow with more of them in the noise, any other path
+    evenly; guidance is off where nothing guides.
+    """
+    schedule = model.diffusion.schedule
+    if isinstance(schedule, Discrete):
+        usual: dict[str, Any] = {"grid": "trailing"}
+    else:
+        usual = {"grid": "shifted" if isinstance(schedule, Flow) else "uniform"}
+    if not model.conditions:
+        usual["guidance"] = 1.0
+    chosen = {key: value for key, value in given.items() if value is not None}
+    return parse(Settings, usual | chosen, where="sample")
+
+
 @dataclass(frozen=True)
 class Moment:
     """After each step: its number, of how many; scaled latents z and the clean estimate x0, [b c h w]."""
