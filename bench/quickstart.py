@@ -29,6 +29,7 @@ from carrara.evaluation.reconstruction import held_out_psnr, nearest_picture
 from carrara.generation.generate import Settings, generate
 from carrara.generation.model import Model, load_model
 from carrara.recipes.catalogue import named
+from carrara.recipes.quickstart import LANGUAGES
 from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask
 from carrara.training.diffusing import DiffusionTask
 from carrara.training.loop import TrainConfig, TrainingState, train
@@ -36,7 +37,6 @@ from carrara.training.parallel import Placement
 from carrara.training.stages import words_of
 
 PROMPTS = 48
-LANGUAGES = ("en", "de", "zh", "ar")
 
 
 def best_rate(work: Callable[[], Any], flops: float, seconds: float = 1.5) -> float:
