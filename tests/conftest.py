@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from carrara.autoencoders import kl
 from carrara.conditions import text
+from carrara.config import Config, to_toml
 from carrara.data.importing import import_pictures
 from carrara.data.latents import encode
 from carrara.data.table import Dataset
@@ -77,6 +78,12 @@ def small_diffusion(budget: str = "6steps", *, captions: bool = True, **train: A
         ),
         train=TrainConfig(**{"budget": budget, "batch": 4, "warmup": 2, **train}),
     )
+
+
+def recipe_file(recipe: Config, path: Path) -> Path:
+    """The recipe as a user's TOML file."""
+    path.write_text(to_toml(recipe), encoding="utf-8")
+    return path
 
 
 def run_out(iterator: Iterable[Any]) -> list[Any]:

@@ -27,20 +27,27 @@ class Run:
     """The folder of one training. Opening it again with the same recipe continues it."""
 
     def __init__(self, folder: Path, recipe: Config, data: str) -> None:
-        """``data`` is the hash of what is trained on. UserError where the folder belongs to something else."""
+        """``data`` is the hash of what is trained on. UserError where the folder belongs to something else.
+
+        Nothing is written before ``train``, so that a recipe found wanting leaves no folder.
+        """
         self.folder = folder
-        text = to_toml(recipe)
-        about = {"data": data}
+        self._recipe, self._about = to_toml(recipe), {"data": data}
         if (folder / RECIPE).is_file():
-            _same(folder, text, about)
+            _same(folder, self._recipe, self._about)
+        elif folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file; give a new folder with --out")
         elif folder.exists() and {p.name for p in folder.iterdir()} - _FIRST_FILES:
             raise UserError(f"{folder} is not empty and holds no run; give a new folder with --out")
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "run.json").write_text(json.dumps(about))
-            part = folder / (RECIPE + ".part")
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, folder / RECIPE)
+
+    def _begin(self) -> None:
+        if (self.folder / RECIPE).is_file():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "run.json").write_text(json.dumps(self._about))
+        part = self.folder / (RECIPE + ".part")
+        part.write_text(self._recipe, encoding="utf-8")
+        os.replace(part, self.folder / RECIPE)
 
     @property
     def model(self) -> Path:
@@ -62,6 +69,7 @@ class Run:
             state.restore(last)
         saved = time.monotonic()
         try:
+            self._begin()
             with closing(_Log(self.folder, state)) as log, closing(load(state.seen)) as batches:
                 try:
                     for report in train(task, batches, state):

@@ -1,0 +1,179 @@
+"""What goes wrong in a training ends in one line, and the last good checkpoint stays."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from carrara.data.table import Dataset
+from carrara.errors import UserError
+from carrara.training import checkpoint
+from carrara.training.autoencoding import AutoencoderTask
+from carrara.training.stages import train_autoencoder
+from conftest import run_out, small_autoencoder
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of two megabytes; needs the right to mount."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("cannot mount a small disk here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(disk: Path, *, leave: int) -> Path:
+    """A file that takes all but ``leave`` bytes."""
+    about = os.statvfs(disk)
+    file = disk / "something-else"
+    file.write_bytes(b"\1" * (about.f_bavail * about.f_frsize - leave))
+    return file
+
+
+def test_a_checkpoint_is_whole_and_only_two_are_kept(tmp_path: Path) -> None:
+    for seen in (8, 16, 999_999_999_999):
+        checkpoint.save(tmp_path, seen, {"a": torch.full((3,), float(seen))}, {"step": seen // 8})
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["000000000016", "999999999999"]
+    last = checkpoint.newest(tmp_path)
+    assert last is not None
+    tensors, numbers = checkpoint.load(last)
+    assert torch.equal(tensors["a"], torch.full((3,), 999_999_999_999.0))
+    assert numbers == {"seen": 999_999_999_999, "step": 124_999_999_999}
+
+
+def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path / "never") is None
+    good = checkpoint.save(tmp_path, 8, {"a": torch.zeros(3)}, {})
+    (tmp_path / "000000000016.part").mkdir()
+    assert checkpoint.newest(tmp_path) == good
+    checkpoint.save(tmp_path, 24, {"a": torch.zeros(3)}, {})
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["000000000008", "000000000024"]
+
+
+def test_the_same_checkpoint_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        checkpoint.save(tmp_path, 8, {"a": torch.full((3,), value)}, {})
+    tensors, _ = checkpoint.load(tmp_path / "000000000008")
+    assert tensors["a"].tolist() == [2.0] * 3
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_while_a_checkpoint_is_written(tiny_disk: Path) -> None:
+    good = checkpoint.save(tiny_disk / "c", 8, {"a": torch.ones(1000)}, {})
+    with pytest.raises(UserError, match="No space left on device"):
+        checkpoint.save(tiny_disk / "c", 16, {"a": torch.ones(1_000_000)}, {})
+    assert [p.name for p in (tiny_disk / "c").iterdir()] == [good.name]
+    assert checkpoint.load(good)[0]["a"].sum() == 1000
+
+
+@pytest.mark.parametrize("leave", [0, 3000, 40_000])
+def test_a_disk_that_fills_up_while_training(dataset: Dataset, tiny_disk: Path, tmp_path: Path, leave: int) -> None:
+    """Whether the log or a checkpoint meets the end first: one line, and the run continues once there is room."""
+    recipe = small_autoencoder("24steps", save_every=1e-9)
+    run_out(train_autoencoder(recipe, dataset, tmp_path / "whole"))
+    run = tiny_disk / "run"
+    reports = train_autoencoder(recipe, dataset, run)
+    run_out(islice(reports, 5))
+    other = fill(tiny_disk, leave=leave)
+    with pytest.raises(UserError, match=r"No space left on device; the last good checkpoint is .*/0000") as told:
+        run_out(reports)
+    assert "\n" not in str(told.value)
+    assert (newest := checkpoint.newest(run / "checkpoints")) is not None
+    assert str(told.value).endswith(str(newest))
+    assert not list((run / "checkpoints").glob("*.part"))
+    assert not (run / "model").exists()
+    other.unlink()
+    run_out(train_autoencoder(recipe, dataset, run))
+    for file in ("model/weights.safetensors",):
+        assert (run / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_a_full_disk_by_the_system_s_word(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where no disk can be mounted: safetensors wraps the error into its own."""
+    import safetensors.torch
+    from safetensors import SafetensorError
+
+    reports = train_autoencoder(small_autoencoder(save_every=1e-9), dataset, tmp_path / "run")
+    run_out(islice(reports, 2))
+
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(UserError, match="No space left on device; the last good checkpoint is .*/000000000008$"):
+        run_out(reports)
+    left = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert left == ["000000000004", "000000000008"]
+
+
+@pytest.mark.parametrize("fault", ["cut", "swapped", "no weights", "no numbers", "other numbers"])
+def test_a_damaged_checkpoint_is_named(dataset: Dataset, tmp_path: Path, fault: str) -> None:
+    reports = train_autoencoder(small_autoencoder(), dataset, tmp_path / "run")
+    run_out(islice(reports, 2))
+    reports.close()  # type: ignore[attr-defined]
+    last = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    assert last is not None
+    state = last / "state.safetensors"
+    if fault == "cut":
+        state.write_bytes(state.read_bytes()[:-100])
+    elif fault == "swapped":
+        state.write_bytes(b"\xff" * 1000)
+    elif fault == "no weights":
+        state.unlink()
+    elif fault == "no numbers":
+        (last / "state.json").unlink()
+    else:
+        (last / "state.json").write_text('{"seen": 8}')
+    with pytest.raises(UserError, match=last.name) as told:
+        run_out(train_autoencoder(small_autoencoder(), dataset, tmp_path / "run"))
+    assert "\n" not in str(told.value)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_are_touched(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = AutoencoderTask.losses
+    calls = []
+
+    def sick(self: AutoencoderTask, update: str, batch: object) -> object:
+        calls.append(update)
+        terms = dict(whole(self, update, batch))  # type: ignore[arg-type]
+        if len(calls) == 4:
+            terms["edges"] = terms["edges"] * float("nan")
+        return terms
+
+    monkeypatch.setattr(AutoencoderTask, "losses", sick)
+    with pytest.raises(UserError) as told:
+        run_out(train_autoencoder(small_autoencoder(save_every=1e-9), dataset, tmp_path / "run"))
+    last = tmp_path / "run" / "checkpoints" / "000000000012"
+    assert str(told.value) == (
+        f"the loss edges is no longer finite at 12 pictures seen; the last good checkpoint is {last}"
+    )
+    tensors, numbers = checkpoint.load(last)
+    assert numbers["step"] == 3
+    assert all(value.isfinite().all() for value in tensors.values())
+    assert not (tmp_path / "run" / "model").exists()
+    run_out(train_autoencoder(small_autoencoder(save_every=1e-9), dataset, tmp_path / "run"))  # a cosmic ray
+    assert (tmp_path / "run" / "model" / "weights.safetensors").is_file()
+
+
+def test_a_recipe_found_wanting_leaves_no_folder(dataset: Dataset, tmp_path: Path) -> None:
+    recipe = small_autoencoder().model_copy(update={"size": 17})
+    with pytest.raises(UserError, match="multiple of 2"):
+        next(train_autoencoder(recipe, dataset, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_in_the_place_of_the_run(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        next(train_autoencoder(small_autoencoder(), dataset, tmp_path / "run"))
