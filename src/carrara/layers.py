@@ -73,7 +73,9 @@ class GroupNorm(nn.Module):
         b, c, h, w = x.shape
         if x.device.type == "cpu" and x.dtype == torch.bfloat16:
             rows = x.permute(0, 2, 3, 1).reshape(b, h * w, c)
-            out: Tensor = _ChannelsLastGroupNorm.apply(rows, gain, offset, self.groups, self.eps)
+            out: Tensor = _ChannelsLastGroupNorm.apply(  # type: ignore[no-untyped-call]
+                rows, gain, offset, self.groups, self.eps
+            )
             return out.view(b, h, w, c).permute(0, 3, 1, 2)
         if scale is None:
             return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
@@ -88,7 +90,9 @@ _FEW_SCORES = 128 * 128
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Multi-head attention over ``query [b n d]`` and ``key, value [b l d]``; ``mask [b l]`` True where real."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))  # b heads n d/heads
+    q, k, v = (
+        x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value)
+    )  # b heads n d/heads
     bias = None if mask is None else mask[:, None, None]
     if query.device.type == "cpu" and query.shape[1] * key.shape[1] <= _FEW_SCORES:
         scores = (q * q.shape[-1] ** -0.5) @ k.mT  # b heads n l
@@ -97,7 +101,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
         out = scores.softmax(-1).to(v.dtype) @ v
     else:
         out = F.scaled_dot_product_attention(q, k, v, bias)
-    return out.transpose(1, 2).flatten(2)
+    rows: Tensor = out.transpose(1, 2).flatten(2)
+    return rows
 
 
 def zero(module: nn.Module) -> nn.Module:

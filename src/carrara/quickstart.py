@@ -152,7 +152,8 @@ def _report(
     sections = [
         (
             "Pictures",
-            f"<p>Guidance {SETTINGS.guidance:g}, {SETTINGS.steps} steps of {SETTINGS.sampler}, seed {SETTINGS.seed}.</p>{grid}",
+            f"<p>Guidance {SETTINGS.guidance:g}, {SETTINGS.steps} steps of {SETTINGS.sampler}, "
+            f"seed {SETTINGS.seed}.</p>{grid}",
         ),
         (
             "From noise to picture",

@@ -70,7 +70,8 @@ class SpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = self.norm(x).flatten(2).transpose(1, 2)  # b n c
         rows = self.out(attend(self.query(rows), self.key(rows), self.value(rows), heads=1))
-        return x + rows.transpose(1, 2).unflatten(2, x.shape[2:])
+        out: Tensor = x + rows.transpose(1, 2).reshape(x.shape)
+        return out
 
 
 class Downsample(nn.Module):

@@ -89,7 +89,8 @@ class Layer(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.out(attend(*self.qkv(self.norm1(x)).chunk(3, -1), self.heads, mask))
+        query, key, value = self.qkv(self.norm1(x)).chunk(3, -1)
+        x = x + self.out(attend(query, key, value, self.heads, mask))
         out: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
         return out
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,9 @@ def latent_key(autoencoder: StoredAutoencoder) -> Mapping[str, Any]:
     return {"autoencoder": autoencoder.hash, "size": autoencoder.size, "crop": "centre", "code": CODE}
 
 
-def encode(dataset: Dataset, autoencoder: StoredAutoencoder, device: torch.device) -> Iterator[Progress]:
+def encode(
+    dataset: Dataset, autoencoder: StoredAutoencoder, device: torch.device
+) -> Generator[Progress, None, None]:
     """Derives the column ``latent_…`` float16 [2c h w]: raw posterior means, then standard deviations."""
     module = autoencoder.module.to(device)
 

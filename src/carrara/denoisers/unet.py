@@ -79,7 +79,8 @@ class TransformerBlock(nn.Module):
         self.gate, self.out3 = nn.Linear(width, 8 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        x = x + self.out1(attend(*self.qkv(self.norm1(x)).chunk(3, -1), self.heads))
+        query, key, value = self.qkv(self.norm1(x)).chunk(3, -1)
+        x = x + self.out1(attend(query, key, value, self.heads))
         if self.norm2 is not None and context.tokens is not None:
             key, value = self.key_value(context.tokens).chunk(2, -1)
             x = x + self.out2(attend(self.query(self.norm2(x)), key, value, self.heads, context.mask))
@@ -103,7 +104,8 @@ class SpatialTransformer(nn.Module):
         rows = self.inward(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))  # b n c
         for block in self.blocks:
             rows = block(rows, context)
-        return x + self.outward(rows).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        out: Tensor = x + self.outward(rows).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return out
 
 
 class Resample(nn.Module):

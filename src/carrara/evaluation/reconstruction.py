@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from carrara.tensors import from_uint8, to_uint8
@@ -29,7 +30,7 @@ def reconstruct(
     with torch.inference_mode():
         parts = [
             to_uint8(module.decode(module.encode(from_uint8(part).to(device)).mode())).cpu()  # type: ignore[operator]
-            for part in pictures.split(batch)
+            for part in torch.split(pictures, batch)
         ]
     return torch.cat(parts)
 
@@ -52,8 +53,6 @@ def held_out_psnr(
 
 def nearest_picture(samples: Tensor, references: Tensor, size: int = 32) -> Sequence[int]:
     """For each sample ``uint8 [b c h w]`` the index of the reference whose pixels at ``size`` are nearest."""
-    small = [
-        torch.nn.functional.adaptive_avg_pool2d(x.float(), size).flatten(1) for x in (samples, references)
-    ]
-    found: list[int] = torch.cdist(*small).argmin(1).tolist()
+    a, b = (F.adaptive_avg_pool2d(x.float(), size).flatten(1) for x in (samples, references))
+    found: list[int] = torch.cdist(a, b).argmin(1).tolist()
     return found

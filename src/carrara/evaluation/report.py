@@ -19,9 +19,11 @@ img { max-width: 100%; border: 1px solid var(--line); border-radius: 6px; backgr
 figure { display: inline-block; margin: 0 .6rem 1rem 0; width: 8.6rem; vertical-align: top; }
 figure img { width: 100%; image-rendering: auto; } figcaption { font-size: .85rem; }
 figure.wide { display: block; width: auto; } figure.wide img { width: auto; }
-table { border-collapse: collapse; } td, th { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; }
+td, th { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); }
 pre { overflow-x: auto; padding: .8rem; border: 1px solid var(--line); border-radius: 6px; font-size: .85rem; }
-svg { width: 100%; height: auto; } .curve { fill: none; stroke: var(--accent); stroke-width: 1.5; } .muted { opacity: .7; }
+svg { width: 100%; height: auto; } .muted { opacity: .7; }
+.curve { fill: none; stroke: var(--accent); stroke-width: 1.5; }
 """
 
 
@@ -42,7 +44,8 @@ def picture(image: Image.Image, caption: str = "", *, wide: bool = False) -> str
     source = base64.b64encode(file.getvalue()).decode()
     kind = ' class="wide"' if wide else ""
     words = html.escape(caption)
-    return f'<figure{kind}><img alt="{words}" src="data:image/png;base64,{source}"><figcaption>{words}</figcaption></figure>'
+    image_tag = f'<img alt="{words}" src="data:image/png;base64,{source}">'
+    return f"<figure{kind}>{image_tag}<figcaption>{words}</figcaption></figure>"
 
 
 def table(rows: Sequence[Sequence[Any]], head: Sequence[str] = ()) -> str:
@@ -77,4 +80,6 @@ def curve(lines: Sequence[Mapping[str, float]], name: str, *, over: str = "seen"
         f"{x / last * width:.1f},{(1 - (y - low) / ((high - low) or 1)) * height:.1f}" for x, y in smooth
     )
     words = f"{name}: from {smooth[0][1]:.4f} to {smooth[-1][1]:.4f} in {int(last)} pictures seen"
-    return f'<svg viewBox="-4 -4 {width + 8} {height + 8}" role="img"><polyline class="curve" points="{path}"/></svg><p class="muted">{words}</p>'
+    line = f'<polyline class="curve" points="{path}"/>'
+    drawn = f'<svg viewBox="-4 -4 {width + 8} {height + 8}" role="img">{line}</svg>'
+    return f'{drawn}<p class="muted">{words}</p>'

@@ -55,8 +55,9 @@ def bind(config: ModelConfig, network: nn.Module) -> Diffusion:
 
 def build_network(config: ModelConfig, conditions: nn.ModuleDict, channels: int) -> nn.Module:
     """The denoiser, fitted to the latent's channels and to what the conditions fill."""
-    tokens = [int(c.tokens) for c in conditions.values() if c.tokens]  # type: ignore[arg-type]
-    vector = sum(int(c.vector) for c in conditions.values() if c.vector)  # type: ignore[arg-type]
+    encoders: list[Any] = list(conditions.values())
+    tokens = [int(encoder.tokens) for encoder in encoders if encoder.tokens]
+    vector = sum(int(encoder.vector) for encoder in encoders if encoder.vector)
     if len(set(tokens)) > 1:
         raise UserError(f"conditions give tokens of widths {tokens}; a denoiser attends to one width")
     network: nn.Module = config.denoiser.build(
@@ -114,7 +115,7 @@ class Model:
 
     def context(self, rows: Sequence[Mapping[str, Any]]) -> Context:
         """The context of requests: each condition reads its column of the row, null where it is absent."""
-        values = {name: [row.get(c.column) for row in rows] for name, c in self.conditions.items()}
+        values = {name: [row.get(str(c.column)) for row in rows] for name, c in self.conditions.items()}
         return joined(self.conditions, values, self.device)
 
     def save(self, path: Path, extra: Mapping[str, str] | None = None) -> None:

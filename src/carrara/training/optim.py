@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +71,9 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[p]
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
-                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                updates.append(p.grad.lerp(state["momentum"], group["momentum"]).reshape(rows, columns))
+                gradient = cast(Tensor, p.grad)
+                state["momentum"].lerp_(gradient, 1 - group["momentum"])
+                updates.append(gradient.lerp(state["momentum"], group["momentum"]).reshape(rows, columns))
             size = 0.2 * math.sqrt(max(rows, columns)) * group["lr"]
             for p, update in zip(same, orthogonalise(torch.stack(updates)), strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -84,12 +85,14 @@ class Muon(torch.optim.Optimizer):
         for p in parameters:
             if not self.state[p]:
                 self.state[p].update(
-                    step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
+                    step=torch.zeros((), device=p.device),
+                    exp_avg=torch.zeros_like(p),
+                    exp_avg_sq=torch.zeros_like(p),
                 )
         states = [self.state[p] for p in parameters]
         torch._fused_adamw_(
-            parameters,
-            [p.grad for p in parameters],
+            list[Tensor](parameters),
+            [cast(Tensor, p.grad) for p in parameters],
             [s["exp_avg"] for s in states],
             [s["exp_avg_sq"] for s in states],
             [],
@@ -109,7 +112,8 @@ def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
 
     and the first and last layers, whose rows are coordinates rather than directions.
     """
-    hidden, other = [], []
+    hidden: list[nn.Parameter] = []
+    other: list[nn.Parameter] = []
     for owner_name, owner in module.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
             ends = any(part in {"conv_in", "conv_out", "time", "vector"} for part in owner_name.split("."))
