@@ -142,6 +142,8 @@ def _report(
     held = dataset.indices("held_out")[:12]
     originals = dataset.pictures(held, model.size)
     again = reconstruct(model.autoencoder, originals, placement.device)
+    compared = sheet([*originals, *again], len(held))
+    compared.save(out / "pictures" / "reconstructions.png")
     db, count = held_out_psnr(model.autoencoder, dataset, placement.device)
     scale = model.autoencoder.scale
     assert scale is not None
@@ -166,7 +168,7 @@ def _report(
         (
             "Stage one: the autoencoder",
             f"<p>{db:.2f} dB PSNR on {count} held-out pictures; above the originals, below what it gives back.</p>"
-            + report.picture(sheet([*originals, *again], len(held)), wide=True)
+            + report.picture(compared, wide=True)
             + report.curve(seen["autoencoder"], "l1")
             + report.table(
                 [
