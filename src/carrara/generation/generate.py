@@ -60,6 +60,7 @@ class Moment:
     x0: Tensor
 
 
+@torch.inference_mode()  # as a decorator it is off again whenever the caller's loop body runs
 def denoise(
     model: Model, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], settings: Settings
 ) -> Iterator[Moment]:
@@ -73,12 +74,9 @@ def denoise(
     noise = PictureNoise(settings.seed, numbers)
     sigma = float(diffusion.schedule.sigma(times[0]))
     z = sigma * noise.draw(model.latent_shape, device=device)
-    with torch.inference_mode():
-        walk = SAMPLERS[settings.sampler](
-            _guided(model, rows, settings), z, times, diffusion.schedule, noise=noise
-        )
-        for step in walk:
-            yield Moment(step.index + 1, settings.steps, step.z, step.x0)
+    guided = _guided(model, rows, settings)
+    for step in SAMPLERS[settings.sampler](guided, z, times, diffusion.schedule, noise=noise):
+        yield Moment(step.index + 1, settings.steps, step.z, step.x0)
 
 
 def decode(model: Model, latent: Tensor) -> Tensor:
