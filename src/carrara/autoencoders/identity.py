@@ -53,6 +53,9 @@ class Autoencoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.channels, self.factor = config.image_channels, 1
+        # Pixels end at -1 and 1, so a sampler clips every estimate there, as the code of Ho et al. 2020 does:
+        # without it small errors in pure noise, divided by alpha = 0.006, become flat, glaring colours.
+        self.limit = 1.0
 
     def encode(self, image: Tensor) -> Encoding:
         """The image as its own latent."""

@@ -120,9 +120,11 @@ def _guided(model: Model, rows: Sequence[Mapping[str, Any]], settings: Settings)
         with_it, without = diffusion.denoise(torch.cat([z, z]), t, both).chunk(2)
         return with_it, without
 
-    if not model.conditions:
-        return conditional
-    return cfg(settings.guidance).together(pair, conditional)
+    guided = cfg(settings.guidance).together(pair, conditional) if model.conditions else conditional
+    limit = getattr(model.autoencoder.module, "limit", None)
+    if limit is None:
+        return guided
+    return lambda z, t: guided(z, t).clamp(-limit, limit)
 
 
 def _columns(model: Model) -> list[str]:
