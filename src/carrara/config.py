@@ -27,8 +27,10 @@ C = TypeVar("C", bound=Config)
 def kinds(room: str) -> list[str]:
     """The components of a room (``"denoisers"``): its modules are its registry."""
     package = importlib.import_module(f"carrara.{room}")
-    names = (m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
-    return sorted(n for n in names if hasattr(importlib.import_module(f"carrara.{room}.{n}"), "Config"))
+    modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    # A module that only imports the name Config (what components share) is none.
+    own = [m for m in modules if getattr(getattr(m, "Config", None), "__module__", "") == m.__name__]
+    return sorted(m.__name__.rpartition(".")[2] for m in own)
 
 
 def component(room: str, kind: str) -> Any:
