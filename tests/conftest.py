@@ -158,7 +158,7 @@ class Command:
     def start(self, *arguments: object) -> "subprocess.Popen[str]":
         """Starts it, for a test that kills it."""
         program = Path(sys.executable).with_name("carrara")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "COLUMNS": "200"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         self.started.append(
             subprocess.Popen(
                 [str(program), *map(str, arguments)],

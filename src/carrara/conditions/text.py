@@ -59,7 +59,10 @@ class Config(Base):
         file = folder / _TOKENIZER
         if not file.is_file():
             raise UserError(f"{folder.parent} is incomplete: it lacks {folder.name}/{_TOKENIZER}")
-        return TextEncoder(self, Tokenizer.from_file(str(file)))
+        try:
+            return TextEncoder(self, Tokenizer.from_file(str(file)))
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"{file} is damaged: {error}") from None
 
 
 def learn_tokenizer(captions: Iterable[str], vocabulary: int) -> Tokenizer:

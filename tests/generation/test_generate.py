@@ -1,0 +1,177 @@
+"""From requests to pictures: the same picture in any company, guidance, moments, PNGs that carry their recipe."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from carrara.errors import UserError
+from carrara.generation.generate import Settings, decode, denoise, generate
+from carrara.generation.model import Model, load_model
+from carrara.generation.pictures import read_recipe, save_png, sheet, to_image
+from conftest import Trained
+
+PROMPTS = ["red disc", "blau", "", "a green bar that is far longer than all the other prompts of this test"]
+
+
+@pytest.fixture(scope="module")
+def model(trained: Trained) -> Model:
+    return load_model(trained.diffusion / "model")
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(**{"seed": 7, "steps": 6, "guidance": 2.0, **changes})
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "ddim", "heun", "ancestral"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_same_picture_alone_and_in_a_batch_of_16(model: Model, sampler: str, guidance: float) -> None:
+    chosen = settings(sampler=sampler, guidance=guidance)
+    rows = [{"caption": PROMPTS[k % 4]} for k in range(16)]
+    together = generate(model, rows, chosen, batch=16)
+    assert together.shape == (16, 3, 16, 16)
+    assert together.dtype == torch.uint8
+    for k in (0, 3, 6, 13):
+        alone = generate(model, [rows[k]], chosen, numbers=[k])
+        assert (alone[0].int() - together[k].int()).abs().max() <= 1
+    apart = torch.cdist(together.flatten(1).float(), together.flatten(1).float()) + torch.eye(16) * 1e9
+    assert apart.min() > 50, "pictures that should differ do"
+
+
+def test_a_row_of_batches_is_one_batch(model: Model) -> None:
+    rows = [{"caption": PROMPTS[k % 4]} for k in range(5)]
+    a, b = generate(model, rows, settings(), batch=2), generate(model, rows, settings(), batch=16)
+    assert (a.int() - b.int()).abs().max() <= 1
+    assert torch.equal(generate(model, rows, settings()), b)
+
+
+def test_seed_number_and_prompt_all_matter(model: Model) -> None:
+    def picture(prompt: str, number: int = 0, **changes: Any) -> torch.Tensor:
+        return generate(model, [{"caption": prompt}], settings(**changes), numbers=[number]).int()
+
+    first = picture("red disc")
+    assert torch.equal(first, picture("red disc"))
+    for other in (
+        picture("red disc", seed=8),
+        picture("red disc", 1),
+        picture("blue bar"),
+        picture("red disc", guidance=6.0),
+        picture("red disc", steps=3),
+    ):
+        assert (first - other).abs().max() > 1
+
+
+class Watched:
+    """Counts the calls of a network and the pictures in each."""
+
+    def __init__(self, model: Model) -> None:
+        self.sizes: list[int] = []
+        self.hook = model.network.register_forward_pre_hook(lambda _, given: self.sizes.append(len(given[0])))
+
+    def __enter__(self) -> list[int]:
+        return self.sizes
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()
+
+
+@pytest.mark.parametrize(("guidance", "batch"), [(1.0, 3), (2.0, 6), (0.0, 6)])
+def test_the_network_is_called_once_a_step(model: Model, guidance: float, batch: int) -> None:
+    """Both branches in one call; with guidance off only the branch that counts."""
+    with Watched(model) as sizes:
+        generate(model, [{"caption": "red disc"}] * 3, settings(sampler="ddim", guidance=guidance))
+    assert sizes == [batch] * 6
+
+
+def test_guidance_pulls_along_the_difference(model: Model) -> None:
+    """x0 = unconditional + scale (conditional - unconditional), at the first step where z is the same for all."""
+
+    def first(guidance: float, prompt: str | None = "red disc") -> torch.Tensor:
+        return next(denoise(model, [{"caption": prompt}], [0], settings(sampler="ddim", guidance=guidance))).x0
+
+    conditional, null = first(1.0), first(1.0, None)
+    assert (conditional - null).abs().max() > 1e-4
+    torch.testing.assert_close(first(3.0), null + 3 * (conditional - null), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(first(1.0, ""), null, rtol=1e-5, atol=1e-6)
+
+
+def test_a_negative_prompt_takes_the_null_s_place(model: Model) -> None:
+    def made(**row: str) -> torch.Tensor:
+        return generate(model, [{"caption": "red disc", **row}], settings(guidance=4.0)).int()
+
+    assert torch.equal(made(), made(negative=""))
+    assert (made() - made(negative="blue bar")).abs().max() > 1
+    same = made(negative="red disc")
+    plain = generate(model, [{"caption": "red disc"}], settings(guidance=1.0)).int()
+    assert (same - plain).abs().max() <= 1
+
+
+def test_moments_are_numbered_and_end_at_the_picture(model: Model) -> None:
+    rows = [{"caption": "red disc"}, {}]
+    moments = list(denoise(model, rows, [0, 1], settings(sampler="ddim")))
+    assert [(m.step, m.steps) for m in moments] == [(k, 6) for k in range(1, 7)]
+    assert {m.z.shape for m in moments} == {m.x0.shape for m in moments} == {torch.Size([2, 4, 8, 8])}
+    torch.testing.assert_close(moments[-1].z, moments[-1].x0, rtol=1e-4, atol=1e-4)
+    away = [(m.z - moments[-1].z).square().mean().item() for m in moments]
+    assert away == sorted(away, reverse=True)
+    assert away[0] > 0.01
+    assert torch.equal(decode(model, moments[-1].z), generate(model, rows, settings(sampler="ddim")))
+
+
+def test_an_iterator_left_early_costs_nothing_more(model: Model) -> None:
+    with Watched(model) as sizes:
+        walk = denoise(model, [{}], [0], settings(sampler="ddim", guidance=1.0))
+        next(walk)
+        walk.close()  # type: ignore[attr-defined]
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("steps", 0), ("steps", 1001), ("seed", -1), ("seed", 2**63), ("guidance", -0.1), ("sampler", "x"), ("grid", "x")],
+)
+def test_settings_out_of_range(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=field):
+        settings(**{field: value})
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_png_carries_its_recipe(tmp_path: Path, channels: int) -> None:
+    picture = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8)
+    recipe = {"prompt": "红苹果 ünd \"quotes\" \n 🍎", "seed": 2**62, "guidance": 2.5, "nested": {"a": [1, None]}}
+    save_png(picture, tmp_path / "a.png", recipe)
+    assert read_recipe(tmp_path / "a.png") == recipe
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (7, 5)
+        assert image.mode == {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+        assert image.tobytes() == picture.permute(1, 2, 0).contiguous().numpy().tobytes()
+    save_png(picture, tmp_path / "b.png", dict(reversed(recipe.items())))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {"a.png", "b.png"}
+
+
+def test_a_png_of_others_has_no_recipe(tmp_path: Path) -> None:
+    Image.new("RGB", (3, 3)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="carries no Carrara recipe"):
+        read_recipe(tmp_path / "a.png")
+
+
+def test_a_png_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write"):
+        save_png(torch.zeros(3, 4, 4, dtype=torch.uint8), tmp_path / "no" / "a.png", {})
+
+
+def test_a_sheet_holds_every_picture() -> None:
+    pictures = torch.stack([torch.full((3, 4, 6), 10 * k, dtype=torch.uint8) for k in range(5)])
+    canvas = sheet(pictures, 2, gap=1)
+    assert canvas.size == (2 * 7 + 1, 3 * 5 + 1)
+    for k in range(5):
+        assert canvas.getpixel((1 + (k % 2) * 7 + 3, 1 + (k // 2) * 5 + 2)) == (10 * k,) * 3
+    assert canvas.getpixel((14, 15)) == (255, 255, 255)
+    assert sheet(pictures, 5, gap=0, zoom=3).size == (5 * 18, 12)
+    assert to_image(torch.zeros(1, 4, 6, dtype=torch.uint8)).mode == "L"
