@@ -71,7 +71,7 @@ def train(
     from carrara.training.autoencoding import AutoencoderRecipe
     from carrara.training.stages import fitted
 
-    changes = [*(change or []), *([f"train.budget={budget}"] if budget else [])]
+    changes = [*(change or []), *([f'train.budget="{budget}"'] if budget else [])]
     chosen = named(recipe, changes)
     pictures = Dataset.open(dataset)
     if isinstance(chosen, AutoencoderRecipe):
@@ -298,20 +298,19 @@ def _slug(prompt: str) -> str:
 def main() -> None:
     """Runs a command; an error the user can mend is one line and exit status 2, Ctrl-C is 130."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        if code == 130:  # typer returns this for a Ctrl-C that it met
+            fail("stopped; the same command again continues")
+        sys.exit(code if isinstance(code, int) else 0)
     except UserError as error:
         fail(str(error))
         sys.exit(2)
     except Interrupted as stop:
         fail(str(stop))
         sys.exit(130)
-    except KeyboardInterrupt:
-        fail("stopped; the same command again continues")
-        sys.exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the command line itself
-            fail(" ".join(error.format_message().split()))
+            if message := " ".join(error.format_message().split()):  # empty where the help was shown instead
+                fail(message)
             sys.exit(2)
         raise

@@ -27,7 +27,10 @@ C = TypeVar("C", bound=Config)
 def kinds(room: str) -> list[str]:
     """The components of a room (``"denoisers"``): its modules are its registry."""
     package = importlib.import_module(f"carrara.{room}")
-    modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    modules = [
+        importlib.import_module(f"{package.__name__}.{m.name}")
+        for m in pkgutil.iter_modules(package.__path__)
+    ]
     # A module that only imports the name Config (what components share) is none.
     own = [m for m in modules if getattr(getattr(m, "Config", None), "__module__", "") == m.__name__]
     return sorted(m.__name__.rpartition(".")[2] for m in own)

@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)  # names of files may hold brackets
 T = TypeVar("T")
 
 
@@ -28,9 +28,13 @@ class Bar:
         self._live: Progress | None = None
         if console.is_terminal:
             self._live = Progress(
-                TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[words]}"),
-                TimeElapsedColumn(), console=console,
-            )  # fmt: skip
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[words]}", markup=False),
+                TimeElapsedColumn(),
+                console=console,
+            )
             self._task = self._live.add_task(title, total=1.0, words="")
 
     def __enter__(self) -> Self:

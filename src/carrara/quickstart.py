@@ -97,7 +97,7 @@ class _Timer:
     def step(self, name: str) -> Iterator[None]:
         """Times a step; its start is said."""
         start = time.monotonic()
-        console.print(f"[bold]{name}[/bold]")
+        console.print(name, style="bold")
         try:
             yield
         finally:

@@ -15,7 +15,7 @@ from carrara.layers import GroupNorm, attend
 class TrunkConfig(Config):
     """The shape of encoder and decoder; with the published numbers it is the published network."""
 
-    channels: int = Field(64, ge=8, description="Width of the first level.")
+    channels: int = Field(64, ge=8, multiple_of=8, description="Width of the first level.")
     multipliers: tuple[int, ...] = Field(
         (1, 2, 4), description="Width of each level as a multiple of channels."
     )

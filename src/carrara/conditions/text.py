@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
@@ -26,7 +26,6 @@ class Config(Base):
     """A text encoder trained with the denoiser, in whatever languages the captions have."""
 
     kind: Literal["text"] = "text"
-    column: str = Field("caption", description="Column of the caption; its languages are column_<language>.")
     languages: tuple[str, ...] = Field((), description="Languages trained on, e.g. en, de; none means all.")
     vocabulary: int = Field(
         8192, ge=258, description="Tokens learned from the captions; bytes are always known."
@@ -36,6 +35,12 @@ class Config(Base):
     depth: int = Field(2, ge=1, description="Transformer layers.")
     heads: int = Field(4, ge=1, description="Attention heads.")
     dropout: float = Field(0.1, ge=0, le=1, description="Share of pictures trained without their caption.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Config:
+        if self.width % self.heads:
+            raise ValueError(f"width is {self.width}, no multiple of {self.heads} heads")
+        return self
 
     def columns(self, captions: Mapping[str, str]) -> list[str]:
         """The caption columns to draw from, of those that the data has (language -> column name).
@@ -101,6 +106,8 @@ class Layer(nn.Module):
 class TextEncoder(nn.Module):
     """ids [b l] -> Context(tokens [b l d], mask [b l], vector [b d]); the empty caption is the null."""
 
+    column = "caption"  # what it reads of a request
+
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
@@ -110,11 +117,6 @@ class TextEncoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         nn.init.normal_(self.embedding.weight, std=0.02)
-
-    @property
-    def column(self) -> str:
-        """The column of a request that it reads."""
-        return self.config.column
 
     def keep(self, folder: Path) -> None:
         """Writes what ``restore`` needs besides the weights."""

@@ -19,7 +19,7 @@ class Config(Base):
     """The shape of the U-Net; the published ones differ only in these numbers."""
 
     kind: Literal["unet"] = "unet"
-    channels: int = Field(128, ge=8, description="Width of the first level.")
+    channels: int = Field(128, ge=8, multiple_of=8, description="Width of the first level.")
     multipliers: tuple[int, ...] = Field((1, 2), min_length=1, description="Width of each level / channels.")
     patch: int = Field(
         1, ge=1, description="Space-to-depth at both ends: the first level works at size / patch."
@@ -32,9 +32,11 @@ class Config(Base):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Config:
+        last = len(self.multipliers) - 1
         for level, multiple in enumerate(self.multipliers):
             width = self.channels * multiple
-            if 2**level in self.attention and width % self.head_width:
+            attends = 2**level in self.attention or (level == last and self.attention)  # the middle does too
+            if attends and width % self.head_width:
                 raise ValueError(
                     f"level {level} has {width} channels, no multiple of head_width {self.head_width}"
                 )

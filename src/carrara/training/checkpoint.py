@@ -19,6 +19,8 @@ KEEP = 2
 def save(folder: Path, seen: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Path:
     """Writes ``folder/<seen>``, then removes all but the newest two. UserError on a full disk; the last stays."""
     path = folder / f"{seen:012d}"
+    if path.is_dir():  # the same state already; writing it again would only open a moment without it
+        return path
 
     def fill(part: Path) -> None:
         write_weights(part / "state.safetensors", tensors)

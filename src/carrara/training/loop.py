@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import Field, field_validator
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from carrara.data.loader import Loaded
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainConfig(Config):
     """How to train; the same fields for every recipe."""
 
@@ -32,7 +35,7 @@ class TrainConfig(Config):
     batch: int = Field(32, ge=1, description="Pictures a step.")
     optimizer: Literal["muon", "adamw"] = Field("muon", description="Muon for matrices, or AdamW throughout.")
     lr: float = Field(3e-3, gt=0, description="Learning rate at its highest.")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's averages.")
+    betas: tuple[Share, Share] = Field((0.9, 0.99), description="AdamW's averages.")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     warmup: int = Field(100, ge=0, description="Steps until the learning rate is at its highest.")
@@ -41,7 +44,9 @@ class TrainConfig(Config):
         0.05, gt=0, lt=0.25, description="Length of the weights' average, as a share of training."
     )
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="Arithmetic of the forward pass.")
-    seed: int = Field(0, ge=0, description="Order, noise, times and initial weights follow from it.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Order, noise, times and initial weights follow from it."
+    )
     save_every: float = Field(30.0, gt=0, description="Seconds between checkpoints.")
 
     @field_validator("budget")
@@ -90,7 +95,7 @@ class TrainingState:
     def __post_init__(self) -> None:
         for name, module in self.modules.items():
             self.placement.place(module)
-            self.optimizers[name] = _optimizer(module, self.config)
+            self.optimizers[name] = _optimizer(module, self.config, self.placement)
             self.averages[name] = Ema(module, self.config.ema)
 
     def save(self, folder: Path) -> Path:
@@ -117,29 +122,29 @@ class TrainingState:
                     states.setdefault(int(index), {})[inner] = value
                 optimizer = self.optimizers[name]
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-                for (
-                    parameter,
-                    inner_state,
-                ) in optimizer.state.items():  # fused kernels go by memory, not by index
+                # Fused kernels go by memory, not by index: what is loaded takes its parameter's memory format.
+                for parameter, inner_state in optimizer.state.items():
                     for key, value in inner_state.items():
                         if value.shape == parameter.shape:
                             inner_state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            self.seen, self.step, self.spent = numbers["seen"], numbers["step"], numbers["spent"]
         except (RuntimeError, KeyError) as error:
             raise UserError(
                 f"checkpoint {path} does not fit this recipe: {str(error).splitlines()[0]}"
             ) from None
-        self.seen, self.step, self.spent = numbers["seen"], numbers["step"], numbers["spent"]
 
 
 def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterator[Report]:
     """Steps until the budget is used. ``batches`` begin at ``state.seen``; the state is whole at every yield.
 
-    UserError where a loss is no longer finite: the weights are then those before that step.
+    Time counts from asking for a batch to the end of its step, so not what the caller does with a report.
+    UserError where a loss or a gradient is no longer finite: the weights are then those before that step.
     """
     budget = Budget.parse(state.config.budget)
-    for batch in batches:
+    waiting = iter(batches)
+    while budget.fraction(spent=state.spent, step=state.step) < 1:
         start = time.perf_counter()
-        if budget.fraction(spent=state.spent, step=state.step) >= 1:
+        if (batch := next(waiting, None)) is None:
             return
         lr = state.config.lr * _shape_of_lr(state, budget)
         terms: dict[str, float] = {}
@@ -156,6 +161,11 @@ def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterat
                 )
             total.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(module.parameters(), state.config.clip).item()
+            if not math.isfinite(norm):
+                raise UserError(
+                    f"the gradient of {name} is no longer finite at {state.seen} pictures seen, "
+                    f"though its loss is ({', '.join(f'{key} {value:.4g}' for key, value in terms.items())})"
+                )
             for group in state.optimizers[name].param_groups:
                 group["lr"] = lr
             state.optimizers[name].step()
@@ -176,9 +186,12 @@ def _shape_of_lr(state: TrainingState, budget: Budget) -> float:
     return rise * min(1.0, left / state.config.cooldown) if state.config.cooldown else rise
 
 
-def _optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def _optimizer(module: nn.Module, config: TrainConfig, placement: Placement) -> torch.optim.Optimizer:
     if config.optimizer == "muon":
-        return Muon(module, config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        products = torch.bfloat16 if placement.bf16 else torch.float32
+        return Muon(
+            module, config.lr, betas=config.betas, weight_decay=config.weight_decay, products=products
+        )
     options: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
     return torch.optim.AdamW(module.parameters(), config.lr, **options)
 

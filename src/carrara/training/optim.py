@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -14,9 +14,12 @@ from torch import Tensor, nn
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """``[k m n]`` to the nearest semi-orthogonal matrices (all singular values about 1), computed in bfloat16."""
-    x = matrices.to(torch.bfloat16)
+def orthogonalise(matrices: Tensor, steps: int = 5, *, products: torch.dtype = torch.bfloat16) -> Tensor:
+    """``[k m n]`` to the nearest semi-orthogonal matrices: all singular values about 1.
+
+    ``products`` is the precision of the matrix products; without native bfloat16 that one is far slower.
+    """
+    x = matrices.to(products)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -43,7 +46,9 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        products: torch.dtype = torch.bfloat16,
     ) -> None:
+        self.products = products
         hidden, other = split_parameters(module)
         # "fused" tells Optimizer.load_state_dict to bring the step counters back to the parameters' device.
         groups = [
@@ -75,7 +80,9 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"].lerp_(gradient, 1 - group["momentum"])
                 updates.append(gradient.lerp(state["momentum"], group["momentum"]).reshape(rows, columns))
             size = 0.2 * math.sqrt(max(rows, columns)) * group["lr"]
-            for p, update in zip(same, orthogonalise(torch.stack(updates)), strict=True):
+            for p, update in zip(
+                same, orthogonalise(torch.stack(updates), products=self.products), strict=True
+            ):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update.reshape(p.shape).to(p.dtype), alpha=-size)
 
@@ -122,8 +129,3 @@ def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
             )
             (hidden if matrix and not ends else other).append(parameter)
     return hidden, other
-
-
-def count(parameters: Iterable[Tensor]) -> int:
-    """How many numbers the tensors hold."""
-    return sum(p.numel() for p in parameters)

@@ -22,7 +22,11 @@ class Placement:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         chosen = torch.device(device)
-        native = torch.cuda.is_bf16_supported() if chosen.type == "cuda" else _cpu_has_bf16()
+        native = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if chosen.type == "cuda"
+            else _cpu_has_bf16()
+        )
         return Placement(chosen, native if precision == "auto" else precision == "bf16")
 
     def place(self, module: nn.Module) -> None:
@@ -43,5 +47,5 @@ class Placement:
 
 def _cpu_has_bf16() -> bool:
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as info:
-        return any(flag in info.read() for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+        return "bf16" in info.read()  # avx512_bf16, amx_bf16, or ARM's bf16
     return False
