@@ -197,7 +197,7 @@ def test_muon_learns() -> None:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    assert losses[-1] < 0.1 * losses[0]
+    assert losses[-1] < 0.2 * losses[0]
 
 
 def test_reconstruction_losses_by_hand() -> None:
