@@ -19,10 +19,10 @@ from conftest import run_out, small_autoencoder
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of two megabytes; needs the right to mount."""
+    """A disk of eight megabytes; needs the right to mount."""
     place = tmp_path / "disk"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
     try:
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
@@ -59,18 +59,19 @@ def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["000000000008", "000000000024"]
 
 
-def test_the_same_checkpoint_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
-    for value in (1.0, 2.0):
-        checkpoint.save(tmp_path, 8, {"a": torch.full((3,), value)}, {})
-    tensors, _ = checkpoint.load(tmp_path / "000000000008")
-    assert tensors["a"].tolist() == [2.0] * 3
-    assert len(list(tmp_path.iterdir())) == 1
+def test_the_same_checkpoint_again_is_left_as_it_is(tmp_path: Path) -> None:
+    """As a stop straight after a save asks for it; never is there a moment without it."""
+    first = checkpoint.save(tmp_path, 8, {"a": torch.ones(3)}, {})
+    before = {f: f.stat().st_mtime_ns for f in first.iterdir()}
+    assert checkpoint.save(tmp_path, 8, {"a": torch.ones(3)}, {}) == first
+    assert {f: f.stat().st_mtime_ns for f in first.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [first]
 
 
 def test_a_full_disk_while_a_checkpoint_is_written(tiny_disk: Path) -> None:
     good = checkpoint.save(tiny_disk / "c", 8, {"a": torch.ones(1000)}, {})
     with pytest.raises(UserError, match="No space left on device"):
-        checkpoint.save(tiny_disk / "c", 16, {"a": torch.ones(1_000_000)}, {})
+        checkpoint.save(tiny_disk / "c", 16, {"a": torch.ones(3_000_000)}, {})
     assert [p.name for p in (tiny_disk / "c").iterdir()] == [good.name]
     assert checkpoint.load(good)[0]["a"].sum() == 1000
 
@@ -171,6 +172,28 @@ def test_a_recipe_found_wanting_leaves_no_folder(dataset: Dataset, tmp_path: Pat
     with pytest.raises(UserError, match="multiple of 2"):
         next(train_autoencoder(recipe, dataset, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_gradient_that_is_no_number_stops_before_the_weights_are_touched(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss may look well: the square root of nothing."""
+    whole = AutoencoderTask.losses
+    calls = []
+
+    def sick(self: AutoencoderTask, update: str, batch: object) -> object:
+        calls.append(update)
+        terms = dict(whole(self, update, batch))  # type: ignore[arg-type]
+        if len(calls) == 3:
+            terms["edges"] = terms["edges"] + (terms["edges"] - terms["edges"]).abs().sqrt()
+        return terms
+
+    monkeypatch.setattr(AutoencoderTask, "losses", sick)
+    with pytest.raises(UserError, match="the gradient of autoencoder is no longer finite at 8 pictures seen") as told:
+        run_out(train_autoencoder(small_autoencoder(save_every=1e-9), dataset, tmp_path / "run"))
+    last = tmp_path / "run" / "checkpoints" / "000000000008"
+    assert str(told.value).endswith(f"the last good checkpoint is {last}")
+    assert all(value.isfinite().all() for value in checkpoint.load(last)[0].values())
 
 
 def test_a_file_in_the_place_of_the_run(dataset: Dataset, tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_muon_learns() -> None:
     x = torch.randn(256, 8)
     goal = x.flip(1).sin()
     losses = []
-    for _ in range(100):
+    for _ in range(150):
         loss = (module(x) - goal).square().mean()
         loss.backward()
         optimizer.step()
