@@ -41,7 +41,7 @@ def test_a_folder_that_fails_changes_nothing(tmp_path: Path, error: BaseExceptio
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="cannot write .*file/m: Not a directory"):
+    with pytest.raises(UserError, match=r"cannot write .*file/m: Not a directory"):
         write_folder(tmp_path / "file" / "m", lambda part: None)
 
 
@@ -54,7 +54,11 @@ def test_leftovers_of_a_kill_do_not_matter(tmp_path: Path) -> None:
 
 
 def test_weights_keep_their_bits(tmp_path: Path) -> None:
-    tensors = {"a": torch.randn(3, 4).t(), "b": torch.tensor(3), "c": torch.randn(2, 3, 4, 4).to(torch.bfloat16)}
+    tensors = {
+        "a": torch.randn(3, 4).t(),
+        "b": torch.tensor(3),
+        "c": torch.randn(2, 3, 4, 4).to(torch.bfloat16),
+    }
     tensors["d"] = tensors["c"].contiguous(memory_format=torch.channels_last)
     write_weights(tmp_path / "w.safetensors", tensors)
     from carrara.model_folder import read_weights
@@ -69,7 +73,10 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     for tensors, message in (
         ({"weight": torch.zeros(2, 3)}, r"bias is nothing, expected \(2,\)"),
         ({"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}, r"weight is \(2, 4\), expected \(2, 3\)"),
-        ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "x": torch.zeros(1)}, r"x is \(1,\), expected nothing"),
+        (
+            {"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "x": torch.zeros(1)},
+            r"x is \(1,\), expected nothing",
+        ),
     ):
         write_weights(file, tensors)
         with pytest.raises(UserError, match=message):
@@ -173,7 +180,9 @@ EDITS = [
 
 
 @pytest.mark.parametrize(("name", "old", "new", "message"), EDITS)
-def test_an_about_file_that_is_newer_or_wrong(model: Path, name: str, old: str, new: str, message: str) -> None:
+def test_an_about_file_that_is_newer_or_wrong(
+    model: Path, name: str, old: str, new: str, message: str
+) -> None:
     text = (model / name).read_text()
     assert old in text
     (model / name).write_text(text.replace(old, new, 1))

@@ -5,14 +5,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch import nn
 
 from carrara.autoencoders import kl
 from carrara.denoisers import unet
-
-
-def count(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
 
 
 def count(network: nn.Module) -> int:

@@ -110,7 +110,7 @@ def sample(
 ) -> None:
     """Make pictures from a prompt; each PNG carries the recipe that made it."""
     from carrara.generation.generate import decode, denoise, settings_for
-    from carrara.generation.pictures import save_png
+    from carrara.generation.pictures import picture_recipe, save_png, short_hash
 
     opened = open_model(model)
     given = {"seed": seed, "steps": steps, "sampler": sampler, "grid": grid, "guidance": guidance}
@@ -127,14 +127,8 @@ def sample(
                 done = (first + len(numbers) * moment.step / moment.steps) / count
                 bar.show(done, f"step {moment.step} of {moment.steps}")
             for number, picture in zip(numbers, decode(opened, moment.z), strict=True):
-                recipe = {
-                    **settings.model_dump(),
-                    "prompt": prompt,
-                    "negative": negative,
-                    "number": number,
-                    "model": hash_,
-                }
-                path = out / f"{_slug(prompt)}_{seed}_{number}.png"
+                recipe = picture_recipe(hash_, settings, {"caption": prompt, "negative": negative}, number)
+                path = out / f"{_slug(prompt)}_{seed}_{number}_{short_hash(recipe)}.png"
                 save_png(picture, path, recipe)
                 written.append(path)
     for path in written:
@@ -190,7 +184,7 @@ def import_into(source: str, dataset: Path, **options: Any) -> Summary:
 def run_autoencoder(recipe: AutoencoderRecipe, dataset: Dataset, out: Path) -> StoredAutoencoder:
     """Stage one with a bar; returns the autoencoder."""
     from carrara.autoencoders.stored import load_autoencoder
-    from carrara.evaluation.reconstruction import held_out_psnr
+    from carrara.evaluation.reconstruction import mean_psnr
     from carrara.training.parallel import Placement
     from carrara.training.stages import train_autoencoder
 
@@ -200,8 +194,8 @@ def run_autoencoder(recipe: AutoencoderRecipe, dataset: Dataset, out: Path) -> S
     )
     watch("autoencoder", train_autoencoder(recipe, dataset, out), out)
     autoencoder = load_autoencoder(out / "model")
-    db, count = held_out_psnr(autoencoder, dataset, placement.device)
-    console.print(f"{out / 'model'}: {db:.2f} dB PSNR on {count} held-out pictures", soft_wrap=True)
+    measured = mean_psnr(autoencoder, dataset, placement.device)
+    console.print(f"{out / 'model'}: {measured}", soft_wrap=True)
     return autoencoder
 
 

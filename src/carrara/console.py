@@ -104,6 +104,8 @@ def until_interrupted(items: Iterable[T], *, saved: str) -> Iterator[T]:
                 if close:
                     close()
                 raise Interrupted(saved)
+        if asked:  # while the last result was being written
+            raise Interrupted(saved)
 
 
 def fail(message: str) -> None:

@@ -16,10 +16,10 @@ from carrara.console import Bar, clock, console
 from carrara.data.table import Dataset
 from carrara.errors import UserError
 from carrara.evaluation import report
-from carrara.evaluation.reconstruction import held_out_psnr, reconstruct
+from carrara.evaluation.reconstruction import mean_psnr, reconstruct
 from carrara.generation.generate import Settings, decode, denoise
 from carrara.generation.model import Model
-from carrara.generation.pictures import save_png, sheet, to_image
+from carrara.generation.pictures import picture_recipe, save_png, sheet, to_image
 from carrara.recipes import quickstart as recipes
 from carrara.training.budget import Budget
 from carrara.training.parallel import Placement
@@ -119,10 +119,10 @@ def _pictures(model: Model, folder: Path) -> tuple[dict[str, Any], list[Any]]:
                 film.append((moment.z[:1].clone(), moment.x0[:1].clone()))
             bar.show(moment.step / moment.steps, f"step {moment.step} of {moment.steps}")
     found = dict(zip(prompts, decode(model, moment.z), strict=True))
+    hash_ = model.hash
     for index, (prompt, picture) in enumerate(found.items()):
-        save_png(
-            picture, folder / f"{index:02}.png", {**SETTINGS.model_dump(), "prompt": prompt, "number": 0}
-        )
+        recipe = picture_recipe(hash_, SETTINGS, {"caption": prompt}, 0)
+        save_png(picture, folder / f"{index:02}.png", recipe)
     sheet(list(found.values()), 6, zoom=2).save(folder / "grid.png")
     strip = [decode(model, z)[0] for z, _ in film] + [decode(model, x0)[0] for _, x0 in film]
     sheet(strip, len(film)).save(folder / "film.png")
@@ -144,7 +144,7 @@ def _report(
     again = reconstruct(model.autoencoder, originals, placement.device)
     compared = sheet([*originals, *again], len(held))
     compared.save(out / "pictures" / "reconstructions.png")
-    db, count = held_out_psnr(model.autoencoder, dataset, placement.device)
+    measured = mean_psnr(model.autoencoder, dataset, placement.device)
     scale = model.autoencoder.scale
     assert scale is not None
     grid = "".join(report.picture(to_image(picture), prompt) for prompt, picture in pictures.items())
@@ -167,7 +167,7 @@ def _report(
         ),
         (
             "Stage one: the autoencoder",
-            f"<p>{db:.2f} dB PSNR on {count} held-out pictures; above the originals, below what it gives back.</p>"
+            f"<p>{measured}; above held-out originals, below what it gives back.</p>"
             + report.picture(compared, wide=True)
             + report.curve(seen["autoencoder"], "l1")
             + report.table(

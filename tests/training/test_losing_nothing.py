@@ -77,7 +77,9 @@ def test_a_full_disk_while_a_checkpoint_is_written(tiny_disk: Path) -> None:
 
 
 @pytest.mark.parametrize("leave", [0, 3000, 40_000])
-def test_a_disk_that_fills_up_while_training(dataset: Dataset, tiny_disk: Path, tmp_path: Path, leave: int) -> None:
+def test_a_disk_that_fills_up_while_training(
+    dataset: Dataset, tiny_disk: Path, tmp_path: Path, leave: int
+) -> None:
     """Whether the log or a checkpoint meets the end first: one line, and the run continues once there is room."""
     recipe = small_autoencoder("24steps", save_every=1e-9)
     run_out(train_autoencoder(recipe, dataset, tmp_path / "whole"))
@@ -85,7 +87,9 @@ def test_a_disk_that_fills_up_while_training(dataset: Dataset, tiny_disk: Path, 
     reports = train_autoencoder(recipe, dataset, run)
     run_out(islice(reports, 5))
     other = fill(tiny_disk, leave=leave)
-    with pytest.raises(UserError, match=r"No space left on device; the last good checkpoint is .*/0000") as told:
+    with pytest.raises(
+        UserError, match=r"No space left on device; the last good checkpoint is .*/0000"
+    ) as told:
         run_out(reports)
     assert "\n" not in str(told.value)
     assert (newest := checkpoint.newest(run / "checkpoints")) is not None
@@ -98,7 +102,9 @@ def test_a_disk_that_fills_up_while_training(dataset: Dataset, tiny_disk: Path, 
         assert (run / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
-def test_a_full_disk_by_the_system_s_word(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_by_the_system_s_word(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same where no disk can be mounted: safetensors wraps the error into its own."""
     import safetensors.torch
     from safetensors import SafetensorError
@@ -110,7 +116,9 @@ def test_a_full_disk_by_the_system_s_word(dataset: Dataset, tmp_path: Path, monk
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(UserError, match="No space left on device; the last good checkpoint is .*/000000000008$"):
+    with pytest.raises(
+        UserError, match=r"No space left on device; the last good checkpoint is .*/000000000008$"
+    ):
         run_out(reports)
     left = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert left == ["000000000004", "000000000008"]
@@ -189,7 +197,9 @@ def test_a_gradient_that_is_no_number_stops_before_the_weights_are_touched(
         return terms
 
     monkeypatch.setattr(AutoencoderTask, "losses", sick)
-    with pytest.raises(UserError, match="the gradient of autoencoder is no longer finite at 8 pictures seen") as told:
+    with pytest.raises(
+        UserError, match="the gradient of autoencoder is no longer finite at 8 pictures seen"
+    ) as told:
         run_out(train_autoencoder(small_autoencoder(save_every=1e-9), dataset, tmp_path / "run"))
     last = tmp_path / "run" / "checkpoints" / "000000000008"
     assert str(told.value).endswith(f"the last good checkpoint is {last}")

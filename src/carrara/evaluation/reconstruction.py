@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,20 +35,31 @@ def reconstruct(
     return torch.cat(parts)
 
 
-def held_out_psnr(
-    autoencoder: StoredAutoencoder, dataset: Dataset, device: torch.device
-) -> tuple[float, int]:
-    """Mean PSNR in dB over the held-out pictures (all pictures where none are held out), and how many."""
+class MeanPsnr(NamedTuple):
+    """Mean PSNR in dB, over how many pictures, and whether training never saw them."""
+
+    db: float
+    pictures: int
+    held_out: bool
+
+    def __str__(self) -> str:
+        return (
+            f"{self.db:.2f} dB PSNR on {self.pictures} {'held-out' if self.held_out else 'training'} pictures"
+        )
+
+
+def mean_psnr(autoencoder: StoredAutoencoder, dataset: Dataset, device: torch.device) -> MeanPsnr:
+    """Over the held-out pictures; over those trained on where none are held out."""
     rows = dataset.indices("held_out")
-    if len(rows) == 0:
-        rows = dataset.indices(None)
+    if not (held_out := len(rows) > 0):
+        rows = dataset.indices("train")
     total = 0.0
     for start in range(0, len(rows), 256):
         pictures = dataset.pictures(
             rows[start : start + 256], autoencoder.size, autoencoder.config.image_channels
         )
         total += float(psnr(pictures, reconstruct(autoencoder, pictures, device)).clamp(max=100).sum())
-    return total / len(rows), len(rows)
+    return MeanPsnr(total / len(rows), len(rows), held_out)
 
 
 def nearest_picture(samples: Tensor, references: Tensor, size: int = 32) -> Sequence[int]:

@@ -141,8 +141,9 @@ class Model:
 
     @property
     def hash(self) -> str:
-        """Changes with any weight of the denoiser."""
-        return hash_weights(self.network)
+        """Changes with any weight of the denoiser, the conditions or the autoencoder."""
+        parts = (self.network, self.conditions, self.autoencoder.module)
+        return hash_weights(nn.ModuleList(parts))
 
 
 class _About(Config):
@@ -157,10 +158,14 @@ def load_model(path: str | Path) -> Model:
         raise UserError(f"{path} holds an {kind}; expected a diffusion model (give the folder of stage two)")
     config = parse(_About, {"model": about.get("model", {})}, where=str(path)).model
     autoencoder = load_autoencoder(path / "autoencoder")
+    if autoencoder.scale is None or len(autoencoder.scale.mean) != autoencoder.module.channels:
+        raise UserError(
+            f"{path / 'autoencoder'} is damaged: its model.toml lacks the mean and std of each latent channel"
+        )
     conditions = nn.ModuleDict(
         {name: c.restore(path / f"condition_{name}") for name, c in config.conditions.items()}
     )
-    network = build_network(config, conditions, int(autoencoder.module.channels))  # type: ignore[arg-type]
+    network = build_network(config, conditions, int(autoencoder.module.channels))
     load_into(network, path / "denoiser.safetensors")
     load_into(conditions, path / "conditions.safetensors")
     return Model(config, network.eval(), conditions.eval(), autoencoder, read_passport(path), path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from carrara.config import Config
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,6 +40,16 @@ def save_png(picture: Tensor, path: Path, recipe: Mapping[str, Any]) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def picture_recipe(model: str, settings: Config, row: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """All that decides a picture: the model's hash, the settings, the request, the picture's number."""
+    return {**settings.model_dump(), **{k: v for k, v in row.items() if v}, "number": number, "model": model}
+
+
+def short_hash(recipe: Mapping[str, Any]) -> str:
+    """Six hexadecimal digits of a recipe: pictures made otherwise get another name."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:6]
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from carrara.config import Config, read_toml, to_toml
+from carrara.data.writer import lock
 from carrara.errors import UserError
 from carrara.training import checkpoint
 from carrara.training.loop import Report, Task, TrainingState, train
-
-if TYPE_CHECKING:
-    from carrara.data.table import Dataset
 
 RECIPE, METRICS, CHECKPOINTS, EVENTS, MODEL = "recipe.toml", "metrics.jsonl", "checkpoints", "events", "model"
 LOG_EVERY = 10  # steps
@@ -26,13 +24,15 @@ _FIRST_FILES = {"run.json", RECIPE + ".part"}  # all that a run killed at its ve
 class Run:
     """The folder of one training. Opening it again with the same recipe continues it."""
 
-    def __init__(self, folder: Path, recipe: Config, data: str) -> None:
-        """``data`` is the hash of what is trained on. UserError where the folder belongs to something else.
+    def __init__(self, folder: Path, recipe: Config, made_from: Mapping[str, str]) -> None:
+        """``made_from`` holds hashes by name of what is trained on, such as "pictures and captions".
+
+        UserError where the folder belongs to something else.
 
         Nothing is written before ``train``, so that a recipe found wanting leaves no folder.
         """
         self.folder = folder
-        self._recipe, self._about = to_toml(recipe), {"data": data}
+        self._recipe, self._about = to_toml(recipe), dict(made_from)
         if (folder / RECIPE).is_file():
             _same(folder, self._recipe, self._about)
         elif folder.exists() and not folder.is_dir():
@@ -59,7 +59,7 @@ class Run:
         """Whether the model is there."""
         return (self.model / "model.toml").is_file()
 
-    def train(self, task: Task, state: TrainingState, dataset: Dataset, load: Any) -> Iterator[Report]:
+    def train(self, task: Task, state: TrainingState, load: Any) -> Iterator[Report]:
         """Trains to the end of the budget, from the newest checkpoint on.
 
         ``load(start)`` gives batches from a number of pictures seen. The reports of steps that a kill undid
@@ -68,8 +68,10 @@ class Run:
         if (last := checkpoint.newest(self.folder / CHECKPOINTS)) is not None:
             state.restore(last)
         saved = time.monotonic()
+        held = None
         try:
             self._begin()
+            held = lock(self.folder)
             with closing(_Log(self.folder, state)) as log, closing(load(state.seen)) as batches:
                 try:
                     for report in train(task, batches, state):
@@ -84,8 +86,15 @@ class Run:
                 state.save(self.folder / CHECKPOINTS)
         except (UserError, OSError) as error:  # a loss is no longer finite, or the disk is full
             last = checkpoint.newest(self.folder / CHECKPOINTS)
-            reason = f"cannot write {self.folder}: {error.strerror}" if isinstance(error, OSError) else error
+            reason = (
+                f"cannot write {self.folder}: {error.strerror or error}"
+                if isinstance(error, OSError)
+                else error
+            )
             raise UserError(f"{reason}; the last good checkpoint is {last or 'none yet'}") from None
+        finally:
+            if held is not None:
+                os.close(held)
 
 
 class _Log:
@@ -159,10 +168,14 @@ def _same(folder: Path, text: str, about: dict[str, str]) -> None:
         )
     try:
         begun = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError):
-        begun = about
-    if begun != about:
-        raise UserError(f"{folder} was begun on other pictures or captions; give another folder with --out")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'run.json'} cannot be read: {error}; give another folder with --out"
+        ) from None
+    if changed := [name for name in about if begun.get(name) != about[name]]:
+        raise UserError(
+            f"{folder} was begun with other {' and '.join(changed)}; give another folder with --out"
+        )
 
 
 def _difference(before: Any, now: Any, path: str = "") -> tuple[str, Any, Any]:

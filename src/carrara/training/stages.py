@@ -29,11 +29,13 @@ from carrara.training.run import RECIPE, Run
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
 
+_DATA = "pictures or captions"
+
 
 def train_autoencoder(recipe: AutoencoderRecipe, dataset: Dataset, folder: Path) -> Iterator[Report]:
     """Stage one: reports while it trains; in the end ``folder/model`` holds the averaged weights."""
-    check_batch(dataset, recipe.train.batch)
-    run = Run(folder, recipe, dataset.hash)
+    check_pictures(dataset)
+    run = Run(folder, recipe, {_DATA: dataset.hash})
     if run.finished:
         return
     placement = Placement.choose(precision=recipe.train.precision)
@@ -50,7 +52,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, dataset: Dataset, folder: Path)
     state = TrainingState({"autoencoder": module}, recipe.train, placement)
     task = AutoencoderTask(recipe, module, placement.device)
     batches = partial(_batches, dataset, list(task.columns), recipe.train, pixels)
-    yield from run.train(task, state, dataset, batches)
+    yield from run.train(task, state, batches)
     state.averages["autoencoder"].copy_to(module)
     stored = StoredAutoencoder.of(module, recipe.autoencoder, recipe.size, _passport(dataset, state))
     stored.save(run.model, {RECIPE: to_toml(recipe)})
@@ -87,8 +89,8 @@ def train_diffusion(
         autoencoder = recipe.pixels.autoencoder()
     if autoencoder is None:
         raise UserError("a recipe without pixels needs an autoencoder")
-    check_batch(dataset, recipe.train.batch)
-    run = Run(folder, recipe, f"{dataset.hash} {autoencoder.hash}")
+    check_pictures(dataset)
+    run = Run(folder, recipe, {_DATA: dataset.hash, "autoencoder": autoencoder.hash})
     if run.finished:
         return
     column: str | None = "image"
@@ -118,13 +120,13 @@ def train_diffusion(
     )
     state = TrainingState(task.modules, recipe.train, placement)
     batches = partial(_batches, dataset, list(task.columns), recipe.train, recipe.pixels)
-    yield from run.train(task, state, dataset, batches)
+    yield from run.train(task, state, batches)
     state.averages["denoiser"].copy_to(task.modules["denoiser"])
     passport = _passport(dataset, state) | {"autoencoder": autoencoder.hash, "columns": words}
     Model(recipe.model, network, conditions, autoencoder, passport).save(run.model, {RECIPE: to_toml(recipe)})
 
 
-def check_batch(dataset: Dataset, batch: int) -> None:
+def check_pictures(dataset: Dataset) -> None:
     """UserError where the data set has no picture to train on. Fewer than a batch repeat within one."""
     if len(dataset.indices("train")) == 0:
         raise UserError(f"{dataset.path} has no pictures to train on")
