@@ -71,9 +71,7 @@ def small_diffusion(budget: str = "6steps", *, captions: bool = True, **train: A
     caption = text.Config(vocabulary=300, length=12, width=16, depth=1, heads=2)
     return DiffusionRecipe(
         model=ModelConfig(
-            denoiser=unet.Config(
-                channels=8, multipliers=(1, 2), blocks=1, attention=(2,), head_width=8
-            ),
+            denoiser=unet.Config(channels=8, multipliers=(1, 2), blocks=1, attention=(2,), head_width=8),
             conditions={"caption": caption} if captions else {},
         ),
         train=TrainConfig(**{"budget": budget, "batch": 4, "warmup": 2, **train}),

@@ -34,14 +34,26 @@ NETWORK = {"kind": "unet"}
         ({"network": NETWORK, "iner": {}}, "unknown key 'iner'; did you mean 'inner'? (known: "),
         ({"network": NETWORK, "inner": {"widht": 3}}, "unknown key 'inner.widht'; did you mean 'width'?"),
         ({"network": NETWORK, "maybe": {"dept": 3}}, "unknown key 'maybe.dept'; did you mean 'depth'?"),
-        ({"network": NETWORK, "inner": {"width": 0}}, "'inner.width': Input should be greater than or equal to 1"),
+        (
+            {"network": NETWORK, "inner": {"width": 0}},
+            "'inner.width': Input should be greater than or equal to 1",
+        ),
         ({"network": NETWORK, "inner": {"width": "x"}}, "'inner.width': Input should be a valid integer"),
-        ({"network": NETWORK, "colour": "gren"}, "'colour': no colour is called 'gren'; did you mean 'green'?"),
+        (
+            {"network": NETWORK, "colour": "gren"},
+            "'colour': no colour is called 'gren'; did you mean 'green'?",
+        ),
         ({}, "'network': Field required"),
         ({"network": 3}, "'network': expected a table with a 'kind'"),
         ({"network": {"kind": "unett"}}, "'network': unknown kind 'unett'; did you mean 'unet'?"),
-        ({"network": {"kind": "unet", "chanels": 8}}, "'network': unknown key 'chanels'; did you mean 'channels'?"),
-        ({"network": {"kind": "unet", "head_width": 7}}, "'network': level 0 has 128 channels, no multiple of"),
+        (
+            {"network": {"kind": "unet", "chanels": 8}},
+            "'network': unknown key 'chanels'; did you mean 'channels'?",
+        ),
+        (
+            {"network": {"kind": "unet", "head_width": 7}},
+            "'network': level 0 has 128 channels, no multiple of",
+        ),
     ],
 )
 def test_a_fault_is_one_line_that_names_it(values: dict[str, object], message: str) -> None:

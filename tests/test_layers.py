@@ -78,7 +78,9 @@ def test_group_norm_of_a_flat_picture_is_its_bias() -> None:
     norm = GroupNorm(8, 2)
     with torch.no_grad():
         norm.bias.copy_(torch.arange(8.0))
-    torch.testing.assert_close(norm(torch.full((1, 8, 4, 4), 3.0))[0, :, 2, 2], torch.arange(8.0), atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        norm(torch.full((1, 8, 4, 4), 3.0))[0, :, 2, 2], torch.arange(8.0), atol=0.01, rtol=0
+    )
     assert norm(torch.full((1, 8, 4, 4), 3.0, dtype=torch.bfloat16)).isfinite().all()
 
 

@@ -170,7 +170,9 @@ def test_autoencoder_on_disk(autoencoder: Any, tmp_path: Path) -> None:
 def test_autoencoder_refuses_a_size_that_does_not_divide(autoencoder: Any) -> None:
     if autoencoder.factor == 1:
         pytest.skip("every size divides by one")
-    odd = torch.zeros(1, autoencoder.config.image_channels, autoencoder.factor * 2, autoencoder.factor * 2 + 1)
+    odd = torch.zeros(
+        1, autoencoder.config.image_channels, autoencoder.factor * 2, autoencoder.factor * 2 + 1
+    )
     with pytest.raises(ValueError, match=f"multiples of {autoencoder.factor}"):
         autoencoder.encode(odd)
 
@@ -221,7 +223,9 @@ def test_condition_null_is_the_absent_value(condition: Any) -> None:
 def test_condition_gradients(condition: Any) -> None:
     """Of what any caption touches: a row of a table of embeddings moves only where its token is read."""
     context = condition(condition.prepare(CAPTIONS))
-    weights = {n: torch.randn(v.shape, generator=generator(5)) for n, v in context.roles().items() if n != "mask"}
+    weights = {
+        n: torch.randn(v.shape, generator=generator(5)) for n, v in context.roles().items() if n != "mask"
+    }
     assert_gradients(condition, sum((weights[n] * context.roles()[n]).sum() for n in weights))  # type: ignore[arg-type]
 
 
@@ -331,7 +335,10 @@ def test_denoiser_does_not_see_what_the_mask_hides(kind: str) -> None:
     hidden = torch.where(context.mask[..., None], context.tokens, 1e3)
     with torch.no_grad():
         torch.testing.assert_close(
-            module(z, t, Context(tokens=hidden, mask=context.mask)), module(z, t, context), rtol=1e-4, atol=1e-5
+            module(z, t, Context(tokens=hidden, mask=context.mask)),
+            module(z, t, context),
+            rtol=1e-4,
+            atol=1e-5,
         )
         shown = module(z, t, Context(tokens=hidden, mask=torch.ones_like(context.mask)))
         assert (shown - module(z, t, context))[1:].abs().max() > 1e-3

@@ -89,7 +89,9 @@ def test_guidance_pulls_along_the_difference(model: Model) -> None:
     """x0 = unconditional + scale (conditional - unconditional), at the first step where z is the same for all."""
 
     def first(guidance: float, prompt: str | None = "red disc") -> torch.Tensor:
-        return next(denoise(model, [{"caption": prompt}], [0], settings(sampler="ddim", guidance=guidance))).x0
+        return next(
+            denoise(model, [{"caption": prompt}], [0], settings(sampler="ddim", guidance=guidance))
+        ).x0
 
     conditional, null = first(1.0), first(1.0, None)
     assert (conditional - null).abs().max() > 1e-4
@@ -130,7 +132,15 @@ def test_an_iterator_left_early_costs_nothing_more(model: Model) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("steps", 0), ("steps", 1001), ("seed", -1), ("seed", 2**63), ("guidance", -0.1), ("sampler", "x"), ("grid", "x")],
+    [
+        ("steps", 0),
+        ("steps", 1001),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("guidance", -0.1),
+        ("sampler", "x"),
+        ("grid", "x"),
+    ],
 )
 def test_settings_out_of_range(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
@@ -143,7 +153,12 @@ def test_settings_out_of_range(field: str, value: object) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_a_png_carries_its_recipe(tmp_path: Path, channels: int) -> None:
     picture = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8)
-    recipe = {"prompt": "红苹果 ünd \"quotes\" \n 🍎", "seed": 2**62, "guidance": 2.5, "nested": {"a": [1, None]}}
+    recipe = {
+        "prompt": '红苹果 ünd "quotes" \n 🍎',
+        "seed": 2**62,
+        "guidance": 2.5,
+        "nested": {"a": [1, None]},
+    }
     save_png(picture, tmp_path / "a.png", recipe)
     assert read_recipe(tmp_path / "a.png") == recipe
     with Image.open(tmp_path / "a.png") as image:

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from carrara.cli import main
-from conftest import Command, Finished, Trained, recipe_file, small_autoencoder, small_diffusion, write_pictures
+from conftest import (
+    Command,
+    Finished,
+    Trained,
+    recipe_file,
+    small_autoencoder,
+    small_diffusion,
+    write_pictures,
+)
 
 Here = Callable[..., Finished]
 
@@ -65,7 +73,9 @@ def files(tmp_path: Path, trained: Trained) -> Path:
 def test_an_empty_folder(carrara: Command, tmp_path: Path, nothing_written: Callable[[], None]) -> None:
     (tmp_path / "empty").mkdir()
     nothing_written()
-    assert carrara("data", "import", "empty", "data").refusal.startswith("no pictures found in empty (looked for ")
+    assert carrara("data", "import", "empty", "data").refusal.startswith(
+        "no pictures found in empty (looked for "
+    )
 
 
 def test_an_unknown_sampler(carrara: Command, files: Path, nothing_written: Callable[[], None]) -> None:
@@ -109,7 +119,7 @@ def test_an_unknown_recipe_key(carrara: Command, files: Path, nothing_written: C
         ("sample runs/m x --grid karas --out p", "did you mean 'karras'?"),
         ("sample runs/m x --steps 0 --out p", "'steps': Input should be greater than or equal to 1"),
         ("sample runs/m x --seed -1 --out p", "'seed': Input should be greater than or equal to 0"),
-        ("sample runs/m x --count 0 --out p", "0 is not in the range"),
+        ("sample runs/m x --count 0 --out p", "'--count'"),
         ("sample runs/m x --guidance -1 --out p", "'guidance': Input should be greater than or equal to 0"),
         ("sample runs/m x --guidanse 2 --out p", "No such option: --guidanse"),
         ("sample runs/m x --out first.toml", "first.toml"),
@@ -120,7 +130,7 @@ def test_an_unknown_recipe_key(carrara: Command, files: Path, nothing_written: C
         ("data import nowhere d", "there is no source 'nowhere'"),
         ("data import mine first.toml", "first.toml is a file"),
         ("data import mine runs", "runs holds other things"),
-        ("data import mine d --held-out 2", "2.0 is not in the range"),
+        ("data import mine d --held-out 2", "'--held-out'"),
         ("data import emoji d --set Fod", "no emoji subset is called 'Fod'"),
         ("recipe text_ldn", "did you mean 'text_ldm'?"),
         ("quickstart --out q --budget soon", "cannot read the budget 'soon'"),
@@ -135,7 +145,9 @@ def test_one_line_and_nothing_written(
     assert message in here(*arguments.split()).refusal
 
 
-def test_captions_that_name_missing_pictures(here: Here, files: Path, nothing_written: Callable[[], None]) -> None:
+def test_captions_that_name_missing_pictures(
+    here: Here, files: Path, nothing_written: Callable[[], None]
+) -> None:
     """Where none of them is there, the folder is not what the user thinks it is."""
     for file in (files / "mine").glob("*.txt"):
         file.unlink()
@@ -153,7 +165,9 @@ def test_a_caption_that_names_a_missing_picture_is_listed(here: Here, files: Pat
     assert "x.png" in (files / "new" / "rejected.jsonl").read_text()
 
 
-def test_a_folder_of_nothing_readable(here: Here, tmp_path: Path, nothing_written: Callable[[], None]) -> None:
+def test_a_folder_of_nothing_readable(
+    here: Here, tmp_path: Path, nothing_written: Callable[[], None]
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "mine" / "b.jpg").write_text("no picture")
@@ -173,7 +187,11 @@ def test_a_folder_of_nothing_readable(here: Here, tmp_path: Path, nothing_writte
     ],
 )
 def test_a_model_that_cannot_be_opened(
-    here: Here, files: Path, nothing_written: Callable[[], None], damage: Callable[[Path], object], message: str
+    here: Here,
+    files: Path,
+    nothing_written: Callable[[], None],
+    damage: Callable[[Path], object],
+    message: str,
 ) -> None:
     damage(Path(shutil.copytree(files / "runs" / "m" / "model", files / "copy")))
     nothing_written()
@@ -193,7 +211,9 @@ def test_a_run_that_has_not_finished(here: Here, files: Path) -> None:
     reports = train_autoencoder(small_autoencoder(), Dataset.open(files / "data"), files / "half")
     list(islice(reports, 2))
     reports.close()  # type: ignore[attr-defined]
-    assert "has not finished: the same `carrara train` again continues it" in here("sample", "half", "x").refusal
+    assert (
+        "has not finished: the same `carrara train` again continues it" in here("sample", "half", "x").refusal
+    )
 
 
 def test_a_place_where_nothing_may_be_written(here: Here, files: Path) -> None:
@@ -208,7 +228,9 @@ def test_a_disk_that_is_full(here: Here, files: Path) -> None:
     place = files / "disk"
     place.mkdir()
     try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", place], check=True, capture_output=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", place], check=True, capture_output=True
+        )
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("cannot mount a small disk here")
     try:

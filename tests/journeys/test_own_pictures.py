@@ -27,7 +27,15 @@ class Journey:
         self.data = self.carrara("data", "import", "mine", "data", "--licence", "CC0-1.0")
         self.first = self.carrara("train", "first.toml", "data", "--out", "runs/a", "--budget", "20steps")
         self.second = self.carrara(
-            "train", "second.toml", "data", "--autoencoder", "runs/a", "--out", "runs/m", "--budget", "20steps"
+            "train",
+            "second.toml",
+            "data",
+            "--autoencoder",
+            "runs/a",
+            "--out",
+            "runs/m",
+            "--budget",
+            "20steps",
         )
 
 
@@ -94,7 +102,10 @@ def test_the_same_sample_command_gives_the_same_bytes(captioned: Journey) -> Non
     assert len(set(first.values())) == 3
     assert sample("p3", "--guidance", "5") != first
     recipe = read_recipe(captioned.folder / "p1" / "red-disc_7_2.png")
-    assert recipe.items() >= {"prompt": "red disc", "seed": 7, "number": 2, "steps": 4, "sampler": "dpmpp_2m"}.items()
+    assert (
+        recipe.items()
+        >= {"prompt": "red disc", "seed": 7, "number": 2, "steps": 4, "sampler": "dpmpp_2m"}.items()
+    )
     with Image.open(captioned.folder / "p1" / "red-disc_7_0.png") as image:
         assert (image.size, image.mode) == ((16, 16), "RGB")
 
@@ -108,7 +119,9 @@ def test_a_picture_is_the_same_alone(captioned: Journey) -> None:
 
 
 def test_a_prompt_in_a_script_that_no_caption_has(captioned: Journey) -> None:
-    finished = captioned.carrara("sample", "runs/m", "красный круг", "--count", 1, "--steps", 2, "--out", "cyrillic")
+    finished = captioned.carrara(
+        "sample", "runs/m", "красный круг", "--count", 1, "--steps", 2, "--out", "cyrillic"
+    )
     assert finished.status == 0
     (note,) = finished.err.splitlines()
     assert note.startswith("note: ")
@@ -120,7 +133,9 @@ def test_a_prompt_of_signs_alone_and_one_beyond_the_window(captioned: Journey) -
     finished = captioned.carrara("sample", "runs/m", "🍎!?", "--count", 1, "--steps", 2, "--out", "signs")
     assert finished.status == 0, finished.err
     assert [p.name for p in (captioned.folder / "signs").iterdir()] == ["picture_0_0.png"]
-    long = captioned.carrara("sample", "runs/m", "red disc " * 200, "--count", 1, "--steps", 2, "--out", "long")
+    long = captioned.carrara(
+        "sample", "runs/m", "red disc " * 200, "--count", 1, "--steps", 2, "--out", "long"
+    )
     assert long.status == 0
     assert "beyond the model's window" in long.err
 
@@ -135,7 +150,8 @@ def test_without_captions_it_trains_and_says_so(wordless: Journey) -> None:
     assert prompted.status == 0
     assert prompted.err == "note: this model was trained without captions; the prompt is not used\n"
     free_pixels, asked = (
-        [Image.open(f).tobytes() for f in sorted((wordless.folder / out).iterdir())] for out in ("free", "asked")
+        [Image.open(f).tobytes() for f in sorted((wordless.folder / out).iterdir())]
+        for out in ("free", "asked")
     )
     assert free_pixels == asked
     assert free_pixels[0] != free_pixels[1]

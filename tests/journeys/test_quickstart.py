@@ -47,7 +47,9 @@ def test_from_nothing_to_the_page_and_again(carrara: Command, tmp_path: Path) ->
     data = Dataset.open(out / "data")
     assert 20 < len(data) < 200
     assert {"en", "de", "zh"} <= data.captions.keys()
-    groups = {split: set(data.take(data.indices(split), ["group"])["group"]) for split in ("train", "held_out")}
+    groups = {
+        split: set(data.take(data.indices(split), ["group"])["group"]) for split in ("train", "held_out")
+    }
     assert groups["held_out"]
     assert not groups["train"] & groups["held_out"]
 
@@ -92,7 +94,9 @@ def test_from_nothing_to_the_page_and_again(carrara: Command, tmp_path: Path) ->
     other = carrara("quickstart", "--out", "q", "--budget", "9steps", "--set", "Activities")
     assert "was begun with --budget 6steps --set Activities" in other.refusal
 
-    next_one = carrara(*one.split('"')[0].split()[1:], "red heart", "--steps", 2, "--count", 1, "--out", "next")
+    next_one = carrara(
+        *one.split('"')[0].split()[1:], "red heart", "--steps", 2, "--count", 1, "--out", "next"
+    )
     assert next_one.status == 0, next_one.err
     assert len(list((tmp_path / "next").glob("*.png"))) == 1
 
@@ -106,7 +110,12 @@ def test_killed_in_the_middle_it_continues(carrara: Command, tmp_path: Path) -> 
     whole = carrara("quickstart", "--out", "whole", *CHOICES)
     assert whole.status == 0, whole.err
     killed = tmp_path / "killed"
-    for sign in ("data", "autoencoder/metrics.jsonl", "autoencoder/model/model.toml", "diffusion/recipe.toml"):
+    for sign in (
+        "data",
+        "autoencoder/metrics.jsonl",
+        "autoencoder/model/model.toml",
+        "diffusion/recipe.toml",
+    ):
         process = carrara.start("quickstart", "--out", "killed", *CHOICES)
         while process.poll() is None and not (killed / sign).exists():
             time.sleep(0.01)

@@ -114,7 +114,9 @@ def test_orthogonalised_matrices_have_singular_values_about_one(shape: tuple[int
 
 def modules() -> dict[str, nn.Module]:
     encoder = text.Config(vocabulary=300, width=16, depth=2, heads=2).learn(["a b"])
-    network = unet.Config(channels=8, multipliers=(1, 2), head_width=8).build(channels=4, tokens=16, vector=16)
+    network = unet.Config(channels=8, multipliers=(1, 2), head_width=8).build(
+        channels=4, tokens=16, vector=16
+    )
     return {
         "autoencoder": kl.Config(channels=8, multipliers=(1, 2)).build(),
         "denoiser": nn.ModuleDict({"network": network, "conditions": nn.ModuleDict({"caption": encoder})}),
@@ -159,7 +161,10 @@ def test_an_optimizer_s_state_is_saved_and_taken_up(tmp_path: Path, optimizer: s
     for k in range(3, 6):
         step(three, k)
     for a, b, c in zip(
-        one.modules["m"].parameters(), three.modules["m"].parameters(), fresh().modules["m"].parameters(), strict=True
+        one.modules["m"].parameters(),
+        three.modules["m"].parameters(),
+        fresh().modules["m"].parameters(),
+        strict=True,
     ):
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
