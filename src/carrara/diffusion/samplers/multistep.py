@@ -70,7 +70,7 @@ def dpmpp_3m_sde(
 ) -> Iterator[Step]:
     """DPM-Solver++(3M) with noise: first and second differences of three estimates (k-diffusion).
 
-    As everyone uses it: ``curve`` is h^2 x0'' / 2 but weighted as if it were h^2 x0'', so that the order is 2
+    As there (and in diffusers), ``curve`` is h^2 x0'' / 2 but weighted as if it were h^2 x0'', so that the order is 2
     and not 3.
     """
     past: list[tuple[Tensor, Tensor]] = []
