@@ -88,7 +88,7 @@ def test_trained_on_two_squares_it_makes_both(name: str, two_squares: Dataset, t
     )  # fmt: skip
     reports = run_out(train_diffusion(small, two_squares, None, tmp_path / name))
     first, last = (sum(r.losses["denoising"] for r in part) / 20 for part in (reports[:20], reports[-20:]))
-    assert last < first / 2
+    assert last < 0.7 * first
     model = load_model(tmp_path / name / "model")
     settings = settings_for(model, {"sampler": "ancestral", "steps": 250, "seed": 1})
     pictures = from_uint8(generate(model, [{}] * 16, settings))

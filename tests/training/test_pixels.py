@@ -138,7 +138,7 @@ def test_the_command_line_trains_without_an_autoencoder(carrara: Command, datase
         "sample", "run", "--sampler", "ancestral", "--steps", "1000", "--grid", "uniform", "--count", 1
     )
     assert sampled.status == 0, sampled.err
-    assert sampled.out.splitlines()[-1] == "pictures/picture_0_0.png"
+    assert (carrara.folder / sampled.out.splitlines()[-1]).is_file()
     refused = carrara("train", "ddpm", dataset.path, "--out", "other", "--autoencoder", "run")
     assert "leave --autoencoder away" in refused.refusal
     unknown = carrara("train", "ddpm", dataset.path, "--out", "other", "--set", "pixels.siez=9")
