@@ -255,4 +255,4 @@ def test_help_is_no_mistake(here: Here) -> None:
     for arguments in (["--help"], ["train", "--help"], ["data", "import", "--help"]):
         shown = here(*arguments)
         assert (shown.status, shown.err) == (0, "")
-        assert "Usage: carrara" in shown.out
+        assert "Usage: " in shown.out

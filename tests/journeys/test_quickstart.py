@@ -61,7 +61,7 @@ def test_from_nothing_to_the_page_and_again(carrara: Command, tmp_path: Path) ->
     pictures = sorted((out / "pictures").glob("[0-9]*.png"))
     assert len(pictures) == 12
     assert len({f.read_bytes() for f in pictures}) == 12
-    assert read_recipe(pictures[0])["prompt"]
+    assert read_recipe(pictures[0])["caption"]
     assert (out / "pictures" / "grid.png").is_file()
     assert (out / "pictures" / "film.png").is_file()
 
@@ -84,7 +84,7 @@ def test_from_nothing_to_the_page_and_again(carrara: Command, tmp_path: Path) ->
     times = {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")}
     again = carrara("quickstart", "--out", "q", *CHOICES)
     assert (again.status, again.err) == (0, "")
-    assert again.out.count("nothing to do") == 2
+    assert again.out.count("is trained already") == 2
     assert {f: f.read_bytes() for f in out.rglob("*.safetensors")} == kept
     assert {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")} == times
     assert [f.read_bytes() for f in sorted((out / "pictures").glob("[0-9]*.png"))] == [
