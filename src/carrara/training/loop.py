@@ -32,7 +32,7 @@ class TrainConfig(Config):
     """How to train; the same fields for every recipe."""
 
     budget: str = Field("10m", description="How long: 90s, 10m, 2h, or 4000steps (repeats bit for bit).")
-    batch: int = Field(32, ge=1, description="Pictures a step.")
+    batch: int = Field(32, ge=1, le=65536, description="Pictures a step.")
     optimizer: Literal["muon", "adamw"] = Field("muon", description="Muon for matrices, or AdamW throughout.")
     lr: float = Field(3e-3, gt=0, description="Learning rate at its highest.")
     betas: tuple[Share, Share] = Field((0.9, 0.99), description="AdamW's averages.")
