@@ -25,8 +25,8 @@ class Row:
     marked: Sequence[bool] = ()
 
 
-def plate(rows: Sequence[Row], columns: Sequence[str] = (), *, side: int = 96) -> Image.Image:
-    """All rows, the columns' names above; pictures are enlarged by a whole number, to about ``side``.
+def plate(rows: Sequence[Row], columns: Sequence[str] = (), *, side: int = 96, foot: str = "") -> Image.Image:
+    """All rows, the columns' names above, ``foot`` below; pictures are enlarged by a whole number, to about ``side``.
 
     The letters are those of Pillow's own font: Latin. Words in other scripts belong into a page, not here.
     """
@@ -43,7 +43,7 @@ def plate(rows: Sequence[Row], columns: Sequence[str] = (), *, side: int = 96) -
         "RGB",
         (
             2 * _MARGIN + name_width + across * (width_of_cell + _GAP) - _GAP,
-            2 * _MARGIN + head + sum(heights),
+            2 * _MARGIN + head + sum(heights) + _LINE * len(foot.split("\n") if foot else []),
         ),
         "white",
     )
@@ -67,6 +67,7 @@ def plate(rows: Sequence[Row], columns: Sequence[str] = (), *, side: int = 96) -
                     colour=ACCENT if marked else PALE,
                 )
         top += below
+    write(draw, (_MARGIN, top + _GAP), foot, "la", colour=PALE)
     return canvas
 
 

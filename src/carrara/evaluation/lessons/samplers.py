@@ -138,7 +138,8 @@ def _exhibit(
                 [name in exact and result.distance == best[k] for k, result in enumerate(found)],
             )
         )
-    still = plate(rows, [f"{n} evaluations" for n in evaluations])
+    foot = "The number: distance to the reference, root mean\nsquare of pixel differences, of 255."
+    still = plate(rows, [f"{n} evaluations" for n in evaluations], foot=foot)
     table = [[name, *map(_said, found)] for name, found in results.items()]
     words = (
         f"{prompt or 'Without a prompt'}; grid {settings.grid}, guidance {settings.guidance:g}, seed {settings.seed}. "
