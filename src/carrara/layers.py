@@ -78,8 +78,8 @@ class GroupNorm(nn.Module):
             )
             return out.view(b, h, w, c).permute(0, 3, 1, 2)
         if scale is None:
-            return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-        plain = F.group_norm(x, self.groups, eps=self.eps)
+            return torch.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        plain = torch.group_norm(x, self.groups, eps=self.eps)
         return torch.addcmul(offset[..., None, None].to(x.dtype), plain, gain[..., None, None].to(x.dtype))
 
 
