@@ -125,7 +125,8 @@ def sample(
             rows = [{"caption": prompt, "negative": negative} for _ in numbers]
             for moment in denoise(opened, rows, numbers, settings):
                 done = (first + len(numbers) * moment.step / moment.steps) / count
-                bar.show(done, f"step {moment.step} of {moment.steps}")
+                words = f"step {moment.step} of {moment.steps}"
+                bar.show(done, words, total=count * moment.steps, unit="denoisings")
             for number, picture in zip(numbers, decode(opened, moment.z), strict=True):
                 recipe = picture_recipe(hash_, settings, {"caption": prompt, "negative": negative}, number)
                 path = out / f"{_slug(prompt)}_{seed}_{number}_{short_hash(recipe)}.png"
@@ -175,7 +176,8 @@ def import_into(source: str, dataset: Path, **options: Any) -> Summary:
 
     with Bar("importing") as bar, closing(import_pictures(source, dataset, **options)) as reports:
         for report in reports:
-            bar.show(report.done / max(1, report.total), f"{report.kept} kept, {report.rejected} skipped")
+            words = f"{report.kept} kept, {report.rejected} skipped"
+            bar.show(report.done / max(1, report.total), words, total=report.total)
             summary = report.summary
     assert summary is not None
     return summary
@@ -217,7 +219,7 @@ def run_diffusion(
     if autoencoder:
         with Bar("latents") as bar, closing(encode(dataset, autoencoder, placement.device)) as reports:
             for report in reports:
-                bar.show(report.done / max(1, report.total), f"{report.done} encoded")
+                bar.show(report.done / max(1, report.total), f"{report.done} encoded", total=report.total)
     console.print(f"training the diffusion model ({placement})", soft_wrap=True)
     watch("diffusion", train_diffusion(fitting, dataset, autoencoder, out), out)
 
@@ -234,7 +236,7 @@ def watch(title: str, reports: Iterator[Report], out: Path) -> None:
         for report in until_interrupted(reports, saved=saved):
             any_step, now = True, time.monotonic()
             recent = recent or (now, report.seen)
-            if now - recent[0] > 2:
+            if now - recent[0] > 2 or (now > recent[0] and not rate):
                 rate, recent = (report.seen - recent[1]) / (now - recent[0]), (now, report.seen)
             loss = sum(report.losses.values())
             bar.show(report.fraction, f"loss {loss:.4f} · {report.seen} seen · {rate:.0f} pictures/s")

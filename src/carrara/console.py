@@ -48,12 +48,17 @@ class Bar:
         if self._live:
             self._live.stop()
 
-    def show(self, fraction: float, words: str) -> None:
-        """``fraction`` done (0 to 1); the time left follows from how it moved since the first call."""
+    def show(self, fraction: float, words: str, *, total: int | None = None, unit: str = "pictures") -> None:
+        """``fraction`` done (0 to 1); rate and time left follow from how it moved since the first call.
+
+        With ``total``, how many units the whole is, the rate is shown.
+        """
         now = time.monotonic()
         if self._first is None:
             self._first, self._from = fraction, now
         moved = fraction - self._first
+        if total and moved > 0 and now > self._from:
+            words += f" · {moved * total / (now - self._from):.0f} {unit}/s"
         left = (1 - fraction) * (now - self._from) / moved if moved > 0 else None
         words += f" · {clock(left)} left" if left is not None else ""
         if self._live:

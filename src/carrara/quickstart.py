@@ -117,7 +117,8 @@ def _pictures(model: Model, folder: Path) -> tuple[dict[str, Any], list[Any]]:
         for moment in denoise(model, rows, [0] * len(rows), SETTINGS):
             if (moment.step - 1) % every == 0 or moment.step == moment.steps:
                 film.append((moment.z[:1].clone(), moment.x0[:1].clone()))
-            bar.show(moment.step / moment.steps, f"step {moment.step} of {moment.steps}")
+            words = f"step {moment.step} of {moment.steps}"
+            bar.show(moment.step / moment.steps, words, total=len(rows) * moment.steps, unit="denoisings")
     found = dict(zip(prompts, decode(model, moment.z), strict=True))
     hash_ = model.hash
     for index, (prompt, picture) in enumerate(found.items()):
