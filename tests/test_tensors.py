@@ -8,22 +8,22 @@ import torch
 from carrara.tensors import (
     PictureNoise,
     expand_like,
-    from_uint8,
+    from_pixels,
     generator,
     mix,
     sample_noise,
     sample_uniform,
-    to_uint8,
+    to_pixels,
 )
 
 
 def test_bytes_survive_the_way_there_and_back() -> None:
     pixels = torch.arange(256, dtype=torch.uint8)
-    image = from_uint8(pixels)
+    image = from_pixels(pixels)
     assert image[[0, 255]].tolist() == [-1.0, 1.0]
     assert image.dtype == torch.float32
-    assert torch.equal(to_uint8(image), pixels)
-    assert to_uint8(torch.tensor([-9.0, 9.0, 0.0039])).tolist() == [0, 255, 128]
+    assert torch.equal(to_pixels(image), pixels)
+    assert to_pixels(torch.tensor([-9.0, 9.0, 0.0039])).tolist() == [0, 255, 128]
 
 
 def test_noise_belongs_to_the_picture() -> None:

@@ -49,14 +49,16 @@ class PictureNoise:
         return self.draw(like.shape[1:], device=like.device).to(like.dtype)
 
 
-def from_uint8(pixels: Tensor) -> Tensor:
-    """``uint8 [... ]`` in 0..255 to float32 in [-1, 1]."""
-    return pixels.to(torch.float32).div_(127.5).sub_(1.0)
+def from_pixels(pixels: Tensor) -> Tensor:
+    """``uint8`` in 0..255 or ``uint16`` in 0..65535, any shape, to float32 in [-1, 1]."""
+    return pixels.to(torch.float32).div_(127.5 if pixels.dtype == torch.uint8 else 32767.5).sub_(1.0)
 
 
-def to_uint8(image: Tensor) -> Tensor:
-    """An image in [-1, 1] (clipped) to ``uint8`` in 0..255, rounded to the nearest."""
-    return image.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+def to_pixels(image: Tensor, bits: int = 8) -> Tensor:
+    """An image in [-1, 1] (clipped) to ``uint8`` in 0..255, or with 16 ``bits`` to ``uint16``; rounded."""
+    top = 2**bits - 1
+    whole = image.float().add(1.0).mul(top / 2).round().clamp(0, top)
+    return whole.to(torch.uint8 if bits == 8 else torch.uint16)
 
 
 def sample_noise(seeds: Sequence[int], shape: Sequence[int], *, stream: int = 0) -> Tensor:

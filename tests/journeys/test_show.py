@@ -17,7 +17,7 @@ from carrara.evaluation.lessons.reverse import reverse
 from carrara.evaluation.lessons.samplers import Result, cost, samplers, within
 from carrara.generation.generate import Settings, denoise, generate
 from carrara.generation.model import Model, ModelConfig, build_network
-from carrara.tensors import PictureNoise, from_uint8
+from carrara.tensors import PictureNoise, from_pixels
 from carrara.training.diffusing import Pixels
 from conftest import Command, Trained
 
@@ -56,7 +56,7 @@ def picture() -> torch.Tensor:
 
 
 def test_the_chain_is_the_lectures() -> None:
-    image = from_uint8(picture())
+    image = from_pixels(picture())
     lecture = DDPM.linear().forward(image, PictureNoise(4, [0]))
     pairs = both_ways(image, SCHEDULES["linear"](), 4)
     assert torch.equal(next(pairs).chain, image)
@@ -66,7 +66,7 @@ def test_the_chain_is_the_lectures() -> None:
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_both_ways_have_the_noise_that_the_schedule_says(name: str) -> None:
-    image = from_uint8(picture())
+    image = from_pixels(picture())
     for pair in both_ways(image, SCHEDULES[name](), 0):
         if pair.n % 100 == 0 and pair.n:
             for z in (pair.chain, pair.leap):

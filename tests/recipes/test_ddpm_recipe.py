@@ -16,7 +16,7 @@ from carrara.diffusion.times import TIMES
 from carrara.generation.generate import generate, settings_for
 from carrara.generation.model import bind, load_model
 from carrara.recipes.catalogue import named, recipes
-from carrara.tensors import from_uint8, sample_uniform
+from carrara.tensors import from_pixels, sample_uniform
 from carrara.training.diffusing import DiffusionRecipe
 from carrara.training.stages import train_diffusion
 from conftest import run_out
@@ -91,8 +91,8 @@ def test_trained_on_two_squares_it_makes_both(name: str, two_squares: Dataset, t
     assert last < 0.7 * first
     model = load_model(tmp_path / name / "model")
     settings = settings_for(model, {"sampler": "ancestral", "steps": 250, "seed": 1})
-    pictures = from_uint8(generate(model, [{}] * 16, settings))
-    colours = from_uint8(torch.tensor([RED, BLUE]))[:, :, None, None]
+    pictures = from_pixels(generate(model, [{}] * 16, settings))
+    colours = from_pixels(torch.tensor([RED, BLUE]))[:, :, None, None]
     errors = (pictures[:, None] - colours[None]).square().flatten(2).mean(2).sqrt()  # [16 2]
     assert errors.min(1).values.median() < 0.35, errors  # the two are 1.3 apart
     nearest = errors.argmin(1)

@@ -13,7 +13,7 @@ from carrara.data.table import Dataset
 from carrara.errors import UserError
 from carrara.generation.generate import Settings, generate, settings_for
 from carrara.generation.model import Model, build_network
-from carrara.tensors import from_uint8
+from carrara.tensors import from_pixels
 from carrara.training.autoencoding import AutoencoderRecipe
 from carrara.training.diffusing import DiffusionRecipe, DiffusionTask, Pixels
 from carrara.training.stages import train_autoencoder, train_diffusion
@@ -60,7 +60,7 @@ def test_a_latent_is_the_picture_itself_or_its_mirror_image(dataset: Dataset) ->
     mirrored = set()
     for flip in (False, True):
         task, batch = first_batch(in_pixels(captions=False, flip=flip), dataset)
-        image = from_uint8(batch.columns["image"])  # type: ignore[arg-type]
+        image = from_pixels(batch.columns["image"])  # type: ignore[arg-type]
         raw = task.raw(batch, [int(s) for s in batch.seeds])
         latent = task.scale.scale(raw)
         assert image.std() > 0.1

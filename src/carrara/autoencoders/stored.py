@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ class About(Config):
     """What ``model.toml`` says of an autoencoder."""
 
     size: int
+    bits: Literal[8, 16] = 8
     autoencoder: Component("autoencoders")  # type: ignore[valid-type]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -35,7 +36,10 @@ class About(Config):
 
 @dataclass(frozen=True)
 class StoredAutoencoder:
-    """A trained autoencoder; ``scale`` is None until it was measured on a data set's latents."""
+    """A trained autoencoder; ``scale`` is None until it was measured on a data set's latents.
+
+    ``size`` is the side in pixels of the pictures it was trained on, ``bits`` (8 or 16) their depth.
+    """
 
     module: nn.Module
     config: Any
@@ -43,11 +47,14 @@ class StoredAutoencoder:
     scale: LatentScale | None
     hash: str
     passport: Mapping[str, Any]
+    bits: int = 8
 
     @staticmethod
-    def of(module: nn.Module, config: Any, size: int, passport: Mapping[str, Any]) -> StoredAutoencoder:
-        """From a module just trained."""
-        return StoredAutoencoder(module.eval(), config, size, None, hash_weights(module), passport)
+    def of(
+        module: nn.Module, config: Any, size: int, passport: Mapping[str, Any], bits: int = 8
+    ) -> StoredAutoencoder:
+        """From a module just trained on pictures of ``bits`` a channel."""
+        return StoredAutoencoder(module.eval(), config, size, None, hash_weights(module), passport, bits)
 
     def with_scale(self, scale: LatentScale) -> StoredAutoencoder:
         """The same with a measured scale."""
@@ -67,6 +74,7 @@ class StoredAutoencoder:
         """Its files, into a folder that is being written."""
         values: dict[str, Any] = {
             "size": self.size,
+            "bits": self.bits,
             "autoencoder": self.config.model_dump(mode="json", exclude_none=True),
         }
         if self.scale is not None:
@@ -90,5 +98,5 @@ def load_autoencoder(path: str | Path) -> StoredAutoencoder:
     scale = None
     if known.mean is not None and known.std is not None:
         scale = LatentScale(torch.tensor(known.mean), torch.tensor(known.std))
-    stored = StoredAutoencoder.of(module, known.autoencoder, known.size, read_passport(path))
+    stored = StoredAutoencoder.of(module, known.autoencoder, known.size, read_passport(path), known.bits)
     return stored.with_scale(scale) if scale else stored

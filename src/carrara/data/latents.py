@@ -13,7 +13,7 @@ from carrara.data.derive import Progress, derive
 from carrara.data.loader import Fetch
 from carrara.data.order import Batch
 from carrara.data.table import Dataset
-from carrara.tensors import from_uint8
+from carrara.tensors import from_pixels
 
 if TYPE_CHECKING:
     from carrara.autoencoders.stored import StoredAutoencoder
@@ -33,7 +33,7 @@ def encode(
     module = autoencoder.module.to(device)
 
     def moments(columns: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-        image = from_uint8(columns["image"]).to(device)
+        image = from_pixels(columns["image"]).to(device)
         with torch.inference_mode():
             encoding = module.encode(image)  # type: ignore[operator]
             both = torch.cat([encoding.mean, torch.exp(0.5 * encoding.logvar)], 1)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carrara.tensors import from_uint8, to_uint8
+from carrara.tensors import from_pixels, to_pixels
 
 if TYPE_CHECKING:
     from carrara.autoencoders.stored import StoredAutoencoder
@@ -29,7 +29,7 @@ def reconstruct(
     module = autoencoder.module.to(device)
     with torch.inference_mode():
         parts = [
-            to_uint8(module.decode(module.encode(from_uint8(part).to(device)).mode())).cpu()  # type: ignore[operator]
+            to_pixels(module.decode(module.encode(from_pixels(part).to(device)).mode())).cpu()  # type: ignore[operator]
             for part in torch.split(pictures, batch)
         ]
     return torch.cat(parts)

@@ -16,7 +16,7 @@ from carrara.diffusion.guidance import cfg
 from carrara.diffusion.samplers import SAMPLERS
 from carrara.diffusion.schedules import Discrete, Flow
 from carrara.generation.model import Model
-from carrara.tensors import PictureNoise, to_uint8
+from carrara.tensors import PictureNoise, to_pixels
 
 
 class Settings(Config):
@@ -84,7 +84,7 @@ def decode(model: Model, latent: Tensor) -> Tensor:
     scale = model.autoencoder.scale
     assert scale is not None
     with torch.inference_mode():
-        return to_uint8(model.autoencoder.module.decode(scale.unscale(latent))).cpu()  # type: ignore[operator]
+        return to_pixels(model.autoencoder.module.decode(scale.unscale(latent))).cpu()  # type: ignore[operator]
 
 
 def generate(

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from carrara.config import Component, Config
-from carrara.tensors import from_uint8, sample_noise, sample_uniform
+from carrara.tensors import from_pixels, sample_noise, sample_uniform
 from carrara.training.loop import TrainConfig
 from carrara.training.losses import TERMS
 
@@ -52,7 +52,7 @@ class AutoencoderTask:
         pixels = batch.columns["image"]
         assert isinstance(pixels, Tensor)
         seeds = [int(s) for s in batch.seeds]
-        image = from_uint8(pixels)
+        image = from_pixels(pixels)
         if self.recipe.flip:
             mirrored = sample_uniform(seeds, stream=_FLIP) < 0.5
             image[mirrored] = image[mirrored].flip(-1)

@@ -17,7 +17,7 @@ from carrara.context import Context
 from carrara.diffusion.schedules import SCHEDULES
 from carrara.diffusion.times import TIMES
 from carrara.generation.model import ModelConfig, bind, joined
-from carrara.tensors import from_uint8, sample_noise, sample_uniform
+from carrara.tensors import from_pixels, sample_noise, sample_uniform
 from carrara.training.loop import TrainConfig
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class DiffusionTask:
         if self.recipe.pixels is None:
             mean, std = stored.float().chunk(2, 1)
             return mean + std * sample_noise(seeds, mean.shape[1:], stream=_POSTERIOR)
-        image = from_uint8(stored)
+        image = from_pixels(stored)
         if self.recipe.pixels.flip:
             mirrored = sample_uniform(seeds, stream=_FLIP) < 0.5
             image[mirrored] = image[mirrored].flip(-1)

@@ -17,7 +17,7 @@ from carrara.errors import UserError
 from carrara.evaluation.exhibits import Exhibit
 from carrara.evaluation.plates import Row, plate
 from carrara.generation.pictures import to_image
-from carrara.tensors import PictureNoise, from_uint8, to_uint8
+from carrara.tensors import PictureNoise, from_pixels, to_pixels
 
 FRAMES = 40
 
@@ -61,7 +61,7 @@ def both_ways(image: Tensor, schedule: NoiseSchedule, seed: int) -> Iterator[Pai
 def forward(picture: Tensor, *, schedule: str = "linear", seed: int = 0, columns: int = 9) -> Exhibit:
     """The exhibit for a picture ``uint8 [1 3 h w]``; UserError where no schedule has that name."""
     path = SCHEDULES[schedule]()
-    total, image = steps_of(path), from_uint8(picture)
+    total, image = steps_of(path), from_pixels(picture)
     shown = {
         round(total * (k / (columns - 1)) ** 2) for k in range(columns)
     }  # the beginning is the busy part
@@ -101,7 +101,7 @@ def forward(picture: Tensor, *, schedule: str = "linear", seed: int = 0, columns
 
 def _seen(z: Tensor, at: Moment) -> Image:
     """z as a picture; on the variance exploding path shrunk to the range that pixels have."""
-    return to_image(to_uint8(z / max(1.0, torch.hypot(at.alpha, at.sigma).item()))[0])
+    return to_image(to_pixels(z / max(1.0, torch.hypot(at.alpha, at.sigma).item()))[0])
 
 
 def _measured(z: Tensor, image: Tensor, pair: Pair) -> str:
