@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from carrara.autoencoders.reconstruction import Reconstruction
 from carrara.autoencoders.trunk import Decoder, Encoder, TrunkConfig, check_size
 
 
@@ -17,6 +19,9 @@ class Config(TrunkConfig):
 
     kind: Literal["kl"] = "kl"
     image_channels: int = Field(3, ge=1, description="Channels of the pictures.")
+    kl: float = Field(
+        1e-6, ge=0, description="Weight of the KL divergence: nats of a picture over the numbers it has."
+    )
 
     def build(self) -> Autoencoder:
         """The network, freshly initialised from torch's global generator."""
@@ -48,7 +53,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.channels, self.factor = config.latent_channels, config.factor
+        self.channels, self.factor, self.kl = config.latent_channels, config.factor, config.kl
         self.encoder = Encoder(config, config.image_channels, 2 * config.latent_channels)
         self.decoder = Decoder(config, config.image_channels)
         pair = 2 * config.latent_channels
@@ -69,3 +74,23 @@ class Autoencoder(nn.Module):
         """Raw latents to an image, roughly in [-1, 1], not clipped."""
         out: Tensor = self.decoder(self.from_latent(latent)).float()
         return out
+
+    def forward(self, image: Tensor, noise: Tensor) -> Reconstruction:
+        """One training pass; ``noise`` [b c h w] draws the latent. Its term is kl.
+
+        The divergence is divided by the numbers in a picture (C H W), as a reconstruction loss that is a mean over
+        them is: so the published weight of 1e-6, which stood against a sum, keeps its meaning at every size.
+        """
+        encoding = self.encode(image)
+        latent = encoding.sample(noise)
+        divergence = encoding.penalty().mean() / image[0].numel()
+        return Reconstruction(self.decode(latent), latent, {"kl": self.kl * divergence})
+
+    def measures(self) -> Mapping[str, float]:
+        """Nothing of its own."""
+        return {}
+
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The last weights of the encoder and of the decoder: where gradients of terms are compared."""
+        return self.encoder.conv_out.weight, self.decoder.conv_out.weight
