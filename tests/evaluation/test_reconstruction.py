@@ -1,0 +1,80 @@
+"""Measures of reconstruction: against closed forms and torchmetrics, in both depths."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from carrara.evaluation.reconstruction import colour_shift, psnr, ssim
+from carrara.tensors import from_pixels, to_pixels
+
+
+def pictures(channels: int = 3, side: int = 24) -> torch.Tensor:
+    return torch.randint(40, 200, (4, channels, side, side), generator=torch.Generator().manual_seed(0)).to(
+        torch.uint8
+    )
+
+
+def test_psnr_of_a_known_error() -> None:
+    a = pictures()
+    found = psnr(a, a + 5)
+    torch.testing.assert_close(found, torch.full((4,), 20 * math.log10(255 / 5), dtype=torch.float64))
+    assert torch.isinf(psnr(a, a)).all()
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    b = pictures().flip(0)
+    wanted = peak_signal_noise_ratio(a[:1].float(), b[:1].float(), data_range=255.0)
+    assert float(psnr(a, b)[0]) == pytest.approx(float(wanted), abs=1e-4)
+
+
+def test_psnr_takes_the_peak_from_the_depth() -> None:
+    a, b = pictures(), pictures().flip(0)
+    deep, deep_b = (to_pixels(from_pixels(x), bits=16) for x in (a, b))
+    torch.testing.assert_close(psnr(deep, deep_b), psnr(a, b), rtol=1e-9, atol=0)
+    one_step = deep.to(torch.int32).add(1).to(torch.uint16)
+    assert float(psnr(deep, one_step)[0]) == pytest.approx(20 * math.log10(65535))
+    with pytest.raises(ValueError, match=r"two uint8 or two uint16 sets of pictures, not torch\.uint8 and"):
+        psnr(a, deep)
+    with pytest.raises(ValueError, match="float32"):
+        psnr(from_pixels(a), from_pixels(a))
+
+
+def test_ssim_is_the_formula() -> None:
+    """Every window of 11 pixels cut out and weighted by hand."""
+    line = torch.exp(-0.5 * ((torch.arange(11) - 5) / 1.5).double().square())
+    window = (torch.outer(line, line) / line.sum() ** 2).reshape(1, 121, 1)
+    a, b = (
+        F.unfold(F.pad(x.double() / 255, (5, 5, 5, 5), mode="reflect"), 11)
+        for x in (pictures(1, 16), pictures(1, 16).flip(0))
+    )
+    mean_a, mean_b = (window * a).sum(1), (window * b).sum(1)
+    var_a, var_b = (window * a * a).sum(1) - mean_a**2, (window * b * b).sum(1) - mean_b**2
+    both = (window * a * b).sum(1) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    alike = (2 * mean_a * mean_b + c1) * (2 * both + c2) / (mean_a**2 + mean_b**2 + c1) / (var_a + var_b + c2)
+    wanted = alike.mean(1)
+    assert wanted.std() > 0.01
+    torch.testing.assert_close(ssim(pictures(1, 16), pictures(1, 16).flip(0)), wanted, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_ssim_in_both_depths(channels: int) -> None:
+    a, b = pictures(channels), pictures(channels) // 2
+    deep = ssim(*(to_pixels(from_pixels(x), bits=16) for x in (a, b)))
+    found, same = ssim(a, b), ssim(a, a)
+    assert found.shape == (4,)
+    torch.testing.assert_close(same, torch.ones(4, dtype=torch.float64))
+    assert ((found > 0.2) & (found < 0.95)).all()
+    torch.testing.assert_close(deep, found, rtol=1e-6, atol=1e-6)
+
+
+def test_colour_shift_is_signed_and_in_steps_of_8_bits() -> None:
+    a = pictures()
+    b = a.clone()
+    b[:, 0] += 3
+    b[:, 2] -= 2
+    wanted = torch.tensor([3.0, 0.0, -2.0], dtype=torch.float64).expand(4, 3)
+    torch.testing.assert_close(colour_shift(a, b), wanted)
+    deep = colour_shift(*(to_pixels(from_pixels(x), bits=16) for x in (a, b)))
+    torch.testing.assert_close(deep, wanted, rtol=1e-9, atol=1e-9)
