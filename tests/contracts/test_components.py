@@ -20,7 +20,10 @@ ROOMS = ("autoencoders", "conditions", "denoisers")
 
 # Small forms, so that the tests are quick; a component that is not named here is tested as it comes.
 SMALL: dict[str, dict[str, dict[str, Any]]] = {
-    "autoencoders": {"kl": {"channels": 8, "multipliers": (1, 2), "blocks": 1, "latent_channels": 3}},
+    "autoencoders": {
+        "kl": {"channels": 8, "multipliers": (1, 2), "blocks": 1, "latent_channels": 3},
+        "tiny": {"encoder_width": 16, "decoder_width": 12, "encoder_blocks": (1, 1), "decoder_blocks": (1, 1)},
+    },
     "conditions": {"text": {"vocabulary": 300, "length": 12, "width": 16, "depth": 1, "heads": 2}},
     "denoisers": {"unet": {"channels": 8, "multipliers": (1, 2), "blocks": 1, "head_width": 8}},
 }
