@@ -26,7 +26,8 @@ from carrara.data.writer import lock
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from carrara.data.loader import Column
+    from carrara.data.loader import Column, Fetch
+    from carrara.data.pictures import Crop
 
 STAGING = "derive.partial"
 
@@ -75,15 +76,19 @@ def derive(
     columns: Sequence[str] = ("image",),
     size: int | None = None,
     channels: int = 3,
+    bits: int = 8,
+    crop: Crop = "centre",
 ) -> Generator[Progress, None, None]:
     """Computes the column for every row that lacks it and adds it to the table; ``dataset`` then has it.
 
-    ``function`` gets ``columns`` as `loader.load` gives them (``image`` as ``uint8 [b channels size size]``,
-    or as bytes without ``size``) for ``batch`` rows at a time, always the same ones, and returns float16 or
-    float32 ``[b, *shape]``. Started again after a kill it goes on after the last whole batch. ValueError
-    where values are not finite or their shape changes; UserError where another process writes to the data
-    set.
+    ``function`` gets ``columns`` as `loader.load` gives them (``image`` as ``[b channels size size]``, uint8
+    or with 16 ``bits`` uint16, the square that ``crop`` names; as bytes without ``size``) for ``batch`` rows
+    at a time, always the same ones, and returns float16 or float32 ``[b, *shape]``. Started again after a
+    kill it goes on after the last whole batch. ValueError where values are not finite or their shape changes;
+    UserError where another process writes to the data set, or a picture cannot have these channels.
     """
+    from carrara.data.loader import Fetch
+
     dataset.refresh()
     column = column_name(name, key)
     held = lock(dataset.path)
@@ -94,7 +99,8 @@ def derive(
         missing = _missing(dataset, column)
         if len(missing):
             staging = _Staging(dataset, column, key, missing, batch)
-            yield from _compute(dataset, staging, function, columns, size, channels)
+            fetch = Fetch(dataset, columns, size=size, channels=channels, bits=bits, crop=crop)
+            yield from _compute(staging, function, fetch)
             _publish(dataset, staging)
             staging.remove()
             dataset.refresh()
@@ -162,19 +168,11 @@ class _Staging:
         return int(np.prod(self.shape or (), dtype=np.int64)) * self.dtype.itemsize
 
 
-def _compute(
-    dataset: Dataset,
-    staging: _Staging,
-    function: Function,
-    columns: Sequence[str],
-    size: int | None,
-    channels: int,
-) -> Iterator[Progress]:
-    from carrara.data.loader import Fetch, in_background
+def _compute(staging: _Staging, function: Function, fetch: Fetch) -> Iterator[Progress]:
+    from carrara.data.loader import in_background
     from carrara.data.order import Batch
 
     total = len(staging.missing)
-    fetch = Fetch(dataset, columns, size=size, channels=channels)
     starts = range(staging.done, total, staging.batch)
     chunks = (staging.missing[s : s + staging.batch] for s in starts)
     loaded = in_background((fetch(Batch(c, 0, np.empty(0, np.uint64))) for c in chunks), ahead=2)

@@ -19,8 +19,8 @@ import tomli_w
 from pydantic import Field
 
 from carrara.config import Config, parse, read_toml
-from carrara.data.pictures import BadPicture, examine
-from carrara.data.rows import Rejected, Row, caption_column, content_id, tidy
+from carrara.data.pictures import examine
+from carrara.data.rows import BadPicture, Rejected, Row, caption_column, content_id, tidy
 from carrara.data.table import ABOUT, FORMAT, REJECTED, TABLE, UNFINISHED, Dataset, nearest_path
 from carrara.data.writer import SAME, Record, Writer, forget_journal
 from carrara.errors import UserError

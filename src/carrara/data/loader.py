@@ -20,7 +20,10 @@ from carrara.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from carrara.data.pictures import Crop
+
 IN_MEMORY = 512 * 2**20
+_STORED = {8: torch.uint8, 16: torch.int16}  # torch cannot put uint16 at an index; int16 has the same bytes
 
 T = TypeVar("T")
 Column = Tensor | list[Any]
@@ -46,12 +49,14 @@ def load(
     split: str | None = "train",
     size: int | None = None,
     channels: int = 3,
+    bits: int = 8,
     ahead: int = 4,
 ) -> Generator[Loaded, None, None]:
     """Batches without end, in the order that (seed, start) fixes, at most ``ahead`` of them in advance.
 
-    ``image`` comes as ``uint8 [b channels size size]`` (needs ``size``), a derived column as float16 or
-    float32 ``[b, *shape]``, whole numbers as int64 ``[b]``, words as a list with None where there are none.
+    ``image`` comes as ``[b channels size size]``, uint8 or with 16 ``bits`` uint16 (needs ``size``), a derived
+    column as float16 or float32 ``[b, *shape]``, whole numbers as int64 ``[b]``, words as a list with None
+    where there are none.
     Closing the iterator stops the thread. UserError where the split is empty or a column does not exist.
     """
     rows = dataset.indices(split)
@@ -62,7 +67,7 @@ def load(
     if "image" in columns and size is None:
         raise ValueError("the column 'image' needs a size")
     dataset.take(rows[:1], columns)  # names a missing column here rather than in the thread
-    fetch = Fetch(dataset, columns, size=size, channels=channels, keep=rows)
+    fetch = Fetch(dataset, columns, size=size, channels=channels, bits=bits, keep=rows)
     return in_background(map(fetch, batches(rows, batch=batch, seed=seed, start=start)), ahead=ahead)
 
 
@@ -79,15 +84,19 @@ class Fetch:
         *,
         size: int | None,
         channels: int,
+        bits: int = 8,
+        crop: Crop = "centre",
         keep: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        self.dataset, self.columns, self.size, self.channels = dataset, columns, size, channels
+        self.dataset, self.columns, self.size = dataset, columns, size
+        self.channels, self.bits, self.crop = channels, bits, crop
         self._shapes = {name: shape(dataset, name) for name in columns}
         self._place: npt.NDArray[np.int64] | None = None
-        if "image" in columns and size and keep is not None and len(keep) * channels * size**2 <= IN_MEMORY:
+        one = channels * (size or 0) ** 2 * bits // 8
+        if "image" in columns and size and keep is not None and len(keep) * one <= IN_MEMORY:
             self._place = np.full(len(dataset), -1, np.int64)
             self._place[keep] = np.arange(len(keep))
-            self._kept = torch.empty(len(keep), channels, size, size, dtype=torch.uint8)
+            self._kept = torch.empty(len(keep), channels, size, size, dtype=_STORED[bits])
             self._have = np.zeros(len(keep), bool)
 
     def __call__(self, batch: Batch) -> Loaded:
@@ -102,13 +111,17 @@ class Fetch:
 
     def _pictures(self, rows: npt.NDArray[np.int64], size: int) -> Tensor:
         if self._place is None:
-            return self.dataset.pictures(rows, size, self.channels)
+            return self._decoded(rows, size)
         places = self._place[rows]
         missing = np.unique(rows[~self._have[places]])
         if len(missing):
-            self._kept[self._place[missing]] = self.dataset.pictures(missing, size, self.channels)
+            self._kept[self._place[missing]] = self._decoded(missing, size).view(_STORED[self.bits])
             self._have[self._place[missing]] = True
-        return self._kept[torch.from_numpy(places)]
+        found = self._kept[torch.from_numpy(places)]
+        return found if self.bits == 8 else found.view(torch.uint16)
+
+    def _decoded(self, rows: npt.NDArray[np.int64], size: int) -> Tensor:
+        return self.dataset.pictures(rows, size, self.channels, bits=self.bits, crop=self.crop)
 
 
 def shape(dataset: Dataset, column: str) -> tuple[int, ...] | None:

@@ -6,8 +6,8 @@ import contextlib
 import functools
 import io
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import (
@@ -22,6 +22,10 @@ from PIL import (
     UnidentifiedImageError,
     WebPImagePlugin,
 )
+
+from carrara.data import planes
+from carrara.data.channels import channels_of
+from carrara.data.rows import BadPicture as BadPicture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +55,9 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+Crop = Literal["centre", "start", "end"]  # which square of a picture, along its long side
 
 # Pillow warns about damaged metadata (EXIF, TIFF tags), which does not touch the pixels, and about bombs,
 # which `_open` refuses by itself from the header. `catch_warnings` would not be safe in the loader's thread.
@@ -59,55 +65,87 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-class BadPicture(ValueError):
-    """These bytes give no picture; the message is the reason in a few words."""
-
-
 def decode(data: bytes, *, channels: int = 3, short_side: int | None = None) -> Image.Image:
     """The picture in ``data`` as people see it: upright, in sRGB, on white where it is transparent.
 
-    ``channels`` 1 gives luminance ("L"), 3 colour ("RGB"), 4 keeps transparency ("RGBA"); always 8 bits a
-    channel. With ``short_side`` a JPEG may come smaller, but never below twice that many pixels on its short
-    side: several times faster where the picture is shrunk anyway. Raises BadPicture.
+    ``channels`` 1 gives luminance ("L"), 3 colour ("RGB"), 2 and 4 keep transparency ("LA", "RGBA"); always
+    8 bits a channel, of a stack of pages the first. With ``short_side`` a JPEG may come smaller, but never
+    below twice that many pixels on its short side: several times faster where the picture is shrunk anyway.
+    Raises BadPicture.
     """
     if channels not in MODES:
         raise ValueError(f"channels is {channels}; expected one of {sorted(MODES)}")
-    picture, _ = _decode(data, short_side)
-    return _to_mode(picture, MODES[channels])
+    with _refusing_what_is_bad(data):
+        return _seen(_open(data, short_side), channels)
 
 
 def examine(data: bytes) -> tuple[int, int, str]:
-    """(width, height, mode): size as shown, mode as in the file; decodes all of it. Raises BadPicture."""
-    picture, mode = _decode(data, None)
-    return picture.width, picture.height, mode
+    """(width, height, mode): size as shown, mode as in the file ("RGB;16" for deep colour, "I;16 x 5" for a
+    stack of five pages); decodes all of it. Raises BadPicture."""
+    with _refusing_what_is_bad(data):
+        mode = planes.nature(_open(data))
+        if planes.is_deep(mode):
+            found, _ = planes.read(lambda: _open(data), mode, channels_of(mode), _as_seen)
+            return *found[0].size, mode
+        picture = _open(data)
+        picture.load()
+        return *_as_seen(picture).size, mode
 
 
-def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """The middle square of ``image``, scaled to ``size`` x ``size`` with an antialiased LANCZOS filter."""
+def pixels(data: bytes, size: int, channels: int = 3, *, bits: int = 8, crop: Crop = "centre") -> Tensor:
+    """``[channels size size]``, uint8 in 0..255 or, with 16 ``bits``, uint16 in 0..65535: a square, scaled.
+
+    A picture of 16 bits keeps them all the way; one of 8 bits becomes 257 times its number. More than four
+    channels (or two to four, of pages in grey) are the pages of a TIFF. Raises BadPicture where the picture
+    has other channels than can become these.
+    """
+    import torch
+
+    with _refusing_what_is_bad(data):
+        picture = _open(data, size)
+        mode = planes.nature(picture)
+        if bits == 8 and channels in MODES and " x " not in mode:
+            return to_tensor(resize_and_crop(_seen(picture, channels), size, crop))
+        found, alpha = planes.read(lambda: _open(data, size), mode, channels, _as_seen)
+        values = planes.resize(found, alpha, size, _square(found[0].size, crop))
+    if bits == 8:
+        return torch.from_numpy(np.rint(values / 257).astype(np.uint8))
+    return torch.from_numpy(values)
+
+
+def resize_and_crop(image: Image.Image, size: int, crop: Crop = "centre") -> Image.Image:
+    """A square of ``image``, scaled to ``size`` x ``size`` with an antialiased LANCZOS filter."""
     if image.size == (size, size):
         return image
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
     # The crop is the box of the resize, so that half a pixel stays half a pixel.
-    return image.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
+    return image.resize((size, size), Image.Resampling.LANCZOS, _square(image.size, crop))
+
+
+def _square(size: tuple[int, int], crop: Crop) -> tuple[float, float, float, float]:
+    """The largest square of a picture: its middle, or where its long side starts or ends."""
+    side = min(size)
+    share = {"start": 0.0, "centre": 0.5, "end": 1.0}[crop]
+    left, top = (size[0] - side) * share, (size[1] - side) * share
+    return left, top, left + side, top + side
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """``uint8 [c h w]`` in 0..255 of an "L", "RGB" or "RGBA" picture."""
+    """``uint8 [c h w]`` in 0..255 of an "L", "LA", "RGB" or "RGBA" picture."""
     import torch
 
-    pixels = np.array(image, dtype=np.uint8)
-    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
+    values = np.array(image, dtype=np.uint8)
+    return torch.from_numpy(values[None] if values.ndim == 2 else values.transpose(2, 0, 1).copy())
 
 
-def stack(pictures: Sequence[bytes], size: int, channels: int = 3) -> Tensor:
-    """``uint8 [n channels size size]``: each decoded, its middle square scaled. Raises BadPicture."""
+def stack(
+    pictures: Sequence[bytes], size: int, channels: int = 3, *, bits: int = 8, crop: Crop = "centre"
+) -> Tensor:
+    """``[n channels size size]``: the `pixels` of each, uint8 or, with 16 ``bits``, uint16. Raises BadPicture."""
     import torch
 
     if not pictures:
-        return torch.empty(0, channels, size, size, dtype=torch.uint8)
-    images = (decode(data, channels=channels, short_side=size) for data in pictures)
-    return torch.stack([to_tensor(resize_and_crop(image, size)) for image in images])
+        return torch.empty(0, channels, size, size, dtype=torch.uint8 if bits == 8 else torch.uint16)
+    return torch.stack([pixels(data, size, channels, bits=bits, crop=crop) for data in pictures])
 
 
 def looks_like_picture(head: bytes) -> bool:
@@ -116,19 +154,15 @@ def looks_like_picture(head: bytes) -> bool:
     return head.startswith(starts) or head[8:12] == b"WEBP" or head[4:12] in (b"ftypavif", b"ftypavis")
 
 
-def _decode(data: bytes, short_side: int | None) -> tuple[Image.Image, str]:
-    """The picture as "L", "RGB" or "RGBA", with the mode that the file has."""
+@contextlib.contextmanager
+def _refusing_what_is_bad(data: bytes) -> Iterator[None]:
+    """Whatever decoding these bytes raises is a BadPicture that says why."""
     if not data:
         raise BadPicture("the file is empty")
     if len(data) > MAX_BYTES:
         raise BadPicture(f"{len(data)} bytes; at most {MAX_BYTES} are read")
     try:
-        picture = _open(data)
-        mode = picture.mode
-        if short_side is not None:
-            picture.draft(None, _at_least(picture.size, 2 * short_side))
-        picture.load()
-        return _as_seen(picture), mode
+        yield
     except BadPicture:
         raise
     except UnidentifiedImageError:
@@ -144,15 +178,22 @@ def _decode(data: bytes, short_side: int | None) -> tuple[Image.Image, str]:
         raise BadPicture(f"damaged: {text[:200]}") from None
 
 
-def _open(data: bytes) -> Image.Image:
-    """The header alone, with the size checked before a pixel is unpacked."""
+def _open(data: bytes, short_side: int | None = None) -> Image.Image:
+    """The header alone, with the size checked before a pixel is unpacked; a JPEG may be set to come smaller."""
     picture = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = picture.size
     if width < 1 or height < 1:
         raise BadPicture(f"has no pixels ({width} x {height})")
     if width * height > MAX_PIXELS:
         raise BadPicture(f"{width} x {height} is more than {MAX_PIXELS} pixels")
+    if short_side is not None:
+        picture.draft(None, _at_least(picture.size, 2 * short_side))
     return picture
+
+
+def _seen(picture: Image.Image, channels: int) -> Image.Image:
+    picture.load()
+    return _to_mode(_as_seen(picture), MODES[channels])
 
 
 def _at_least(size: tuple[int, int], short_side: int) -> tuple[int, int]:
@@ -162,7 +203,7 @@ def _at_least(size: tuple[int, int], short_side: int) -> tuple[int, int]:
 
 def _as_seen(picture: Image.Image) -> Image.Image:
     """Upright, 8 bits, sRGB: "L" or "RGB", or "RGBA" where something is transparent."""
-    turn, profile = _turn(picture), picture.info.get("icc_profile")
+    turn, profile = _TURNS.get(planes.orientation(picture)), picture.info.get("icc_profile")
     picture = _to_eight_bits(picture)
     if picture.mode in ("La", "RGBa"):  # premultiplied
         picture = picture.convert(picture.mode.upper())
@@ -178,32 +219,14 @@ def _as_seen(picture: Image.Image) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
-def _turn(picture: Image.Image) -> Image.Transpose | None:
-    """What the camera's orientation tag asks for; damaged EXIF asks for nothing."""
-    try:
-        return _TURNS.get(picture.getexif().get(0x0112, 1))
-    except Exception:
-        return None
-
-
 def _to_eight_bits(picture: Image.Image) -> Image.Image:
     """16-bit, 32-bit and float greys scaled to 8 bits (Pillow's own ``convert`` would clip them)."""
     if picture.mode == "1":
         return picture.convert("L")
     if picture.mode != "F" and not picture.mode.startswith("I"):
         return picture
-    values = np.array(picture).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise BadPicture("holds values that are not finite")
+    values, top = planes.grey_values(picture)
     transparent = picture.info.get("transparency")
-    # "I;16" is 16 bits by name; 32-bit and float files do not say their range, so the smallest usual one that
-    # holds their values is taken.
-    ranges = (65535.0,) if picture.mode.startswith("I;16") else (65535.0, 2.0**31 - 1, 2.0**32 - 1)
-    if picture.mode == "F":
-        ranges = (1.0, 255.0, 65535.0)
-    top = next((r for r in ranges if values.max() <= r), None)
-    if top is None:
-        raise BadPicture(f"holds values up to {values.max():g}; expected at most {ranges[-1]:g}")
     grey = Image.fromarray(np.rint(values.clip(0, top) * (255.0 / top)).astype(np.uint8))
     if isinstance(transparent, int):
         grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
@@ -231,7 +254,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 def _to_mode(picture: Image.Image, mode: str) -> Image.Image:
     """The picture in the asked mode; what is transparent becomes white, unless the mode keeps it."""
-    if picture.mode == "RGBA" and mode != "RGBA":
+    if picture.mode == "RGBA" and mode not in ("LA", "RGBA"):
         white = Image.new("RGBA", picture.size, "white")
         white.alpha_composite(picture)
         picture = white.convert("RGB")

@@ -11,6 +11,10 @@ UNSTATED = "und"  # BCP 47's word for a language that nobody named
 SPLITS = ("train", "held_out")
 
 
+class BadPicture(ValueError):
+    """These bytes give no picture; the message is the reason in a few words."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A picture that a source offers; its bytes are read only when they are needed.

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
+    from carrara.data.pictures import Crop
+
 TABLE = "pictures.lance"
 ABOUT = "dataset.toml"
 REJECTED = "rejected.jsonl"
@@ -132,11 +134,26 @@ class Dataset:
         addresses = every["_rowaddr"].to_numpy()
         return np.flatnonzero(np.isin(addresses, chosen["_rowaddr"].to_numpy())).astype(np.int64)
 
-    def pictures(self, indices: Rows, size: int, channels: int = 3) -> Tensor:
-        """``uint8 [n channels size size]``: decoded, the middle square scaled to ``size``."""
-        from carrara.data.pictures import stack
+    def pictures(
+        self, indices: Rows, size: int, channels: int = 3, *, bits: int = 8, crop: Crop = "centre"
+    ) -> Tensor:
+        """``[n channels size size]``, uint8 or, with 16 ``bits``, uint16: decoded, a square scaled to ``size``.
 
-        return stack(self.take(indices, ["image"])["image"], size, channels)
+        UserError names the first picture that cannot have these channels.
+        """
+        import torch
+
+        from carrara.data.pictures import pixels, stack
+        from carrara.data.rows import BadPicture
+
+        found = []
+        for row, data in zip(indices, self.take(indices, ["image"])["image"], strict=True):
+            try:
+                found.append(pixels(data, size, channels, bits=bits, crop=crop))
+            except BadPicture as error:
+                source = self.take([row], ["source"])["source"][0]
+                raise UserError(f"{self.path}: the picture {source!r} cannot be used: {error}") from None
+        return torch.stack(found) if found else stack([], size, channels, bits=bits)
 
     def fingerprint(self) -> str:
         """A hash of which pictures there are, in order (SHA-256 over their ids): for a model's passport."""

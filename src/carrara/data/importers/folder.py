@@ -13,8 +13,8 @@ from pathlib import Path
 
 from carrara.data.captions import Words, from_metadata, from_texts
 from carrara.data.importing import Options
-from carrara.data.pictures import MAX_BYTES, SUFFIXES, BadPicture, looks_like_picture
-from carrara.data.rows import Rejected, Row, Survey, tidy
+from carrara.data.pictures import MAX_BYTES, SUFFIXES, looks_like_picture
+from carrara.data.rows import BadPicture, Rejected, Row, Survey, tidy
 from carrara.data.table import ABOUT
 from carrara.errors import UserError
 

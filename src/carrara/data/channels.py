@@ -1,0 +1,78 @@
+"""How many channels and bits pictures have, and whether they can become those that a recipe asks for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    from carrara.data.table import Dataset
+
+_ONE = ("1", "L", "I", "F")
+_TWO = ("LA", "La")
+_FOUR = ("RGBA", "RGBa", "PA")
+
+
+def channels_of(mode: str) -> int:
+    """The channels of a picture by its ``mode`` in the table: "L" 1, "LA" 2, "RGB;16" 3, "I;16 x 5" 5."""
+    kind, _, pages = mode.partition(" x ")
+    kind = kind.partition(";")[0]
+    bands = 1 if kind in _ONE else 2 if kind in _TWO else 4 if kind in _FOUR else 3
+    return bands * int(pages or 1)
+
+
+def bits_of(mode: str) -> int:
+    """Its bits a channel: 16, or 8 (also for fewer)."""
+    kind = mode.partition(" x ")[0]
+    return 16 if ";16" in kind or kind.partition(";")[0] in ("I", "F") else 8
+
+
+def can_become(mode: str, channels: int) -> bool:
+    """Whether a picture can have ``channels``: grey, colour and alpha become one another, a stack stays one."""
+    kind, _, pages = mode.partition(" x ")
+    if pages and channels_of(kind) == 1:
+        return int(pages) == channels
+    # Pages in colour are a document as well as a stack: of few channels, the first page is the picture.
+    return channels <= 4 or channels_of(mode) == channels
+
+
+def channel_counts(dataset: Dataset) -> dict[int, int]:
+    """How many pictures have how many channels, fewest channels first."""
+    return dict(sorted(Counter(channels_of(mode) for mode in dataset.column("mode")).items()))
+
+
+def check_channels(dataset: Dataset, channels: int, bits: int = 8) -> str | None:
+    """A line about the pictures that will be converted to ``channels`` of ``bits``; None where none will.
+
+    That transparency is laid on white is not worth the line. UserError where some pictures cannot become it.
+    """
+    modes: Counter[str] = Counter(dataset.column("mode"))
+    total = sum(modes.values())
+    if wrong := sum(n for mode, n in modes.items() if not can_become(mode, channels)):
+        found = ", ".join(f"{n} with {count}" for count, n in channel_counts(dataset).items())
+        raise UserError(
+            f"{wrong} of the {total} pictures in {dataset.path} cannot become the {_channels(channels)} that the "
+            f"recipe asks for (by channels: {found}); set its channels to theirs, or import them apart"
+        )
+    by_channels: Counter[int] = Counter()
+    for mode, n in modes.items():
+        by_channels[channels if channels_of(mode) == channels else channels_of(mode.partition(" x ")[0])] += n
+    deep = sum(n for mode, n in modes.items() if bits_of(mode) == 16)
+    notes = []
+    if channels in (3, 4) and (grey := by_channels[1] + by_channels[2]):
+        notes.append(f"{grey} of {total} pictures are grey: they become {_channels(channels)}")
+    if channels in (1, 2) and (colour := by_channels[3] + by_channels[4]):
+        notes.append(f"{colour} of {total} pictures are in colour: they become grey")
+    if channels in (2, 4) and (opaque := by_channels[1] + by_channels[3]):
+        notes.append(f"{opaque} of {total} pictures have no transparency: they become opaque")
+    if bits == 8 and deep:
+        notes.append(f"{deep} of {total} pictures have 16 bits: they become 8, their finer steps are lost")
+    if bits == 16 and deep < total:
+        notes.append(f"{total - deep} of {total} pictures have 8 bits: they become 16, without finer steps")
+    return "; ".join(notes) or None
+
+
+def _channels(count: int) -> str:
+    return "1 channel" if count == 1 else f"{count} channels"
