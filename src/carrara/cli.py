@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from carrara.cli_exchange import adopt, export
 from carrara.cli_show import show
 from carrara.console import Bar, Interrupted, console, fail, until_interrupted
 from carrara.errors import UserError
@@ -167,6 +168,10 @@ def quickstart(
     run(out, budget, subset)
 
 
+app.command()(adopt)
+app.command()(export)
+
+
 # --- what commands share ---
 
 
@@ -245,10 +250,10 @@ def watch(title: str, reports: Iterator[Report], out: Path) -> None:
 
 
 def open_autoencoder(path: Path) -> StoredAutoencoder:
-    """From a model folder or from the run that made it."""
-    from carrara.autoencoders.stored import load_autoencoder
+    """From a model folder, from the run that made it, or from a folder in the layout of diffusers."""
+    from carrara.interop import diffusers_autoencoder
 
-    return load_autoencoder(model_in(path))
+    return diffusers_autoencoder.open_autoencoder(model_in(path))
 
 
 def open_model(path: Path) -> Model:

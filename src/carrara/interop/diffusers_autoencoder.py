@@ -1,0 +1,252 @@
+"""Autoencoders in the layout of diffusers: a folder with ``config.json`` and safetensors, read and written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from carrara import __version__
+from carrara.autoencoders.codebook import Codebook
+from carrara.autoencoders.scale import LatentScale
+from carrara.autoencoders.stored import StoredAutoencoder, load_autoencoder
+from carrara.errors import UserError
+from carrara.interop.diffusers_configs import (
+    BY_KIND,
+    AutoencoderKL,
+    AutoencoderTiny,
+    VQModel,
+    expresses_scale,
+    file_config,
+)
+from carrara.interop.diffusers_names import modern, names
+from carrara.model_folder import (
+    ABOUT,
+    PASSPORT,
+    read_passport,
+    read_weights,
+    write_folder,
+    write_weights,
+)
+
+CONFIG, WEIGHTS, SCALE = "config.json", "diffusion_pytorch_model.safetensors", "latent_scale.json"
+_INSIDE = ("vae", "vqvae", "movq")  # where a pipeline's folder keeps its autoencoder
+_SIZE = 256  # where a file does not say
+_VARIANTS = ("", "fp32", "fp16", "bf16")  # of the same weights, in the order they are looked for
+
+
+def open_autoencoder(path: str | Path) -> StoredAutoencoder:
+    """From a Carrara model's folder or from one in the layout of diffusers; UserError where it is neither."""
+    path = Path(path)
+    if (path / ABOUT).is_file():
+        return load_autoencoder(path)
+    if find(path) is not None:
+        return read(path)
+    if path.is_file():
+        raise UserError(f"{path} is a file; expected the folder of an autoencoder")
+    if path.is_dir() and not any(path.glob(f"*/{ABOUT}")):
+        raise UserError(
+            f"{path} is no autoencoder: it has neither a {ABOUT} (Carrara) nor a {CONFIG} (diffusers)"
+        )
+    return load_autoencoder(path)
+
+
+def find(path: Path) -> Path | None:
+    """The folder that holds the autoencoder: ``path`` itself or, in a pipeline's folder, one inside."""
+    for folder in (path, *(path / name for name in _INSIDE)):
+        if (folder / CONFIG).is_file():
+            return folder
+    return None
+
+
+def read(path: str | Path, *, size: int | None = None, licence: str | None = None) -> StoredAutoencoder:
+    """The autoencoder in float32, with the latent scale that its ``config.json`` states.
+
+    ``size`` is the side of the pictures to be given to it; without it what the file says, else 256. UserError
+    names the first thing that Carrara has no form for, or what is missing.
+    """
+    path = Path(path)
+    folder = find(path)
+    if folder is None:
+        raise UserError(f"{path} is no autoencoder of diffusers: it has no {CONFIG}")
+    values = _json(folder / CONFIG)
+    file = file_config(values, str(folder / CONFIG))
+    try:
+        config, scale, stated = file.adopt()
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from None
+    if size is not None and size % config.factor:
+        raise UserError(f"size is {size}; this autoencoder needs a multiple of {config.factor}")
+    module = _filled(config, modern(_tensors(folder)) | _without(file), folder)
+    side = size or max(1, (stated or _SIZE) // config.factor) * config.factor
+    source = {"format": "diffusers", "class": values["_class_name"], "from": path.resolve().name}
+    passport = read_passport(folder) | {"carrara": __version__, "adopted": source}
+    if licence:
+        passport |= {"licences": [licence]}
+    return StoredAutoencoder.of(module, config, side, passport).with_scale(_kept_scale(folder, scale))
+
+
+def write(stored: StoredAutoencoder, folder: Path) -> list[str]:
+    """Writes the folder, whole or not at all; returns what a user of diffusers should know of it.
+
+    UserError, before anything is written, where diffusers has no form for the configuration.
+    """
+    if stored.config.kind not in BY_KIND:
+        raise UserError(
+            f"diffusers cannot express an autoencoder of kind {stored.config.kind!r}, only {', '.join(BY_KIND)}"
+        )
+    file = BY_KIND[stored.config.kind].express(stored)
+    said = {"_class_name": type(file).__name__, **file.model_dump(mode="json")}
+    tensors = _written(stored)
+    scale = stored.scale
+
+    def fill(part: Path) -> None:
+        _write_json(part / CONFIG, said)
+        _write_json(part / PASSPORT, stored.passport)
+        if scale is not None and not expresses_scale(file, scale):
+            _write_json(part / SCALE, {"mean": scale.mean.tolist(), "std": scale.std.tolist()})
+        write_weights(part / WEIGHTS, tensors)
+
+    write_folder(folder, fill)
+    return _remarks(file, scale)
+
+
+def _remarks(file: AutoencoderKL | VQModel | AutoencoderTiny, scale: LatentScale | None) -> list[str]:
+    if scale is None:
+        return ["its latent scale was never measured: scaling_factor is 1.0, and latents are the raw ones"]
+    if not expresses_scale(file, scale):
+        return [
+            f"{type(file).__name__} has no latent scale for each channel: it is in {SCALE}, and a diffusion model "
+            "sees (latent - mean) / std"
+        ]
+    if isinstance(file, AutoencoderKL) and file.latents_mean is not None:
+        return [
+            "the latent scale is in latents_mean and latents_std, with scaling_factor 1.0: a diffusion model sees "
+            "(latent - latents_mean) / latents_std; the SDXL pipelines do this, those of SD 1, SD 3 and Flux do not"
+        ]
+    return []
+
+
+def _filled(config: Any, given: Mapping[str, Tensor], folder: Path) -> nn.Module:
+    """The network with the weights; UserError names the first that is missing, surplus or of another shape."""
+    with torch.device("meta"):  # nothing is allocated for what a damaged file claims
+        module: nn.Module = config.build()
+    table = names(module)
+    wanted = {theirs: module.get_parameter(ours) for ours, theirs in table.items()}
+    for name in sorted(given.keys() | wanted.keys()):
+        have = tuple(given[name].shape) if name in given else "nothing"
+        want = tuple(wanted[name].shape) if name in wanted else "nothing"
+        if have != want:
+            raise UserError(f"{folder}: the weights do not fit {CONFIG}: {name} is {have}, expected {want}")
+    state = {ours: given[theirs].float().contiguous() for ours, theirs in table.items()}
+    module.load_state_dict(state | _counters(module, state), assign=True)
+    return module
+
+
+def _counters(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a codebook keeps beside its codes, as if a batch had passed: a first one would begin the codes anew."""
+    if not isinstance(getattr(module, "codebook", None), Codebook):
+        return {}
+    codes = state["codebook.codes"]
+    return {
+        "codebook.steps": torch.ones((), dtype=torch.int64),
+        "codebook.idle": torch.zeros(len(codes), dtype=torch.int64),
+        "codebook.counts": torch.ones(len(codes)),
+        "codebook.sums": codes.clone(),
+    }
+
+
+def _written(stored: StoredAutoencoder) -> dict[str, Tensor]:
+    state = stored.module.state_dict()
+    tensors = {theirs: state[ours] for ours, theirs in names(stored.module).items()}
+    if stored.config.kind == "vq" and not stored.config.projections:  # a VQModel always has them
+        for name in ("quant_conv", "post_quant_conv"):
+            tensors |= _identity(name, stored.config.latent_channels)
+    return tensors
+
+
+def _without(file: AutoencoderKL | VQModel | AutoencoderTiny) -> dict[str, Tensor]:
+    """The projection that a file lacks while it has the other: then it is the identity."""
+    if not isinstance(file, AutoencoderKL) or file.use_quant_conv == file.use_post_quant_conv:
+        return {}
+    if file.use_quant_conv:
+        return _identity("post_quant_conv", file.latent_channels)
+    return _identity("quant_conv", 2 * file.latent_channels)
+
+
+def _identity(name: str, channels: int) -> dict[str, Tensor]:
+    """A 1x1 convolution that changes nothing."""
+    return {f"{name}.weight": torch.eye(channels)[:, :, None, None], f"{name}.bias": torch.zeros(channels)}
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    """The weights of a folder: in one file or in several with an index, in the widest precision there is."""
+    found = []
+    for file in folder.iterdir():
+        first, *words = file.name.split(".")
+        if first != "diffusion_pytorch_model" or "safetensors" not in words:
+            continue
+        variant = ".".join(word for word in words if word not in ("safetensors", "index", "json"))
+        if not re.search(r"-\d+-of-\d+$", variant):  # else one of several, which their index names
+            found.append((_VARIANTS.index(variant) if variant in _VARIANTS else len(_VARIANTS), file.name))
+    if not found:
+        raise UserError(_no_weights(folder))
+    chosen = folder / min(found)[1]
+    if chosen.suffix != ".json":
+        return read_weights(chosen)
+    shards = _json(chosen).get("weight_map")
+    if not isinstance(shards, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in shards.values()
+    ):
+        raise UserError(f"{chosen} has no weight_map from names of weights to files beside it")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(shards.values())):
+        tensors |= read_weights(folder / name)
+    return tensors
+
+
+def _no_weights(folder: Path) -> str:
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if not pickles:
+        return f"{folder} is incomplete: it lacks {WEIGHTS}"
+    name = _json(folder / CONFIG).get("_class_name")
+    return (
+        f"{folder} has only {pickles[0]}, a pickle, which can run any program when it is opened; where you trust it, "
+        f'convert it: python -c "from diffusers import {name} as A; A.from_pretrained({str(folder)!r}, '
+        f'use_safetensors=False).save_pretrained({str(folder) + "-safe"!r})"'
+    )
+
+
+def _kept_scale(folder: Path, stated: LatentScale) -> LatentScale:
+    """The scale for each channel that Carrara wrote beside a file which has no place for it."""
+    if not (folder / SCALE).is_file():
+        return stated
+    kept = _json(folder / SCALE)
+    try:
+        mean, std = (torch.tensor(kept[name], dtype=torch.float32) for name in ("mean", "std"))
+    except (KeyError, TypeError, ValueError):
+        mean = std = torch.zeros(0)
+    if not (mean.shape == std.shape == stated.mean.shape and mean.isfinite().all() and (std > 0).all()):
+        raise UserError(f"{folder / SCALE} does not hold mean and std, {len(stated.mean)} numbers each")
+    return LatentScale(mean, std)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file} does not hold a table")
+    return values
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
