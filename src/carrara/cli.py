@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from carrara.cli_data import data, encode_missing
 from carrara.cli_exchange import adopt, export
 from carrara.cli_show import show
 from carrara.console import Bar, Interrupted, console, fail, until_interrupted
@@ -17,7 +17,6 @@ from carrara.errors import UserError
 
 if TYPE_CHECKING:
     from carrara.autoencoders.stored import StoredAutoencoder
-    from carrara.data.importing import Summary
     from carrara.data.table import Dataset
     from carrara.generation.model import Model
     from carrara.training.autoencoding import AutoencoderRecipe
@@ -30,26 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train, measure and use your own latent diffusion model, from a folder of captioned pictures.",
 )
-data = typer.Typer(no_args_is_help=True, help="Bring pictures in.")
 app.add_typer(data, name="data")
 app.add_typer(show, name="show")
-
-
-@data.command("import")
-def data_import(
-    source: Annotated[str, typer.Argument(help="A folder of pictures, or the word 'emoji'.")],
-    dataset: Annotated[Path, typer.Argument(help="The data set: made, or added to.")],
-    held_out: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of pictures never trained on.")
-    ] = 0.05,
-    subset: Annotated[
-        str, typer.Option("--set", help="Of 'emoji': default, all, or categories with commas.")
-    ] = "default",
-    licence: Annotated[str | None, typer.Option(help="Licence of pictures that state none.")] = None,
-) -> None:
-    """Import captioned pictures into a data set; again, it continues or adds what is new."""
-    for line in import_into(source, dataset, held_out=held_out, subset=subset, licence=licence).lines():
-        console.print(line, soft_wrap=True)
 
 
 @app.command()
@@ -175,19 +156,6 @@ app.command()(export)
 # --- what commands share ---
 
 
-def import_into(source: str, dataset: Path, **options: Any) -> Summary:
-    """Imports with a bar; returns the summary."""
-    from carrara.data.importing import import_pictures
-
-    with Bar("importing") as bar, closing(import_pictures(source, dataset, **options)) as reports:
-        for report in reports:
-            words = f"{report.kept} kept, {report.rejected} skipped"
-            bar.show(report.done / max(1, report.total), words, total=report.total)
-            summary = report.summary
-    assert summary is not None
-    return summary
-
-
 def run_autoencoder(recipe: AutoencoderRecipe, dataset: Dataset, out: Path) -> StoredAutoencoder:
     """Stage one with a bar; returns the autoencoder."""
     from carrara.autoencoders.stored import load_autoencoder
@@ -210,9 +178,9 @@ def run_diffusion(
     recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder | None, out: Path
 ) -> None:
     """Latents where they are missing, then stage two with a bar; None goes with a recipe for pixels."""
-    from carrara.data.latents import encode
+    from carrara.data.latents import variants
     from carrara.training.parallel import Placement
-    from carrara.training.stages import fitted, train_diffusion
+    from carrara.training.stages import fitted, scale_note, train_diffusion
 
     fitting = fitted(recipe, dataset)
     if dropped := sorted(recipe.model.conditions.keys() - fitting.model.conditions.keys()):
@@ -222,9 +190,9 @@ def run_diffusion(
         )
     placement = Placement.choose(precision=recipe.train.precision)
     if autoencoder:
-        with Bar("latents") as bar, closing(encode(dataset, autoencoder, placement.device)) as reports:
-            for report in reports:
-                bar.show(report.done / max(1, report.total), f"{report.done} encoded", total=report.total)
+        encode_missing(dataset, autoencoder, placement, variants(recipe.flip, recipe.crops))
+        if note := scale_note(recipe, autoencoder, dataset):
+            console.print(note, soft_wrap=True)
     console.print(f"training the diffusion model ({placement})", soft_wrap=True)
     watch("diffusion", train_diffusion(fitting, dataset, autoencoder, out), out)
 

@@ -45,7 +45,7 @@ def first_batch(recipe: DiffusionRecipe, dataset: Dataset) -> tuple[DiffusionTas
         recipe,
         build_network(recipe.model, nothing, 3),
         nothing,
-        latents="image",
+        latents=["image"],
         scale=scale,
         words={},
         device=torch.device("cpu"),

@@ -1,54 +1,128 @@
-"""Latents: every picture encoded once, kept as a derived column of posterior means and spreads."""
+"""Latents: every picture encoded once, kept as a derived column of posterior means and spreads.
+
+A picture may be kept in several variants, mirrored or cropped elsewhere; each is a column of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from carrara.data.derive import Progress, derive
+from carrara.data.channels import check_channels
+from carrara.data.derive import Progress, derive, derived
 from carrara.data.loader import Fetch
 from carrara.data.order import Batch
 from carrara.data.table import Dataset
+from carrara.errors import UserError
 from carrara.tensors import from_pixels
 
 if TYPE_CHECKING:
+    from carrara.autoencoders.scale import LatentScale
     from carrara.autoencoders.stored import StoredAutoencoder
+    from carrara.data.pictures import Crop
 
-CODE = 1  # raise it when the way from bytes to latents changes: old columns are then not used any more
+CODE = 2  # raise it when the way from bytes to latents changes: old columns are then not used any more
+PIXELS = 64 * 64 * 64  # of a batch on a CPU; larger ones fall out of its caches
+_CROPS: Mapping[int, Sequence[Crop]] = {1: ("centre",), 3: ("centre", "start", "end")}
+
+Autocast = Callable[[], contextlib.AbstractContextManager[None]]
 
 
-def latent_key(autoencoder: StoredAutoencoder) -> Mapping[str, Any]:
-    """What makes a latent what it is: the autoencoder's weights, the crop, the code."""
-    return {"autoencoder": autoencoder.hash, "size": autoencoder.size, "crop": "centre", "code": CODE}
+@dataclass(frozen=True)
+class Variant:
+    """Which square of a picture was encoded, and whether it was mirrored first; "centre+flip" in words."""
+
+    crop: Crop = "centre"
+    flip: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.crop}+flip" if self.flip else self.crop
+
+
+CENTRE = Variant()
+
+
+def variants(flip: bool, crops: int) -> list[Variant]:
+    """What a picture is kept as: of 1 or 3 ``crops`` (centre, start, end of the long side), also mirrored."""
+    if crops not in _CROPS:
+        raise UserError(
+            f"crops is {crops}; expected 1 (the centre) or 3 (also the start and end of the long side)"
+        )
+    return [
+        Variant(crop, mirrored) for mirrored in ([False, True] if flip else [False]) for crop in _CROPS[crops]
+    ]
+
+
+def latent_key(autoencoder: StoredAutoencoder, variant: Variant = CENTRE) -> Mapping[str, Any]:
+    """What makes a latent what it is: the autoencoder's weights, the picture's size, depth and crop, the code."""
+    return {
+        "autoencoder": autoencoder.hash,
+        "size": autoencoder.size,
+        "bits": autoencoder.bits,
+        "crop": variant.crop,
+        "flip": variant.flip,
+        "code": CODE,
+    }
+
+
+def encoded(dataset: Dataset, autoencoder: StoredAutoencoder, wanted: Sequence[Variant]) -> list[str] | None:
+    """The columns of all ``wanted`` variants; None where one is not there for every row, or was made otherwise."""
+    found = [derived(dataset, "latent", latent_key(autoencoder, variant)) for variant in wanted]
+    columns = [column for column in found if column is not None]
+    return columns if len(columns) == len(found) else None
 
 
 def encode(
-    dataset: Dataset, autoencoder: StoredAutoencoder, device: torch.device
+    dataset: Dataset,
+    autoencoder: StoredAutoencoder,
+    device: torch.device,
+    *,
+    variant: Variant = CENTRE,
+    autocast: Autocast = contextlib.nullcontext,
 ) -> Generator[Progress, None, None]:
-    """Derives the column ``latent_…`` float16 [2c h w]: raw posterior means, then standard deviations."""
-    module = autoencoder.module.to(device)
+    """Derives the column ``latent_…`` float16 [2c h w]: raw posterior means, then standard deviations.
+
+    The network computes under ``autocast()``, for example in bfloat16. UserError where the pictures cannot have
+    the autoencoder's channels.
+    """
+    channels = int(autoencoder.config.image_channels)
+    check_channels(dataset, channels, autoencoder.bits)
+    # Convolutions read channels-last pictures fastest where their weights lie that way too.
+    module: Any = autoencoder.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def moments(columns: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-        image = from_pixels(columns["image"]).to(device)
-        with torch.inference_mode():
-            encoding = module.encode(image)  # type: ignore[operator]
-            both = torch.cat([encoding.mean, torch.exp(0.5 * encoding.logvar)], 1)
+        image = _to_device(columns["image"], device)
+        image = (image.flip(-1) if variant.flip else image).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(), autocast():
+            encoding = module.encode(image)
+        both = torch.cat([encoding.mean.float(), torch.exp(0.5 * encoding.logvar.float())], 1)
         return both.to("cpu", torch.float16).numpy()
 
-    channels = autoencoder.config.image_channels
+    most = PIXELS if device.type == "cpu" else 8 * PIXELS
     yield from derive(
         dataset,
         "latent",
-        latent_key(autoencoder),
+        latent_key(autoencoder, variant),
         moments,
-        batch=64,
+        batch=max(1, min(512, most // autoencoder.size**2)),
         size=autoencoder.size,
         channels=channels,
+        bits=autoencoder.bits,
+        crop=variant.crop,
     )
+
+
+def _to_device(pixels: Tensor, device: torch.device) -> Tensor:
+    """The image there; bytes travel while the device computes, and become floats only there."""
+    if device.type == "cuda" and pixels.dtype == torch.uint8:
+        pixels = pixels.pin_memory().to(device, non_blocking=True)
+    return from_pixels(pixels).to(device)
 
 
 def moments_of(dataset: Dataset, column: str, *, split: str = "train", batch: int = 1024) -> Iterator[Tensor]:
@@ -59,3 +133,20 @@ def moments_of(dataset: Dataset, column: str, *, split: str = "train", batch: in
         found = fetch(Batch(rows[start : start + batch], 0, np.empty(0, np.uint64))).columns[column]
         assert isinstance(found, Tensor)
         yield found
+
+
+def scale_note(stored: LatentScale, measured: LatentScale) -> str | None:
+    """A line where a scale that came with an autoencoder is far from the one of this data; None where it is near.
+
+    Far is a mean that is off by more than one standard deviation, or a spread twice or half as large.
+    """
+    ratio = stored.std / measured.std
+    shift = (stored.mean - measured.mean).abs() / measured.std
+    if ((ratio < 2) & (ratio > 0.5) & (shift < 1)).all():
+        return None
+    worst = int(torch.maximum(torch.maximum(ratio, 1 / ratio) / 2, shift).argmax())
+    return (
+        f"the autoencoder's own latent scale does not fit this data (channel {worst}: mean "
+        f"{float(stored.mean[worst]):.3g} and std {float(stored.std[worst]):.3g} there, "
+        f"{float(measured.mean[worst]):.3g} and {float(measured.std[worst]):.3g} here); the measured one is used"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -23,7 +23,7 @@ from carrara.training.loop import TrainConfig
 if TYPE_CHECKING:
     from carrara.data.loader import Loaded
 
-_POSTERIOR, _NOISE, _TIME, _FLIP = 1, 2, 3, 4  # streams of a sample's randomness; conditions use 16 and on
+_POSTERIOR, _NOISE, _TIME, _FLIP, _VARIANT = 1, 2, 3, 4, 5  # streams of a sample's randomness; conditions use 16 and on
 
 
 class Pixels(Config):
@@ -47,6 +47,10 @@ class DiffusionRecipe(Config):
 
     task: Literal["diffusion"] = "diffusion"
     pixels: Pixels | None = Field(None, description="Diffusion in pixels; none means in latents.")
+    flip: bool = Field(False, description="In latents: encode the mirrored pictures too, and mix them in.")
+    crops: Literal[1, 3] = Field(
+        1, description="In latents: 3 also encodes the start and the end of pictures that are not square."
+    )
     model: ModelConfig = ModelConfig()
     times: OneOf("time distribution", TIMES) = Field(  # type: ignore[valid-type]
         "logit_normal", description="Distribution of the training times."
@@ -59,6 +63,8 @@ class DiffusionRecipe(Config):
 
     @model_validator(mode="after")
     def _options_fit(self) -> DiffusionRecipe:
+        if self.pixels and (self.flip or self.crops != 1):
+            raise ValueError("'flip' and 'crops' are for latents; pictures are mirrored by 'pixels.flip'")
         schedule = SCHEDULES[self.model.schedule](**self.model.schedule_options)
         TIMES[self.times](
             torch.tensor([0.5]), schedule, **self.times_options
@@ -75,7 +81,7 @@ class DiffusionTask:
         network: nn.Module,
         conditions: nn.ModuleDict,
         *,
-        latents: str,
+        latents: Sequence[str],
         scale: LatentScale,
         words: Mapping[str, list[str]],
         device: torch.device,
@@ -86,7 +92,7 @@ class DiffusionTask:
             "denoiser": nn.ModuleDict({"network": network, "conditions": conditions})
         }
         self.diffusion = bind(recipe.model, network)
-        self.columns = (latents, *{column for columns in words.values() for column in columns})
+        self.columns = (*latents, *{column for columns in words.values() for column in columns})
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
         """One term, the mean squared error against the parameterization's target."""
@@ -98,13 +104,17 @@ class DiffusionTask:
         return {"denoising": loss.mean()}
 
     def raw(self, batch: Loaded, seeds: list[int]) -> Tensor:
-        """Raw latents ``float32 [b c h w]``: the pictures, some of them mirrored, or draws from the posteriors."""
-        stored = batch.columns[self.latents]
-        assert isinstance(stored, Tensor)
+        """Raw latents ``float32 [b c h w]``: the pictures, some of them mirrored, or draws from the posteriors.
+
+        Where a picture is stored in several variants, one is drawn.
+        """
+        variants = [torch.as_tensor(batch.columns[column]) for column in self.latents]
         if self.recipe.pixels is None:
+            drawn = (sample_uniform(seeds, stream=_VARIANT) * len(variants)).long()
+            stored = torch.stack(variants)[drawn, torch.arange(len(seeds))]
             mean, std = stored.float().chunk(2, 1)
             return mean + std * sample_noise(seeds, mean.shape[1:], stream=_POSTERIOR)
-        image = from_pixels(stored)
+        image = from_pixels(variants[0])
         if self.recipe.pixels.flip:
             mirrored = sample_uniform(seeds, stream=_FLIP) < 0.5
             image[mirrored] = image[mirrored].flip(-1)

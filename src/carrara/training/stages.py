@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,6 @@ from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.config import to_toml
 from carrara.data import latents
-from carrara.data.derive import derived
 from carrara.data.loader import load
 from carrara.errors import UserError
 from carrara.generation.model import Model, ModelConfig, build_network
@@ -58,12 +57,26 @@ def train_autoencoder(recipe: AutoencoderRecipe, dataset: Dataset, folder: Path)
     stored.save(run.model, {RECIPE: to_toml(recipe)})
 
 
-def scaled(autoencoder: StoredAutoencoder, dataset: Dataset) -> StoredAutoencoder:
-    """The autoencoder with the latent scale measured on the data set's stored latents."""
-    column = derived(dataset, "latent", latents.latent_key(autoencoder))
-    if column is None:
-        raise UserError(f"{dataset.path} is not encoded with this autoencoder yet")
-    return autoencoder.with_scale(LatentScale.measure(latents.moments_of(dataset, column)))
+def stored_latents(recipe: DiffusionRecipe, autoencoder: StoredAutoencoder, dataset: Dataset) -> list[str]:
+    """The columns of all variants that the recipe mixes; UserError where one is not encoded yet."""
+    columns = latents.encoded(dataset, autoencoder, latents.variants(recipe.flip, recipe.crops))
+    if columns is None:
+        raise UserError(f"{dataset.path} is not encoded with this autoencoder yet; see `carrara data encode`")
+    return columns
+
+
+def scaled(autoencoder: StoredAutoencoder, dataset: Dataset, columns: Sequence[str]) -> StoredAutoencoder:
+    """The autoencoder with the latent scale measured on the data set's stored latents, all variants together."""
+    moments = (batch for column in columns for batch in latents.moments_of(dataset, column))
+    return autoencoder.with_scale(LatentScale.measure(moments))
+
+
+def scale_note(recipe: DiffusionRecipe, autoencoder: StoredAutoencoder, dataset: Dataset) -> str | None:
+    """A line where a scale that came with the autoencoder is far from the one of this data's stored latents."""
+    if autoencoder.scale is None:
+        return None
+    measured = scaled(autoencoder, dataset, stored_latents(recipe, autoencoder, dataset)).scale
+    return latents.scale_note(autoencoder.scale, measured) if measured else None
 
 
 def words_of(config: ModelConfig, dataset: Dataset) -> dict[str, list[str]]:
@@ -93,11 +106,10 @@ def train_diffusion(
     run = Run(folder, recipe, {_DATA: dataset.hash, "autoencoder": autoencoder.hash})
     if run.finished:
         return
-    column: str | None = "image"
+    columns = ["image"]
     if recipe.pixels is None:
-        autoencoder = scaled(autoencoder, dataset)
-        column = derived(dataset, "latent", latents.latent_key(autoencoder))
-    assert column is not None
+        columns = stored_latents(recipe, autoencoder, dataset)
+        autoencoder = scaled(autoencoder, dataset, columns)
     assert autoencoder.scale is not None
     placement = Placement.choose(precision=recipe.train.precision)
     torch.manual_seed(recipe.train.seed)
@@ -113,7 +125,7 @@ def train_diffusion(
         recipe,
         network,
         conditions,
-        latents=column,
+        latents=columns,
         scale=autoencoder.scale,
         words=words,
         device=placement.device,

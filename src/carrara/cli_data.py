@@ -1,0 +1,107 @@
+"""`carrara data …`: pictures come in, and are encoded once for training on latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from carrara.console import Bar, console
+
+if TYPE_CHECKING:
+    from carrara.autoencoders.stored import StoredAutoencoder
+    from carrara.data.importing import Summary
+    from carrara.data.latents import Variant
+    from carrara.data.table import Dataset
+    from carrara.training.parallel import Placement
+
+data = typer.Typer(no_args_is_help=True, help="Bring pictures in, and encode them.")
+
+
+@data.command("import")
+def data_import(
+    source: Annotated[
+        str, typer.Argument(help="A folder of pictures, Parquet (a file or a folder), or the word 'emoji'.")
+    ],
+    dataset: Annotated[Path, typer.Argument(help="The data set: made, or added to.")],
+    held_out: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of pictures never trained on.")
+    ] = 0.05,
+    subset: Annotated[
+        str, typer.Option("--set", help="Of 'emoji': default, all, or categories with commas.")
+    ] = "default",
+    licence: Annotated[str | None, typer.Option(help="Licence of pictures that state none.")] = None,
+) -> None:
+    """Import captioned pictures into a data set; again, it continues or adds what is new."""
+    for line in import_into(source, dataset, held_out=held_out, subset=subset, licence=licence).lines():
+        console.print(line, soft_wrap=True)
+
+
+@data.command("encode")
+def data_encode(
+    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
+    autoencoder: Annotated[
+        Path, typer.Option("--with", help="The autoencoder: a model folder, or the run that made it.")
+    ],
+    flip: Annotated[bool, typer.Option("--flip", help="Also the mirrored pictures.")] = False,
+    crops: Annotated[
+        int, typer.Option(help="Of pictures that are not square: 1 is the centre, 3 also start and end.")
+    ] = 1,
+) -> None:
+    """Encode every picture once, for training on latents; again, it continues or adds what is new."""
+    from carrara.cli import open_autoencoder
+    from carrara.data.channels import check_channels
+    from carrara.data.latents import encoded, variants
+    from carrara.data.table import Dataset
+    from carrara.training.parallel import Placement
+
+    wanted = variants(flip, crops)
+    pictures = Dataset.open(dataset)
+    opened = open_autoencoder(autoencoder)
+    if note := check_channels(pictures, int(opened.config.image_channels), opened.bits):
+        console.print(note, soft_wrap=True)
+    if crops > 1 and not pictures.table.count_rows(filter="width != height"):
+        console.print("all pictures are square: their crops are the same", soft_wrap=True)
+    there = encoded(pictures, opened, wanted)
+    placement = Placement.choose()
+    if there is None:
+        console.print(f"encoding {len(pictures)} pictures ({placement})", soft_wrap=True)
+        encode_missing(pictures, opened, placement, wanted)
+        there = encoded(pictures, opened, wanted) or []
+        done = "encoded"
+    else:
+        done = "nothing to do: encoded already"
+    found = ", ".join(f"{variant} in {column}" for variant, column in zip(wanted, there, strict=True))
+    console.print(f"{done}: {len(pictures)} pictures, {found}", soft_wrap=True)
+
+
+def import_into(source: str, dataset: Path, **options: Any) -> Summary:
+    """Imports with a bar; returns the summary."""
+    from carrara.data.importing import import_pictures
+
+    with Bar("importing") as bar, closing(import_pictures(source, dataset, **options)) as reports:
+        for report in reports:
+            words = f"{report.kept} kept, {report.rejected} skipped"
+            bar.show(report.done / max(1, report.total), words, total=report.total)
+            summary = report.summary
+    assert summary is not None
+    return summary
+
+
+def encode_missing(
+    dataset: Dataset, autoencoder: StoredAutoencoder, placement: Placement, wanted: Sequence[Variant]
+) -> None:
+    """Encodes with a bar a variant what is not there already."""
+    from carrara.data.latents import encode
+
+    for variant in wanted:
+        title = "latents" if len(wanted) == 1 else f"latents {variant}"
+        reports = encode(
+            dataset, autoencoder, placement.device, variant=variant, autocast=placement.autocast
+        )
+        with Bar(title) as bar, closing(reports):
+            for report in reports:
+                bar.show(report.done / max(1, report.total), f"{report.done} encoded", total=report.total)
