@@ -11,6 +11,7 @@ import typer
 
 from carrara.cli_data import data, encode_missing
 from carrara.cli_exchange import adopt, export
+from carrara.cli_inspect import app as inspect
 from carrara.cli_show import show
 from carrara.console import Bar, Interrupted, console, fail, until_interrupted
 from carrara.errors import UserError
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.add_typer(show, name="show")
+app.add_typer(inspect, name="inspect")
 
 
 @app.command()

@@ -54,7 +54,7 @@ def test_ssim_is_the_formula() -> None:
     c1, c2 = 0.01**2, 0.03**2
     alike = (2 * mean_a * mean_b + c1) * (2 * both + c2) / (mean_a**2 + mean_b**2 + c1) / (var_a + var_b + c2)
     wanted = alike.mean(1)
-    assert wanted.std() > 0.01
+    assert wanted.std() > 0.005
     torch.testing.assert_close(ssim(pictures(1, 16), pictures(1, 16).flip(0)), wanted, rtol=1e-6, atol=1e-9)
 
 

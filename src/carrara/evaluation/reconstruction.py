@@ -91,7 +91,10 @@ def mean_psnr(autoencoder: StoredAutoencoder, dataset: Dataset, device: torch.de
     total = 0.0
     for start in range(0, len(rows), 256):
         pictures = dataset.pictures(
-            rows[start : start + 256], autoencoder.size, autoencoder.config.image_channels
+            rows[start : start + 256],
+            autoencoder.size,
+            autoencoder.config.image_channels,
+            bits=autoencoder.bits,
         )
         total += float(psnr(pictures, reconstruct(autoencoder, pictures, device)).clamp(max=100).sum())
     return MeanPsnr(total / len(rows), len(rows), held_out)

@@ -1,0 +1,91 @@
+"""`carrara inspect`: a model measured, as a page and as numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from carrara.console import Bar, console
+from carrara.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, help="Measure a model: a page to read, and its numbers as JSON.")
+
+
+@app.callback()
+def inspect() -> None:
+    """Measure a model."""
+
+
+@app.command()
+def autoencoder(
+    model: Annotated[Path, typer.Argument(help="An autoencoder's folder, or the run that made it.")],
+    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The page, .html; without it inspect.html in the run, or beside the model's folder."
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="At most how many pictures it is measured on.")] = 1000,
+    lpips_weights: Annotated[
+        Path | None, typer.Option(help="AlexNet for LPIPS: .pth, .safetensors or .ckpt.")
+    ] = None,
+    feature_weights: Annotated[
+        Path | None, typer.Option(help="EfficientNet-Lite0 for the kernel distance: .pth or .safetensors.")
+    ] = None,
+) -> None:
+    """Measure an autoencoder on held-out pictures: reconstruction, latents, and a verdict in words."""
+    from carrara.cli import model_in, open_autoencoder
+    from carrara.data.table import Dataset
+    from carrara.evaluation.inspection import inspect
+    from carrara.evaluation.inspection_page import inspection_page
+    from carrara.evaluation.verdict import judge
+    from carrara.training.parallel import Placement
+
+    if out is not None and out.suffix.lower() != ".html":
+        raise UserError(f"{out}: expected a name that ends in .html")
+    page = out or model_in(model).resolve().parent / "inspect.html"
+    opened, pictures = open_autoencoder(model), Dataset.open(dataset)
+    measuring = inspect(
+        opened,
+        pictures,
+        Placement.choose().device,
+        count=count,
+        lpips=lpips_weights,
+        features=feature_weights,
+    )
+    with Bar("inspecting") as bar:
+        while True:
+            try:
+                bar.show(*next(measuring))
+            except StopIteration as end:
+                found = end.value
+                break
+    verdict = judge(found.numbers)
+    document = found.document() | {"verdict": verdict.document()}
+    numbers = page.with_suffix(".json")
+    _write(numbers, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    _write(page, inspection_page(found, verdict))
+    for figure in ("psnr", "ssim", "lpips", "kernel_distance"):
+        value, unit, protocol = found.figures[figure]
+        words = f"not measured: {protocol}" if value is None else f"{value:.4g} {unit}"
+        console.print(f"{figure.replace('_', ' ')}: {words}", soft_wrap=True)
+    console.print(f"{verdict}", soft_wrap=True)
+    for finding in verdict.findings:
+        console.print(f"  {finding.words}; {finding.rule.advice}", soft_wrap=True)
+    console.print(f"{page}    {numbers}", soft_wrap=True)
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all; UserError where it cannot be written."""
+    part = file.with_name(file.name + ".part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, file)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}") from None

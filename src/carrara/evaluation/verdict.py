@@ -1,0 +1,151 @@
+"""Whether an autoencoder is good enough to train a diffusion model on its latents, and what to change: one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A figure by its name in `Inspection.numbers`, its bound, and what to say where it is not kept.
+
+    ``grave``: with it broken, diffusion is not worth starting. Of several rules for a figure the first broken one
+    counts. ``{value}`` in the words is the figure.
+    """
+
+    figure: str
+    limit: Literal["at least", "at most"]
+    bound: float
+    grave: bool
+    finding: str
+    advice: str
+
+    def broken(self, value: float) -> bool:
+        """Whether a value lies on the wrong side."""
+        return value < self.bound if self.limit == "at least" else value > self.bound
+
+
+_LONGER = (
+    "train longer (--budget), or give the latent more room: autoencoder.latent_channels up, or one level less"
+)
+_LESS_KL = "lower the weight of the penalty (penalty)"
+_MORE_KL = "raise the weight of the penalty (penalty)"
+
+RULES: Sequence[Rule] = (
+    Rule("psnr", "at least", 21, True, "pictures come back blurred or wrong: {value:.1f} dB", _LONGER),
+    Rule("psnr", "at least", 26, False, "fine detail is lost: {value:.1f} dB", _LONGER),
+    Rule(
+        *("lpips", "at most", 0.25, True),
+        finding="people would see the difference at once: LPIPS {value:.2f}",
+        advice="train longer, with a perceptual loss (lpips)",
+    ),
+    Rule(
+        *("lpips", "at most", 0.12, False),
+        finding="people would see a difference: LPIPS {value:.2f}",
+        advice="add or strengthen a perceptual loss (lpips)",
+    ),
+    Rule(
+        *("kernel_distance", "at most", 50, False),
+        finding="as a set, reconstructions look unlike the originals: kernel distance {value:.0f}",
+        advice="usually blur: a perceptual loss (lpips), a discriminator, or more training",
+    ),
+    Rule(
+        *("colour_shift", "at most", 2, False),
+        finding="colours have shifted by {value:.1f} of 255",
+        advice="train longer at a falling learning rate; check that the pictures are in sRGB",
+    ),
+    Rule(
+        *("gap", "at most", 2, False),
+        finding="training pictures come back {value:.1f} dB better than held-out ones: it has learnt them by heart",
+        advice="more pictures, flip = true, or a smaller network (autoencoder.channels)",
+    ),
+    Rule(
+        *("dead_channels", "at most", 0, False),
+        finding="{value:.0f} of the latent's channels carry nothing",
+        advice=f"fewer channels (autoencoder.latent_channels), or {_LESS_KL}",
+    ),
+    Rule(
+        *("posterior_noise", "at most", 0.6, True),
+        finding="{value:.0%} of the latent's variance is the posterior's own noise: little of the picture is left",
+        advice=_LESS_KL,
+    ),
+    Rule(
+        *("posterior_noise", "at most", 0.25, False),
+        finding="{value:.0%} of the latent's variance is the posterior's own noise",
+        advice=_LESS_KL,
+    ),
+    Rule(
+        *("latent_std_smallest", "at least", 0.02, False),
+        finding="a channel's standard deviation is {value:.3g}: 16-bit latents hold it badly",
+        advice=_MORE_KL,
+    ),
+    Rule(
+        *("latent_std_largest", "at most", 30, False),
+        finding="a channel's standard deviation is {value:.3g}: nothing holds the latent together",
+        advice=_MORE_KL,
+    ),
+    Rule(
+        *("smoothness", "at least", 0.1, False),
+        finding="the latent is rough: neighbours correlate by {value:.2f}, so it is hard to learn",
+        advice=f"{_MORE_KL}, or fewer channels",
+    ),
+    Rule(
+        *("codebook_use", "at least", 0.5, False),
+        finding="only {value:.0%} of the codes that even use would meet are in use",
+        advice="a smaller codebook (autoencoder.codes, or autoencoder.levels)",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A broken rule with the value that broke it."""
+
+    rule: Rule
+    value: float
+
+    @property
+    def words(self) -> str:
+        """What is the matter."""
+        return self.rule.finding.format(value=self.value)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All findings, grave ones first."""
+
+    findings: Sequence[Finding]
+
+    @property
+    def good_enough(self) -> bool:
+        """Whether a diffusion model can be trained on it."""
+        return not any(finding.rule.grave for finding in self.findings)
+
+    def document(self) -> dict[str, Any]:
+        """It and all its rules, ready for JSON."""
+        broken = [finding.rule for finding in self.findings]
+        rules = [
+            {"figure": r.figure, r.limit: r.bound, "grave": r.grave, "broken": r in broken} for r in RULES
+        ]
+        findings = [
+            {"figure": f.rule.figure, "value": f.value, "words": f.words, "advice": f.rule.advice}
+            for f in self.findings
+        ]
+        return {"good_enough": self.good_enough, "words": str(self), "findings": findings, "rules": rules}
+
+    def __str__(self) -> str:
+        if not self.good_enough:
+            return "not good enough for diffusion yet"
+        return "good enough for diffusion" + (", could be better" if self.findings else "")
+
+
+def judge(numbers: Mapping[str, float]) -> Verdict:
+    """The rules applied to the figures that were measured."""
+    found: dict[str, Finding] = {}
+    for rule in RULES:
+        value = numbers.get(rule.figure)
+        if value is not None and rule.broken(value):
+            found.setdefault(rule.figure, Finding(rule, value))
+    return Verdict(sorted(found.values(), key=lambda finding: not finding.rule.grave))
