@@ -104,4 +104,5 @@ def encode_missing(
         )
         with Bar(title) as bar, closing(reports):
             for report in reports:
-                bar.show(report.done / max(1, report.total), f"{report.done} encoded", total=report.total)
+                if report.column is None:
+                    bar.show(report.done / report.total, f"{report.done} encoded", total=report.total)

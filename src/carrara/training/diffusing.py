@@ -111,8 +111,8 @@ class DiffusionTask:
         variants = [torch.as_tensor(batch.columns[column]) for column in self.latents]
         if self.recipe.pixels is None:
             drawn = (sample_uniform(seeds, stream=_VARIANT) * len(variants)).long()
-            stored = torch.stack(variants)[drawn, torch.arange(len(seeds))]
-            mean, std = stored.float().chunk(2, 1)
+            stored = torch.stack([v.float() for v in variants])[drawn, torch.arange(len(seeds))]
+            mean, std = stored.chunk(2, 1)
             return mean + std * sample_noise(seeds, mean.shape[1:], stream=_POSTERIOR)
         image = from_pixels(variants[0])
         if self.recipe.pixels.flip:
