@@ -44,6 +44,10 @@ def train(
         Path | None,
         typer.Option(help="For diffusion in latents: the autoencoder, a model folder or its run."),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="For an autoencoder: begin from this one's network and weights (fine-tuning)."),
+    ] = None,
     budget: Annotated[str | None, typer.Option(help="How long: 90s, 10m, 2h, or 4000steps.")] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value of the recipe, e.g. train.batch=16.")
@@ -59,9 +63,22 @@ def train(
     chosen = named(recipe, changes)
     pictures = Dataset.open(dataset)
     if isinstance(chosen, AutoencoderRecipe):
-        run_autoencoder(chosen, pictures, out)
+        if autoencoder:
+            raise UserError(
+                "this recipe makes an autoencoder; to begin from an existing one give it as --start"
+            )
+        begin = open_autoencoder(start) if start else None
+        if begin:
+            if any(line.startswith("autoencoder") for line in changes):
+                raise UserError("--start brings its own network: leave --set autoencoder… away")
+            chosen = chosen.model_copy(update={"autoencoder": begin.config})
+        run_autoencoder(chosen, pictures, out, begin)
         console.print(f"next: carrara train text_ldm {dataset} --autoencoder {out} --out RUN", soft_wrap=True)
         return
+    if start:
+        raise UserError(
+            "--start is for autoencoders; a diffusion model takes its autoencoder as --autoencoder"
+        )
     if chosen.pixels and autoencoder:
         raise UserError("this recipe works on pixels: leave --autoencoder away")
     if not chosen.pixels and not autoencoder:
@@ -158,18 +175,23 @@ app.command()(export)
 # --- what commands share ---
 
 
-def run_autoencoder(recipe: AutoencoderRecipe, dataset: Dataset, out: Path) -> StoredAutoencoder:
-    """Stage one with a bar; returns the autoencoder."""
+def run_autoencoder(
+    recipe: AutoencoderRecipe, dataset: Dataset, out: Path, start: StoredAutoencoder | None = None
+) -> StoredAutoencoder:
+    """Stage one with a bar, from ``start``'s weights if given; returns the autoencoder."""
     from carrara.autoencoders.stored import load_autoencoder
+    from carrara.data.channels import check_channels
     from carrara.evaluation.reconstruction import mean_psnr
     from carrara.training.parallel import Placement
     from carrara.training.stages import train_autoencoder
 
+    if converted := check_channels(dataset, recipe.autoencoder.image_channels, recipe.bits):
+        console.print(f"note: {converted}", soft_wrap=True)
     placement = Placement.choose(precision=recipe.train.precision)
     console.print(
         f"training the autoencoder on {len(dataset.indices('train'))} pictures ({placement})", soft_wrap=True
     )
-    watch("autoencoder", train_autoencoder(recipe, dataset, out), out)
+    watch("autoencoder", train_autoencoder(recipe, dataset, out, start=start), out)
     autoencoder = load_autoencoder(out / "model")
     measured = mean_psnr(autoencoder, dataset, placement.device)
     console.print(f"{out / 'model'}: {measured}", soft_wrap=True)
@@ -213,6 +235,8 @@ def watch(title: str, reports: Iterator[Report], out: Path) -> None:
             recent = recent or (now, report.seen)
             if now - recent[0] > 2 or (now > recent[0] and not rate):
                 rate, recent = (report.seen - recent[1]) / (now - recent[0]), (now, report.seen)
+            if report.note:
+                bar.say(report.note)
             loss = sum(report.losses.values())
             bar.show(report.fraction, f"loss {loss:.4f} · {report.seen} seen · {rate:.0f} pictures/s")
     if not any_step:

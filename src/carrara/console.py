@@ -48,6 +48,10 @@ class Bar:
         if self._live:
             self._live.stop()
 
+    def say(self, line: str) -> None:
+        """A line above the bar, to stay."""
+        console.print(f"{self.title}: {line}", soft_wrap=True)
+
     def show(self, fraction: float, words: str, *, total: int | None = None, unit: str = "pictures") -> None:
         """``fraction`` done (0 to 1); rate and time left follow from how it moved since the first call.
 

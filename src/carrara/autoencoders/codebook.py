@@ -102,7 +102,7 @@ class Codebook(nn.Module):
         codes = self._codes()
         half = 0.5 * codes.square().sum(1)
         step = max(1, _PAIRS // len(codes))
-        parts = [torch.addmm(half, part, codes.T, alpha=-1).argmin(1) for part in rows.split(step)]
+        parts = [torch.addmm(half, part, codes.T, alpha=-1).argmin(1) for part in torch.split(rows, step)]
         return torch.cat(parts)
 
     @torch.no_grad()

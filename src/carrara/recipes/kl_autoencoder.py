@@ -17,6 +17,7 @@ def recipe() -> AutoencoderRecipe:
             middle_attention=False,
             projections=False,
             latent_channels=4,
+            kl=0.01,
         ),
         train=TrainConfig(budget="3m", batch=8, lr=4e-3, ema=0.02),
     )

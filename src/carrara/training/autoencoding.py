@@ -1,4 +1,4 @@
-"""Stage one: an autoencoder learns to give its pictures back (Rombach et al. 2022, section 3.1)."""
+"""Stage one: an autoencoder learns to give its pictures back (Rombach et al. 2022, section 3.1 and appendix G)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from carrara.config import Component, Config
 from carrara.tensors import from_pixels, sample_noise, sample_uniform
-from carrara.training.loop import TrainConfig
-from carrara.training.losses import TERMS
+from carrara.training import adversary
+from carrara.training.discriminator import smallest_side
+from carrara.training.loop import TrainConfig, TrainingState
+from carrara.training.losses import LossWeights, reconstruction_terms
+from carrara.training.run import LOG_EVERY
 
 if TYPE_CHECKING:
     from carrara.data.loader import Loaded
@@ -27,28 +30,82 @@ class AutoencoderRecipe(Config):
     size: int = Field(
         64, ge=8, description="Side of the pictures in pixels; they are scaled and cropped to it."
     )
+    bits: Literal[8, 16] = Field(8, description="Depth of the pictures, bits a channel.")
     flip: bool = Field(True, description="Mirror half of the pictures.")
     autoencoder: Component("autoencoders") = Field(description="The network.")  # type: ignore[valid-type]
-    l1: float = Field(1.0, ge=0, description="Weight of the mean absolute error.")
-    l2: float = Field(2.0, ge=0, description="Weight of the mean squared error.")
-    edges: float = Field(0.5, ge=0, description="Weight of the error between neighbours.")
-    penalty: float = Field(
-        1e-6, ge=0, description="Weight of the KL divergence, summed over a picture's latent."
-    )
+    losses: LossWeights = LossWeights()
+    discriminator: adversary.Config | None = Field(None, description="Adversarial part; none leaves it away.")
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _discriminator_can_look(self) -> AutoencoderRecipe:
+        if self.discriminator and self.size < (least := smallest_side(self.discriminator.layers)):
+            raise ValueError(
+                f"size is {self.size}; a discriminator of {self.discriminator.layers} layers needs at least {least}: "
+                "take fewer layers"
+            )
+        return self
 
 
 class AutoencoderTask:
-    """Reconstruction plus the latent's penalty."""
+    """Reconstruction, the latent's own terms and, where the recipe has one, a discriminator to fool."""
 
     columns = ("image",)
 
-    def __init__(self, recipe: AutoencoderRecipe, autoencoder: Any, device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: AutoencoderRecipe,
+        autoencoder: Any,
+        device: torch.device,
+        judge: adversary.Judge,
+        opponent: adversary.Adversary | None = None,
+    ) -> None:
         self.recipe, self.autoencoder, self.device = recipe, autoencoder, device
+        self.judge, self.opponent = judge, opponent
         self.modules: Mapping[str, nn.Module] = {"autoencoder": autoencoder}
+        if opponent:
+            self.modules = {**self.modules, "discriminator": opponent.module}
+        self.terms = reconstruction_terms(recipe.losses, device)
+        self._measures: dict[str, float] = {}
+        self._pair: tuple[Tensor, Tensor] | None = None  # this step's pictures and reconstructions
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
-        """The recipe's terms, each times its weight."""
+        """The recipe's terms, each times its weight; for the discriminator what tells real from reconstructed."""
+        if update == "discriminator":
+            if not self.opponent or not self.opponent.factor or self._pair is None:
+                return {}
+            return self.opponent.losses(*self._pair)
+        image, noise = self._inputs(batch)
+        out = self.autoencoder(image, noise)
+        terms = {name: term(out.picture, image) for name, term in self.terms.items()}
+        everything = {**terms, **out.terms}
+        self._measures = {}
+        self._pair = (image, out.picture.detach())
+        if self.opponent and self.opponent.factor:
+            reconstruction = torch.stack(list(terms.values())).sum()
+            last = self.autoencoder.ends[1]
+            everything["adversarial"] = self.opponent.fooling(out.picture, reconstruction, last)
+            self._measures["adaptive_weight"] = self.opponent.scale
+        if (batch.seen // len(batch.rows) + 1) % LOG_EVERY == 0:
+            self._measures |= self._gradients(everything) | self.autoencoder.measures()
+        return everything
+
+    def between(self, state: TrainingState) -> str:
+        """Every twentieth of the budget held-out PSNR is measured; the adversary may begin or be undone."""
+        numbers, part = state.numbers, int(state.fraction * adversary.CHECKS)
+        psnr = None
+        if part > numbers.get("checked", 0):
+            psnr = self.judge.psnr(state)
+        note = self.opponent.between(state, psnr) if self.opponent else ""
+        if psnr is not None:
+            numbers.update(checked=part, psnr=psnr)
+        return note
+
+    def measures(self) -> Mapping[str, float]:
+        """Every tenth step: the norm of each term's gradient at the last weights it meets, and codebook use."""
+        return self._measures
+
+    def _inputs(self, batch: Loaded) -> tuple[Tensor, Tensor]:
         pixels = batch.columns["image"]
         assert isinstance(pixels, Tensor)
         seeds = [int(s) for s in batch.seeds]
@@ -57,12 +114,19 @@ class AutoencoderTask:
             mirrored = sample_uniform(seeds, stream=_FLIP) < 0.5
             image[mirrored] = image[mirrored].flip(-1)
         image = image.to(self.device).contiguous(memory_format=torch.channels_last)
-        encoding = self.autoencoder.encode(image)
-        noise = sample_noise(seeds, encoding.mode().shape[1:], stream=_NOISE).to(self.device)
-        again = self.autoencoder.decode(encoding.sample(noise))
-        terms = {
-            name: getattr(self.recipe, name) * term(again, image)
-            for name, term in TERMS.items()
-            if getattr(self.recipe, name)
-        }
-        return terms | {"penalty": self.recipe.penalty * encoding.penalty().mean()}
+        side = self.recipe.size // self.autoencoder.factor
+        noise = sample_noise(seeds, (self.autoencoder.channels, side, side), stream=_NOISE)
+        return image, noise.to(self.device)
+
+    def _gradients(self, terms: Mapping[str, Tensor]) -> dict[str, float]:
+        """At the decoder's last weights; for terms of the latent alone at the encoder's."""
+        found = {}
+        inner, outer = self.autoencoder.ends
+        for name, term in terms.items():
+            if not term.requires_grad:
+                continue
+            slopes = torch.autograd.grad(term, (outer, inner), retain_graph=True, allow_unused=True)
+            slope = next((s for s in slopes if s is not None), None)
+            if slope is not None:
+                found[f"gradient_{name}"] = float(slope.norm())
+        return found

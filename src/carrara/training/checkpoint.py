@@ -18,7 +18,7 @@ KEEP = 2
 
 def save(folder: Path, seen: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Path:
     """Writes ``folder/<seen>``, then removes all but the newest two. UserError on a full disk; the last stays."""
-    path = folder / f"{seen:012d}"
+    path = place(folder, seen)
     if path.is_dir():  # the same state already; writing it again would only open a moment without it
         return path
 
@@ -32,6 +32,11 @@ def save(folder: Path, seen: int, tensors: Mapping[str, Tensor], numbers: Mappin
     for old in _all(folder)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def place(folder: Path, seen: int) -> Path:
+    """Where the checkpoint after so many pictures lies."""
+    return folder / f"{seen:012d}"
 
 
 def newest(folder: Path) -> Path | None:

@@ -18,12 +18,18 @@ from carrara.diffusion.schedules import SCHEDULES
 from carrara.diffusion.times import TIMES
 from carrara.generation.model import ModelConfig, bind, joined
 from carrara.tensors import from_pixels, sample_noise, sample_uniform
-from carrara.training.loop import TrainConfig
+from carrara.training.loop import TrainConfig, TrainingState
 
 if TYPE_CHECKING:
     from carrara.data.loader import Loaded
 
-_POSTERIOR, _NOISE, _TIME, _FLIP, _VARIANT = 1, 2, 3, 4, 5  # streams of a sample's randomness; conditions use 16 and on
+_POSTERIOR, _NOISE, _TIME, _FLIP, _VARIANT = (
+    1,
+    2,
+    3,
+    4,
+    5,
+)  # streams of a sample's randomness; conditions use 16 and on
 
 
 class Pixels(Config):
@@ -102,6 +108,14 @@ class DiffusionTask:
         noise = sample_noise(seeds, raw.shape[1:], stream=_NOISE).to(self.device)
         loss = self.diffusion.loss(latent, noise, self.draw_times(seeds), self.context(batch))
         return {"denoising": loss.mean()}
+
+    def between(self, state: TrainingState) -> str:
+        """Nothing to do between steps."""
+        return ""
+
+    def measures(self) -> Mapping[str, float]:
+        """Nothing besides the loss."""
+        return {}
 
     def raw(self, batch: Loaded, seeds: list[int]) -> Tensor:
         """Raw latents ``float32 [b c h w]``: the pictures, some of them mirrored, or draws from the posteriors.

@@ -62,13 +62,27 @@ class Task(Protocol):
     modules: Mapping[str, nn.Module]
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
-        """The terms whose sum the module ``update`` descends, each a scalar."""
+        """The terms whose sum the module ``update`` descends, each a scalar; none where it is not its turn."""
+        ...
+
+    def between(self, state: TrainingState) -> str:
+        """Before each step, outside of the time that counts: may look at held-out pictures and change the state.
+
+        A function of the state alone, so that a resumed run does the same. Returns a note for the user, or "".
+        """
+        ...
+
+    def measures(self) -> Mapping[str, float]:
+        """Numbers about the last step for the log, besides its losses."""
         ...
 
 
 @dataclass(frozen=True)
 class Report:
-    """One step: pictures seen after it, the terms of each loss, the share of the budget used."""
+    """One step: pictures seen after it, the terms of each loss, the share of the budget used.
+
+    ``measures`` are further numbers of the task for the log, ``note`` is something that the user should read.
+    """
 
     seen: int
     step: int
@@ -77,11 +91,17 @@ class Report:
     lr: float
     spent: float
     fraction: float
+    measures: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass
 class TrainingState:
-    """Everything that changes while training: what a checkpoint holds."""
+    """Everything that changes while training: what a checkpoint holds.
+
+    ``own`` says how a module is trained that is not trained as ``config`` says (its optimizer and learning rate);
+    ``numbers`` are the task's.
+    """
 
     modules: Mapping[str, nn.Module]
     config: TrainConfig
@@ -89,14 +109,21 @@ class TrainingState:
     seen: int = 0
     step: int = 0
     spent: float = 0.0
+    own: Mapping[str, TrainConfig] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
     averages: dict[str, Ema] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, module in self.modules.items():
             self.placement.place(module)
-            self.optimizers[name] = _optimizer(module, self.config, self.placement)
+            self.optimizers[name] = _optimizer(module, self.own.get(name, self.config), self.placement)
             self.averages[name] = Ema(module, self.config.ema)
+
+    @property
+    def fraction(self) -> float:
+        """Share of the budget used, from 0 to 1."""
+        return Budget.parse(self.config.budget).fraction(spent=self.spent, step=self.step)
 
     def save(self, folder: Path) -> Path:
         """Writes a checkpoint under ``folder``."""
@@ -106,7 +133,8 @@ class TrainingState:
             tensors |= {f"average.{name}.{k}": v for k, v in self.averages[name].average.items()}
             for index, values in self.optimizers[name].state_dict()["state"].items():
                 tensors |= {f"optimizer.{name}.{index}.{k}": v for k, v in values.items()}
-        return checkpoint.save(folder, self.seen, tensors, {"step": self.step, "spent": self.spent})
+        numbers = {"step": self.step, "spent": self.spent, "task": self.numbers}
+        return checkpoint.save(folder, self.seen, tensors, numbers)
 
     def restore(self, path: Path) -> None:
         """Takes up a checkpoint; UserError where it does not fit these modules."""
@@ -128,10 +156,20 @@ class TrainingState:
                         if value.shape == parameter.shape:
                             inner_state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             self.seen, self.step, self.spent = numbers["seen"], numbers["step"], numbers["spent"]
+            self.numbers.clear()
+            self.numbers.update(numbers["task"])
         except (RuntimeError, KeyError) as error:
             raise UserError(
                 f"checkpoint {path} does not fit this recipe: {str(error).splitlines()[0]}"
             ) from None
+
+    def roll_back(self, path: Path) -> None:
+        """Weights, averages and optimizers as they were in a checkpoint; progress and the task's numbers stay."""
+        seen, step, spent, numbers = self.seen, self.step, self.spent, dict(self.numbers)
+        self.restore(path)
+        self.seen, self.step, self.spent = seen, step, spent
+        self.numbers.clear()
+        self.numbers.update(numbers)
 
 
 def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterator[Report]:
@@ -143,15 +181,18 @@ def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterat
     budget = Budget.parse(state.config.budget)
     waiting = iter(batches)
     while budget.fraction(spent=state.spent, step=state.step) < 1:
+        note = task.between(state)
         start = time.perf_counter()
         if (batch := next(waiting, None)) is None:
             return
-        lr = state.config.lr * _shape_of_lr(state, budget)
+        shape = _shape_of_lr(state, budget)
         terms: dict[str, float] = {}
-        norm = 0.0
+        norms: dict[str, float] = {}
         for name, module in state.modules.items():
             with state.placement.autocast():
                 losses = task.losses(name, batch)
+            if not losses:
+                continue
             total = torch.stack(list(losses.values())).sum()
             terms |= {key: value.item() for key, value in losses.items()}
             if not math.isfinite(total.item()):
@@ -160,14 +201,11 @@ def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterat
                     f"the loss {', '.join(bad)} is no longer finite at {state.seen} pictures seen"
                 )
             total.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(module.parameters(), state.config.clip).item()
-            if not math.isfinite(norm):
-                raise UserError(
-                    f"the gradient of {name} is no longer finite at {state.seen} pictures seen, "
-                    f"though its loss is ({', '.join(f'{key} {value:.4g}' for key, value in terms.items())})"
-                )
+            norms[name] = nn.utils.clip_grad_norm_(module.parameters(), state.config.clip).item()
+            if not math.isfinite(norms[name]):
+                raise UserError(_exploded(task, name, batch, state))
             for group in state.optimizers[name].param_groups:
-                group["lr"] = lr
+                group["lr"] = state.own.get(name, state.config).lr * shape
             state.optimizers[name].step()
             state.optimizers[name].zero_grad()
         state.step += 1
@@ -176,7 +214,39 @@ def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterat
             state.averages[name].update(module, state.step)
         state.spent += time.perf_counter() - start
         fraction = budget.fraction(spent=state.spent, step=state.step)
-        yield Report(state.seen, state.step, terms, norm, lr, state.spent, fraction)
+        yield Report(
+            state.seen,
+            state.step,
+            terms,
+            next(iter(norms.values()), 0.0),
+            state.config.lr * shape,
+            state.spent,
+            fraction,
+            task.measures(),
+            note,
+        )
+
+
+def _exploded(task: Task, name: str, batch: Loaded, state: TrainingState) -> str:
+    """What to say of a gradient that is not finite: the first term whose own gradient is not."""
+    module = state.modules[name]
+    module.zero_grad()
+    with state.placement.autocast():
+        losses = task.losses(name, batch)
+    weights = [p for p in module.parameters() if p.requires_grad]
+    bad = []
+    for key, value in losses.items():
+        if not value.requires_grad:
+            continue
+        slopes = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
+        if not all(slope.isfinite().all() for slope in slopes if slope is not None):
+            bad.append(key)
+    values = ", ".join(f"{key} {value.item():.4g}" for key, value in losses.items())
+    of = f" of the loss {', '.join(bad)}" if bad else ""
+    return (
+        f"the gradient{of} of {name} is no longer finite at {state.seen} pictures seen, "
+        f"though the losses are ({values})"
+    )
 
 
 def _shape_of_lr(state: TrainingState, budget: Budget) -> float:

@@ -1,9 +1,40 @@
-"""Reconstruction losses that need no weights of others, each a named term."""
+"""Reconstruction losses, each a named term with a weight of its own; all but lpips need no weights of others."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
+
+from carrara.config import Config
+
+Term = Callable[[Tensor, Tensor], Tensor]
+
+
+class LossWeights(Config):
+    """How much each term of the reconstruction counts; 0 leaves it away."""
+
+    l1: float = Field(1.0, ge=0, description="Weight of the mean absolute error.")
+    l2: float = Field(2.0, ge=0, description="Weight of the mean squared error.")
+    edges: float = Field(0.5, ge=0, description="Weight of the error between neighbours.")
+    multiscale: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the mean absolute error at a half, a quarter and an eighth of the size.",
+    )
+    lpips: float = Field(
+        0.0, ge=0, description="Weight of LPIPS (Zhang et al. 2018); needs a network's weights at hand."
+    )
+    lpips_net: Literal["vgg16", "alexnet"] = Field(
+        "vgg16", description="The network that LPIPS looks through."
+    )
+    lpips_weights: str | None = Field(
+        None, description="File with its weights; without it they are looked for in installed packages."
+    )
 
 
 def absolute(picture: Tensor, target: Tensor) -> Tensor:
@@ -24,4 +55,38 @@ def edges(picture: Tensor, target: Tensor) -> Tensor:
     ).abs().mean()
 
 
-TERMS = {"l1": absolute, "l2": square, "edges": edges}
+def multiscale(picture: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error of 2, 4 and 8 times smaller pictures: what keeps broad colour and shape right."""
+    error, terms = picture - target, list[Tensor]()
+    while len(terms) < 3 and min(error.shape[-2:]) >= 2:
+        error = F.avg_pool2d(error, 2)
+        terms.append(error.abs().mean())
+    return torch.stack(terms).mean() if terms else error.abs().mean()
+
+
+TERMS: Mapping[str, Term] = {"l1": absolute, "l2": square, "edges": edges, "multiscale": multiscale}
+
+
+def reconstruction_terms(weights: LossWeights, device: torch.device) -> dict[str, Term]:
+    """The terms that count, each with its weight in it: (picture, target), both [b c h w] in [-1, 1], to a scalar.
+
+    UserError where lpips is asked for and no weights are at hand.
+    """
+    known = {name: term for name, term in TERMS.items() if getattr(weights, name)}
+    if weights.lpips:
+        known["lpips"] = _lpips(weights, device)
+    return {name: _weighted(term, getattr(weights, name)) for name, term in known.items()}
+
+
+def _weighted(term: Term, weight: float) -> Term:
+    return lambda picture, target: weight * term(picture, target)
+
+
+def _lpips(weights: LossWeights, device: torch.device) -> Term:
+    from pathlib import Path
+
+    from carrara.evaluation.lpips import load_lpips
+
+    network = load_lpips(weights.lpips_net, Path(weights.lpips_weights) if weights.lpips_weights else None)
+    network.to(device)
+    return lambda picture, target: network(picture, target).mean()

@@ -116,6 +116,7 @@ class _Log:
         rate = (report.seen - before[1]) / max(1e-9, self._since[0] - before[0])
         values = {
             **{name: round(value, 6) for name, value in report.losses.items()},
+            **{name: round(value, 6) for name, value in report.measures.items()},
             "gradient": round(report.gradient, 5),
             "lr": report.lr,
             "rate": round(rate, 1),

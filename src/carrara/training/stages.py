@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,14 @@ from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.config import to_toml
 from carrara.data import latents
+from carrara.data.channels import check_channels
 from carrara.data.loader import load
 from carrara.errors import UserError
 from carrara.generation.model import Model, ModelConfig, build_network
+from carrara.training import adversary
 from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask
 from carrara.training.diffusing import DiffusionRecipe, DiffusionTask, Pixels
+from carrara.training.held_out import HeldOutJudge
 from carrara.training.loop import Report, TrainConfig, TrainingState
 from carrara.training.parallel import Placement
 from carrara.training.run import RECIPE, Run
@@ -31,30 +35,70 @@ if TYPE_CHECKING:
 _DATA = "pictures or captions"
 
 
-def train_autoencoder(recipe: AutoencoderRecipe, dataset: Dataset, folder: Path) -> Iterator[Report]:
-    """Stage one: reports while it trains; in the end ``folder/model`` holds the averaged weights."""
+def train_autoencoder(
+    recipe: AutoencoderRecipe, dataset: Dataset, folder: Path, *, start: StoredAutoencoder | None = None
+) -> Iterator[Report]:
+    """Stage one: reports while it trains; in the end ``folder/model`` holds the averaged weights.
+
+    It begins from ``start``'s weights, if given (the recipe then has its network), otherwise from random ones.
+    """
     check_pictures(dataset)
-    run = Run(folder, recipe, {_DATA: dataset.hash})
+    made_from = {_DATA: dataset.hash} | ({"start": start.hash} if start else {})
+    run = Run(folder, recipe, made_from)
     if run.finished:
         return
     placement = Placement.choose(precision=recipe.train.precision)
     torch.manual_seed(recipe.train.seed)
     module = recipe.autoencoder.build()
-    if recipe.size % int(module.factor):
+    check_autoencoder(recipe, module, dataset)
+    if start:
+        module.load_state_dict(start.module.state_dict())
+    judge = HeldOutJudge(recipe, dataset, module)
+    opponent, own = None, {}
+    if recipe.discriminator:
+        network = adversary.build(recipe.discriminator, recipe.autoencoder.image_channels)
+        opponent = adversary.Adversary(recipe.discriminator, network, judge, folder)
+        own = {"discriminator": opponent.train_config(recipe.train)}
+    task = AutoencoderTask(recipe, module, placement.device, judge, opponent)
+    state = TrainingState(task.modules, recipe.train, placement, own=own)
+    pixels = Pixels(size=recipe.size, channels=recipe.autoencoder.image_channels)
+    batches = partial(_batches, dataset, list(task.columns), recipe.train, pixels, recipe.bits)
+    report = None
+    for report in run.train(task, state, batches):
+        yield report
+    note = opponent.finish(state, judge.psnr(state)) if opponent else ""
+    if note and report:
+        yield replace(report, note=note)
+    state.averages["autoencoder"].copy_to(module)
+    passport = _passport(dataset, state) | ({"start": start.hash} if start else {})
+    if opponent:
+        passport["discriminator"] = note or "undone, or never begun"
+    stored = StoredAutoencoder.of(module, recipe.autoencoder, recipe.size, passport, recipe.bits)
+    stored.save(run.model, {RECIPE: to_toml(recipe)})
+
+
+def check_autoencoder(recipe: AutoencoderRecipe, module: Any, dataset: Dataset) -> None:
+    """UserError where this network cannot be trained on these pictures by this recipe."""
+    check_channels(dataset, recipe.autoencoder.image_channels, recipe.bits)
+    pictures = len(dataset.indices("train"))
+    kind = recipe.autoencoder.kind
+    if recipe.size % module.factor:
         raise UserError(f"size is {recipe.size}; this autoencoder needs a multiple of {module.factor}")
     if not list(module.parameters()):
         raise UserError(
-            f"the autoencoder {recipe.autoencoder.kind!r} has nothing to train; for diffusion in pixels "
-            "see `carrara recipe ddpm`"
+            f"the autoencoder {kind!r} has nothing to train; for diffusion in pixels see `carrara recipe ddpm`"
         )
-    pixels = Pixels(size=recipe.size, channels=recipe.autoencoder.image_channels)
-    state = TrainingState({"autoencoder": module}, recipe.train, placement)
-    task = AutoencoderTask(recipe, module, placement.device)
-    batches = partial(_batches, dataset, list(task.columns), recipe.train, pixels)
-    yield from run.train(task, state, batches)
-    state.averages["autoencoder"].copy_to(module)
-    stored = StoredAutoencoder.of(module, recipe.autoencoder, recipe.size, _passport(dataset, state))
-    stored.save(run.model, {RECIPE: to_toml(recipe)})
+    if pictures < recipe.train.batch:
+        raise UserError(
+            f"train.batch is {recipe.train.batch}, but {dataset.path} has {pictures} pictures to train on; "
+            f"take --set train.batch={pictures} or fewer"
+        )
+    vectors = pictures * (recipe.size // module.factor) ** 2
+    if kind == "vq" and module.codes > vectors:
+        raise UserError(
+            f"the codebook has {module.codes} codes for {vectors} vectors in all ({pictures} pictures of "
+            f"{(recipe.size // module.factor) ** 2}); take --set autoencoder.codes={max(2, vectors // 16)} or fewer"
+        )
 
 
 def stored_latents(recipe: DiffusionRecipe, autoencoder: StoredAutoencoder, dataset: Dataset) -> list[str]:
@@ -131,7 +175,7 @@ def train_diffusion(
         device=placement.device,
     )
     state = TrainingState(task.modules, recipe.train, placement)
-    batches = partial(_batches, dataset, list(task.columns), recipe.train, recipe.pixels)
+    batches = partial(_batches, dataset, list(task.columns), recipe.train, recipe.pixels, 8)
     yield from run.train(task, state, batches)
     state.averages["denoiser"].copy_to(task.modules["denoiser"])
     passport = _passport(dataset, state) | {"autoencoder": autoencoder.hash, "columns": words}
@@ -151,7 +195,7 @@ def check_side(network: nn.Module, side: int) -> None:
 
 
 def _batches(
-    dataset: Dataset, columns: list[str], config: TrainConfig, pixels: Pixels | None, start: int
+    dataset: Dataset, columns: list[str], config: TrainConfig, pixels: Pixels | None, bits: int, start: int
 ) -> Any:
     return load(
         dataset,
@@ -161,6 +205,7 @@ def _batches(
         start=start,
         size=pixels.size if pixels else None,
         channels=pixels.channels if pixels else 3,
+        bits=bits,
     )
 
 

@@ -1,0 +1,155 @@
+"""The adversarial part of stage one: begins once reconstruction has settled, and is undone if it does harm.
+
+Rombach et al. 2022, appendix G; the adaptive weight is that of Esser et al. 2021, equation 7. That it waits for
+reconstruction instead of a step number, and that held-out pictures decide whether it may stay, is Carrara's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from carrara.config import Config as Base
+from carrara.training import checkpoint
+from carrara.training.discriminator import LOSSES, Discriminator, fooled, gradient_penalty
+
+if TYPE_CHECKING:
+    from carrara.training.loop import TrainConfig, TrainingState
+
+SNAPSHOT = "before_discriminator"
+CHECKS = 20  # looks at held-out pictures in a training
+
+
+class Config(Base):
+    """A patch discriminator that makes textures crisp."""
+
+    layers: int = Field(
+        3, ge=1, le=6, description="Halvings: a patch is 70 pixels wide with three, 34 with two."
+    )
+    channels: int = Field(64, ge=8, multiple_of=8, description="Features of its first layer.")
+    loss: Literal["hinge", "non_saturating"] = Field("hinge", description="What it is trained by.")
+    weight: float = Field(
+        0.5, gt=0, description="Weight of fooling it, after it was made as strong as reconstruction."
+    )
+    gradient_penalty: float = Field(0.0, ge=0, description="Weight of R1, which keeps it smooth.")
+    lr: float = Field(2e-4, gt=0, description="Its learning rate (AdamW, betas 0.5 and 0.9).")
+    settled: float = Field(
+        0.1, ge=0, description="It begins when a twentieth of the budget gained less than so many dB …"
+    )
+    latest: float = Field(0.5, ge=0, le=1, description="… or at this share of the budget.")
+    ramp: float = Field(
+        0.1, ge=0, le=1, description="Share of the budget in which its weight rises from zero."
+    )
+    tolerance: float = Field(
+        1.0, ge=0, description="Loss of held-out PSNR, in dB, at which all that it did is undone."
+    )
+
+
+class Judge(Protocol):
+    """Looks at the averaged weights with held-out pictures."""
+
+    def psnr(self, state: TrainingState) -> float:
+        """Mean PSNR in dB."""
+        ...
+
+    def distance(self, state: TrainingState) -> float | None:
+        """Kernel distance of features; None where no network for them is at hand."""
+        ...
+
+
+class Adversary:
+    """Discriminator, phase and judgement. What must survive a kill lies in ``state.numbers`` and in a snapshot.
+
+    Phases: waiting ("began" is absent), playing, and over ("over" is 1) once it was undone.
+    """
+
+    def __init__(self, config: Config, module: Discriminator, judge: Judge, folder: Path) -> None:
+        self.config, self.module, self.judge, self.folder = config, module, judge, folder
+        self.factor = 0.0  # of its weight, from 0 to 1, for the step to come
+        self.scale = 0.0  # the adaptive weight of the last step
+
+    def train_config(self, config: TrainConfig) -> TrainConfig:
+        """How the discriminator is trained."""
+        own = {"optimizer": "adamw", "lr": self.config.lr, "betas": (0.5, 0.9), "weight_decay": 0.0}
+        return config.model_copy(update=own)
+
+    # --- losses ---
+
+    def fooling(self, picture: Tensor, reconstruction: Tensor, last: Tensor) -> Tensor:
+        """The autoencoder's term: ``picture`` against the discriminator, weighed against ``reconstruction``.
+
+        ``last`` are the decoder's last weights, where the two gradients are compared.
+        """
+        self.module.requires_grad_(False)
+        loss = fooled(self.config.loss, self.module(picture))
+        self.module.requires_grad_(True)
+        (ours,) = torch.autograd.grad(reconstruction, last, retain_graph=True)
+        (theirs,) = torch.autograd.grad(loss, last, retain_graph=True)
+        scale = (ours.norm() / (theirs.norm() + 1e-4)).clamp(0, 1e4).detach()
+        self.scale = float(scale)
+        term: Tensor = self.factor * self.config.weight * scale * loss
+        return term
+
+    def losses(self, real: Tensor, fake: Tensor) -> Mapping[str, Tensor]:
+        """The discriminator's terms."""
+        terms = {"discriminator": LOSSES[self.config.loss](self.module(real), self.module(fake))}
+        if self.config.gradient_penalty:
+            terms["gradient_penalty"] = self.config.gradient_penalty * gradient_penalty(self.module, real)
+        return terms
+
+    # --- phases ---
+
+    def between(self, state: TrainingState, psnr: float | None) -> str:
+        """Before a step: begins, ramps, or undoes; ``psnr`` is the held-out one where it was measured just now."""
+        numbers, note = state.numbers, ""
+        if not numbers.get("over"):
+            if "began" not in numbers:
+                note = self._begin(state, psnr) if psnr is not None and self._settled(state, psnr) else ""
+            elif psnr is not None and psnr < numbers["before"] - self.config.tolerance:
+                note = self._undo(state, f"held-out PSNR fell from {numbers['before']:.2f} to {psnr:.2f} dB")
+        playing = "began" in numbers and not numbers.get("over")
+        ramp = max(self.config.ramp, 1e-9)
+        self.factor = min(1.0, (state.fraction - numbers["began"]) / ramp + 1e-3) if playing else 0.0
+        return note
+
+    def finish(self, state: TrainingState, psnr: float) -> str:
+        """After the last step: what it made stays only if PSNR held and, where measurable, features came closer."""
+        numbers = state.numbers
+        if "began" not in numbers or numbers.get("over"):
+            return ""
+        if psnr < numbers["before"] - self.config.tolerance:
+            return self._undo(state, f"held-out PSNR fell from {numbers['before']:.2f} to {psnr:.2f} dB")
+        words = f"the discriminator stays: PSNR {numbers['before']:.2f} -> {psnr:.2f} dB"
+        if (distance := self.judge.distance(state)) is not None and "distance" in numbers:
+            if distance >= numbers["distance"]:
+                why = f"the feature distance did not improve ({numbers['distance']:.3f} to {distance:.3f})"
+                return self._undo(state, why)
+            words += f", feature distance {numbers['distance']:.3f} -> {distance:.3f}"
+        return words
+
+    def _settled(self, state: TrainingState, psnr: float) -> bool:
+        gained = psnr - state.numbers.get("psnr", float("-inf"))
+        return gained < self.config.settled or state.fraction >= self.config.latest
+
+    def _begin(self, state: TrainingState, psnr: float) -> str:
+        state.save(self.folder / SNAPSHOT)
+        state.numbers.update(began=state.fraction, before=psnr, snapshot=state.seen)
+        if (distance := self.judge.distance(state)) is not None:
+            state.numbers["distance"] = distance
+        return f"the discriminator begins: held-out PSNR is {psnr:.2f} dB"
+
+    def _undo(self, state: TrainingState, why: str) -> str:
+        path = checkpoint.place(self.folder / SNAPSHOT, int(state.numbers["snapshot"]))
+        state.roll_back(path)
+        state.numbers["over"] = 1.0
+        return f"the discriminator was undone: {why}; training goes on from before it"
+
+
+def build(config: Config, image_channels: int) -> Discriminator:
+    """The network, freshly initialised from torch's global generator."""
+    return Discriminator(image_channels, config.layers, config.channels)

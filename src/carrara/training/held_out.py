@@ -1,0 +1,90 @@
+"""How well the averaged weights do on held-out pictures while an autoencoder trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from carrara.errors import UserError
+from carrara.evaluation.reconstruction import psnr
+from carrara.tensors import from_pixels, to_pixels
+
+if TYPE_CHECKING:
+    from carrara.data.table import Dataset
+    from carrara.training.autoencoding import AutoencoderRecipe
+    from carrara.training.loop import TrainingState
+
+LOOKED_AT = 64  # pictures for PSNR, so that a look costs little
+COMPARED = 256  # pictures whose features are compared; too few held-out ones are filled up from training
+
+
+class HeldOutJudge:
+    """`adversary.Judge` over a data set's held-out pictures; over training pictures where none are held out."""
+
+    def __init__(self, recipe: AutoencoderRecipe, dataset: Dataset, module: Any) -> None:
+        self.recipe, self.dataset, self.module = recipe, dataset, module
+
+    def psnr(self, state: TrainingState) -> float:
+        """Mean PSNR in dB of at most 64 pictures."""
+        with self._averaged(state):
+            return float(psnr(self._few, self._reconstructed(self._few, state)).clamp(max=100).mean())
+
+    def distance(self, state: TrainingState) -> float | None:
+        """Kernel distance between the features of pictures and of their reconstructions; None without a network.
+
+        Features are of colour and grey pictures only.
+        """
+        from carrara.evaluation.features import kernel_distance, load_features
+
+        if self.recipe.autoencoder.image_channels not in (1, 3):
+            return None
+        try:
+            network = load_features(None)
+        except UserError:
+            return None
+        originals = self._pictures(COMPARED, fill=True)
+        with self._averaged(state):
+            again = self._reconstructed(originals, state)
+        return float(kernel_distance(network(originals), network(again)))
+
+    @cached_property
+    def _few(self) -> Tensor:
+        return self._pictures(LOOKED_AT, fill=False)
+
+    def _pictures(self, count: int, *, fill: bool) -> Tensor:
+        rows = list(self.dataset.indices("held_out")[:count])
+        if not rows or (fill and len(rows) < count):
+            rows += list(self.dataset.indices("train")[: count - len(rows)])
+        recipe = self.recipe
+        return self.dataset.pictures(rows, recipe.size, recipe.autoencoder.image_channels, bits=recipe.bits)
+
+    @torch.inference_mode()
+    def _reconstructed(self, pictures: Tensor, state: TrainingState) -> Tensor:
+        parts = []
+        with state.placement.autocast():
+            for part in torch.split(pictures, 32):
+                image = from_pixels(part).to(state.placement.device)
+                again = self.module.decode(self.module.encode(image).mode())
+                parts.append(to_pixels(again, self.recipe.bits).cpu())
+        return torch.cat(parts)
+
+    @contextmanager
+    def _averaged(self, state: TrainingState) -> Iterator[None]:
+        """The module with its averaged weights, in evaluation; afterwards as it was, to the bit."""
+        parameters = dict(self.module.named_parameters())
+        kept = {name: p.detach().clone() for name, p in parameters.items()}
+        training = self.module.training
+        state.averages["autoencoder"].copy_to(self.module)
+        self.module.eval()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in kept.items():
+                    parameters[name].copy_(value)
+            self.module.train(training)
