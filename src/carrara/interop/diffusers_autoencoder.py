@@ -101,7 +101,7 @@ def write(stored: StoredAutoencoder, folder: Path) -> list[str]:
             f"diffusers cannot express an autoencoder of kind {stored.config.kind!r}, only {', '.join(BY_KIND)}"
         )
     file = BY_KIND[stored.config.kind].express(stored)
-    said = {"_class_name": type(file).__name__, **file.model_dump(mode="json")}
+    said = {"_class_name": type(file).__name__, **file.model_dump(mode="json", exclude_none=True)}
     tensors = _written(stored)
     scale = stored.scale
 

@@ -226,7 +226,6 @@ class AutoencoderTiny(Config):
             out_channels=config.image_channels,
             encoder_block_out_channels=(config.encoder_width,) * len(config.encoder_blocks),
             decoder_block_out_channels=(config.decoder_width,) * len(config.decoder_blocks),
-            block_out_channels=(config.decoder_width,) * len(config.decoder_blocks),
             latent_channels=config.latent_channels,
             num_encoder_blocks=config.encoder_blocks,
             num_decoder_blocks=config.decoder_blocks,
