@@ -26,9 +26,7 @@ def autoencoder(
     dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="The page, .html; without it inspect.html in the run, or beside the model's folder."
-        ),
+        typer.Option(help="The page, .html; without it in the run, or beside the model's folder."),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="At most how many pictures it is measured on.")] = 1000,
     lpips_weights: Annotated[
@@ -39,7 +37,7 @@ def autoencoder(
     ] = None,
 ) -> None:
     """Measure an autoencoder on held-out pictures: reconstruction, latents, and a verdict in words."""
-    from carrara.cli import model_in, open_autoencoder
+    from carrara.cli import make_folder, model_in, open_autoencoder
     from carrara.data.table import Dataset
     from carrara.evaluation.inspection import inspect
     from carrara.evaluation.inspection_page import inspection_page
@@ -48,8 +46,11 @@ def autoencoder(
 
     if out is not None and out.suffix.lower() != ".html":
         raise UserError(f"{out}: expected a name that ends in .html")
-    page = out or model_in(model).resolve().parent / "inspect.html"
     opened, pictures = open_autoencoder(model), Dataset.open(dataset)
+    folder = model_in(model).resolve()
+    name = "inspect.html" if folder.name == "model" else f"{folder.name}-inspect.html"
+    page = out or folder.parent / name
+    make_folder(page.parent)
     measuring = inspect(
         opened,
         pictures,
@@ -84,7 +85,6 @@ def _write(file: Path, text: str) -> None:
     """Whole or not at all; UserError where it cannot be written."""
     part = file.with_name(file.name + ".part")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(text, encoding="utf-8")
         os.replace(part, file)
     except OSError as error:

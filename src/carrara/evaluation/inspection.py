@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WORST = 32  # pictures kept for the page
 _COMPARED = 256  # training pictures, at most, that tell whether training pictures come back better
+_ENOUGH = 30  # held-out pictures, from which a gap to training pictures is more than chance
 _DEAD_NATS, _DEAD_SHARE = 0.01, 0.01  # a channel with less KL, or less of the largest spread, carries nothing
 
 
@@ -65,6 +66,8 @@ class Inspection:
     def numbers(self) -> dict[str, float]:
         """What a verdict is made from, by name; what was not measured is not there."""
         found = {name: figure.value for name, figure in self.figures.items() if figure.value is not None}
+        if self.data["pictures"] < _ENOUGH:
+            found.pop("gap", None)
         found["colour_shift"] = max(abs(step) for step in self.shift)
         kl = [channel.kl for channel in self.channels if channel.kl is not None]
         noise = [channel.noise_share for channel in self.channels if channel.noise_share is not None]
@@ -177,10 +180,13 @@ def inspect(
 
 
 def _spread(rows: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
-    """At most ``count`` of them, at even distances."""
-    if len(rows) <= count:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
+    """At most ``count`` of them, at even distances, in an order that is always the same but not theirs.
+
+    Neighbours in a data set are often alike, and the first batch fixes where histograms lie.
+    """
+    if len(rows) > count:
+        rows = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
+    return np.random.default_rng(0).permutation(rows)
 
 
 class _Seen(NamedTuple):
