@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from carrara.autoencoders import kl
+from carrara.autoencoders import kl, vq
 from carrara.denoisers import unet
 
 
@@ -14,11 +14,27 @@ def count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def test_kl_f8() -> None:
-    config = kl.Config(channels=128, multipliers=(1, 2, 4, 4), blocks=2, latent_channels=4)
+# The rows marked "(derive)" follow from VQ-f4's and KL-f8's published integers by what differs: widths, codes, and
+# the convolutions on both sides of the latent. Attention is at factors of down-sampling.
+AUTOENCODERS = [
+    pytest.param(kl, (1, 2, 4, 4), 4, {}, 8, 83_653_863, id="KL-f8"),
+    pytest.param(kl, (1, 2, 4), 3, {}, 4, 55_312_063, id="KL-f4"),
+    pytest.param(kl, (1, 1, 2, 2, 4), 16, {"attention": (16,)}, 16, 69_610_963, id="KL-f16"),
+    pytest.param(kl, (1, 1, 2, 2, 4, 4), 64, {"attention": (16, 32)}, 32, 103_880_131, id="KL-f32"),
+    pytest.param(vq, (1, 2, 4), 3, {"codes": 8192}, 4, 55_322_782, id="VQ-f4"),
+    pytest.param(vq, (1, 2, 2, 4), 4, {"codes": 16384, "attention": (8,)}, 8, 67_717_295, id="VQ-f8"),
+    pytest.param(vq, (1, 1, 2, 2, 4), 8, {"codes": 16384, "attention": (16,)}, 16, 69_593_371, id="VQ-f16"),
+]
+
+
+@pytest.mark.parametrize(("kind", "multipliers", "latent", "more", "factor", "published"), AUTOENCODERS)
+def test_autoencoders(
+    kind: Any, multipliers: tuple[int, ...], latent: int, more: dict[str, Any], factor: int, published: int
+) -> None:
+    config = kind.Config(channels=128, multipliers=multipliers, blocks=2, latent_channels=latent, **more)
     with torch.device("meta"):
-        assert count(config.build()) == 83_653_863
-    assert config.factor == 8
+        assert count(config.build()) == published
+    assert config.factor == factor
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,14 @@ ROOMS = ("autoencoders", "conditions", "denoisers")
 SMALL: dict[str, dict[str, dict[str, Any]]] = {
     "autoencoders": {
         "kl": {"channels": 8, "multipliers": (1, 2), "blocks": 1, "latent_channels": 3},
-        "tiny": {"encoder_width": 16, "decoder_width": 12, "encoder_blocks": (1, 1), "decoder_blocks": (1, 1)},
+        "vq": {"channels": 8, "multipliers": (1, 2), "blocks": 1, "latent_channels": 3, "codes": 32},
+        "fsq": {"channels": 8, "multipliers": (1, 2), "blocks": 1, "latent_channels": 3, "levels": (8, 5, 5)},
+        "tiny": {
+            "encoder_width": 16,
+            "decoder_width": 12,
+            "encoder_blocks": (1, 1),
+            "decoder_blocks": (1, 1),
+        },
     },
     "conditions": {"text": {"vocabulary": 300, "length": 12, "width": 16, "depth": 1, "heads": 2}},
     "denoisers": {"unet": {"channels": 8, "multipliers": (1, 2), "blocks": 1, "head_width": 8}},
@@ -47,9 +54,10 @@ def assert_gradients(module: nn.Module, loss: Tensor) -> None:
     """Each parameter moves the loss."""
     module.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    dead = [n for n, p in module.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    learning = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    dead = [n for n, p in learning.items() if p.grad is None or not p.grad.abs().max() > 0]
     assert dead == []
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in learning.values())
 
 
 EVERY = [pytest.param(room, kind, id=f"{room}-{kind}") for room in ROOMS for kind in kinds(room)]
@@ -124,9 +132,30 @@ def test_autoencoder_gradients(autoencoder: Any) -> None:
     if not list(autoencoder.parameters()):
         pytest.skip("nothing to train")
     image = images(autoencoder)
-    encoding = autoencoder.encode(image)
-    again = autoencoder.decode(encoding.sample(torch.randn(encoding.mode().shape, generator=generator(2))))
-    assert_gradients(autoencoder, (again - image).square().mean() + encoding.penalty().mean())
+    shape = autoencoder.encode(image).mode().shape
+    for learning in (False, True):
+        out = autoencoder.train(learning)(image, torch.randn(shape, generator=generator(2)))
+        assert out.picture.shape == image.shape
+        assert out.latent.shape == shape
+        assert all(term.ndim == 0 and term.isfinite() for term in out.terms.values())
+        terms = torch.stack([torch.zeros(()), *out.terms.values()]).sum()
+        assert_gradients(autoencoder, (out.picture - image).square().mean() + terms)
+    inner, outer = autoencoder.ends
+    everything = [id(p) for p in autoencoder.parameters()]
+    assert id(inner) in everything
+    assert id(outer) in everything
+    assert all(isinstance(value, float) for value in autoencoder.measures().values())
+
+
+def test_autoencoder_pass_is_encode_and_decode(autoencoder: Any) -> None:
+    """What training sees is what use gives: without noise, the same picture."""
+    if not list(autoencoder.parameters()):
+        pytest.skip("nothing to train")
+    image = images(autoencoder)
+    with torch.no_grad():
+        latent = autoencoder.encode(image).mode()
+        out = autoencoder(image, torch.zeros_like(latent))
+        torch.testing.assert_close(out.picture, autoencoder.decode(latent), rtol=1e-4, atol=1e-5)
 
 
 def test_autoencoder_knows_no_batch_and_no_chance(autoencoder: Any) -> None:
