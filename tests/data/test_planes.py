@@ -360,7 +360,8 @@ def test_a_mixed_set_that_can_be_converted(tmp_path: Path, make_png: Callable[..
     assert "6 of 7 pictures have no transparency: they become opaque" in str(check_channels(dataset, 4))
     assert "6 of 7 pictures have 8 bits: they become 16" in str(check_channels(dataset, 3, 16))
     with pytest.raises(
-        UserError, match=r"7 of the 7 pictures .* cannot become the 5 channels .*: 1 with 1, 5 with 3, 1 with 4"
+        UserError,
+        match=r"7 of the 7 pictures .* cannot become the 5 channels .*: 1 with 1, 5 with 3, 1 with 4",
     ):
         check_channels(dataset, 5)
 

@@ -27,7 +27,7 @@ ABOUT_THE_COLLECTION = (
     "attribution",
     "changelog",
 )
-_HELD_OUT = ("held_out", "held-out", "heldout", "test", "val", "valid", "validation", "dev")
+HELD_OUT = ("held_out", "held-out", "heldout", "test", "val", "valid", "validation", "dev")
 _MAX_TEXT = 1 << 20
 
 
@@ -118,7 +118,7 @@ def from_metadata(path: Path, pictures: Collection[str]) -> tuple[dict[str, Word
         elif picture in words:
             rejected.append(Rejected(f"{path.name} line {line}", f"names {name!r} a second time"))
         else:
-            words[picture] = _row_words(row, f"{path} line {line}")
+            words[picture] = row_words(row, f"{path} line {line}")
     if total and not words:
         raise UserError(
             f"none of the {total} rows of {path} names a picture of this folder ({rejected[0].reason})"
@@ -126,7 +126,8 @@ def from_metadata(path: Path, pictures: Collection[str]) -> tuple[dict[str, Word
     return words, rejected
 
 
-def _row_words(row: dict[str, str], where: str) -> Words:
+def row_words(row: dict[str, str], where: str) -> Words:
+    """The words in one row of a table by its columns' names; UserError where its split is none."""
     captions = {UNSTATED: row.get("text") or row.get("caption")}
     for column, value in row.items():
         language = column.removeprefix("caption_").replace("_", "-").lower()
@@ -134,7 +135,7 @@ def _row_words(row: dict[str, str], where: str) -> Words:
             captions[language] = value
     split = tidy(row.get("split"))
     if split is not None:
-        split = "held_out" if split.lower() in _HELD_OUT else split.lower()
+        split = "held_out" if split.lower() in HELD_OUT else split.lower()
         if split not in SPLITS:
             raise UserError(f"{where} has split {row['split']!r}; expected 'train' or 'held_out'")
     return Words(

@@ -101,10 +101,11 @@ def import_pictures(
 ) -> Generator[Progress, None, None]:
     """Brings every picture of ``source`` into the data set ``destination``, made where there is none.
 
-    ``source`` is a folder or the word "emoji"; options are the fields of Options. Yields progress; the last
-    report holds the summary. Killed at any moment and started again, it ends in the same table. Adding is by
-    content: the same bytes are one row; words that changed in the source since its last import are changed in
-    place. Raises UserError where the source or the destination cannot be used; then nothing was written.
+    ``source`` is a folder, a Parquet file or the word "emoji"; options are the fields of Options. Yields
+    progress; the last report holds the summary. Killed at any moment and started again, it ends in the same
+    table. Adding is by content: the same bytes are one row; words that changed in the source since its last
+    import are changed in place. Raises UserError where the source or the destination cannot be used; then
+    nothing was written.
     """
     source, destination = str(source), Path(destination)
     chosen = parse(Options, options, where="import options")
@@ -203,12 +204,12 @@ def _look(item: Row | Rejected) -> Record | Rejected:
 
 
 def _importer(source: str) -> tuple[str, Any]:
-    known = importers()
-    for name, module in known.items():
+    # Any folder is one of pictures unless it is something more particular.
+    for name, module in sorted(importers().items(), key=lambda item: item[0] == "folder"):
         if module.matches(source):
             return name, module
     path = Path(source)
-    expected = "expected a folder of pictures, or the word 'emoji'"
+    expected = "expected a folder of pictures, Parquet, or the word 'emoji'"
     if path.exists():
         raise UserError(f"{source} is a file; {expected}")
     raise UserError(f"there is no source {source!r}; {expected}{nearest_path(path)}")

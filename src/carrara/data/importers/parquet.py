@@ -1,0 +1,219 @@
+"""Parquet: a file, or a folder of files, with pictures as bytes in a column, as data sets are often handed on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from carrara.data.captions import HELD_OUT, LANGUAGE, row_words
+from carrara.data.importers.folder import natural, printable
+from carrara.data.importing import Options
+from carrara.data.pictures import SUFFIXES
+from carrara.data.rows import Rejected, Row, Survey
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+IMAGES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
+CLASS_NAMES = ("class_name", "label_name", "label_text", "class", "category_name")
+LABELS = ("label", "fine_label", "class_id", "labels")
+WORDS = ("text", "caption", "split", "group", "licence", "license")
+ROWS = 64  # that are in memory at a time
+_METADATA = "metadata.parquet"  # a table beside pictures, which holds none itself
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns of a file are what; ``words`` maps the column to the word it is known by here."""
+
+    image: str
+    within: str | None  # the field of a struct that has the bytes
+    label: str | None
+    class_name: str | None
+    names: tuple[str, ...]  # of labels that are numbers
+    words: dict[str, str]
+
+    @property
+    def columns(self) -> list[str]:
+        """What has to be read."""
+        return [c for c in (self.image, self.label, self.class_name, *self.words) if c is not None]
+
+
+def matches(source: str) -> bool:
+    """The source is a Parquet file, or a folder in which (or one below) lie Parquet files and no pictures."""
+    path = Path(source)
+    if path.is_file():
+        return path.suffix.lower() == ".parquet"
+    return path.is_dir() and bool(_files(path)) and not any(_shallow(path, SUFFIXES))
+
+
+def survey(source: str, options: Options) -> Survey:
+    """Counts the rows from the files' ends and digests names, sizes and times. UserError where one is damaged,
+    or has no column of pictures."""
+    total, digest = 0, hashlib.sha256(repr(options.licence).encode())
+    for path in _files(Path(source)):
+        with _open(path) as file:
+            _layout(path, file.schema_arrow)
+            total += file.metadata.num_rows
+        about = path.stat()
+        digest.update(f"{path.name!r} {about.st_size} {about.st_mtime_ns}\n".encode())
+    return Survey(total, digest.hexdigest())
+
+
+def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
+    """A row per row, in the files' natural order; a row group that cannot be read is skipped with its reason.
+
+    The split is the column of that name, or what the file's name begins with ("train-00000-of-00004").
+    """
+    import pyarrow as pa
+
+    root = Path(source)
+    for path in _files(root):
+        name = printable(str(path.relative_to(root) if root.is_dir() else path.name))
+        with _open(path) as file:
+            layout, number = _layout(path, file.schema_arrow), 0
+            for group in range(file.num_row_groups):
+                first, number = number, number + file.metadata.row_group(group).num_rows
+                done = 0
+                try:
+                    for batch in file.iter_batches(ROWS, row_groups=[group], columns=layout.columns):
+                        for values in batch.to_pylist():
+                            yield _row(values, layout, name, first + done, options)
+                            done += 1
+                except (OSError, pa.ArrowException) as error:
+                    reason = " ".join(str(error).split())[:200]
+                    rest = f"{name}:{first + done}-{number - 1}"
+                    yield Rejected(rest, f"rows that cannot be read: {reason}")
+
+
+def _row(values: dict[str, Any], layout: Layout, file: str, number: int, options: Options) -> Row | Rejected:
+    source = f"{file}:{number}"
+    data = values[layout.image]
+    if layout.within and data is not None:
+        data = data[layout.within]
+    if not data:
+        return Rejected(source, "the row holds no bytes of a picture")
+    said = {word: str(values[c]) for c, word in layout.words.items() if values[c] is not None}
+    if "split" not in said and (found := _split_in(file)):
+        said["split"] = found
+    try:
+        words = row_words(said | _label(values, layout), "the row")
+    except UserError as error:
+        return Rejected(source, str(error))
+    return Row(
+        source=source,
+        read=partial(bytes, data),
+        captions=words.captions,
+        label=words.label,
+        group=words.group,
+        split=words.split,
+        licence=words.licence or options.licence,
+    )
+
+
+def _label(values: dict[str, Any], layout: Layout) -> dict[str, str]:
+    """The class by its name where there is one: from its column, or from the numbers' names."""
+    if layout.class_name and values[layout.class_name]:
+        return {"label": str(values[layout.class_name])}
+    label = values[layout.label] if layout.label else None
+    if label is None:
+        return {}
+    if isinstance(label, int) and 0 <= label < len(layout.names):
+        return {"label": layout.names[label]}
+    return {"label": str(label)}
+
+
+def _layout(path: Path, schema: pa.Schema) -> Layout:
+    import pyarrow.types as is_
+
+    def bytes_in(kind: pa.DataType) -> bool:
+        return bool(is_.is_binary(kind) or is_.is_large_binary(kind))
+
+    within: dict[str, str | None] = {}
+    for field in schema:
+        if bytes_in(field.type):
+            within[field.name] = None
+        elif is_.is_struct(field.type):
+            inner = [part.name for part in field.type if bytes_in(part.type)]
+            if inner:
+                within[field.name] = inner[0]
+    named = [name for known in IMAGES for name in within if name.lower() == known]
+    if not named and len(within) != 1:
+        found = ", ".join(f"{f.name} ({f.type})" for f in schema)[:300]
+        raise UserError(f"{path} has no column 'image' with the bytes of pictures; its columns are {found}")
+    image = (named or list(within))[0]
+    text = [f.name for f in schema if is_.is_string(f.type) or is_.is_large_string(f.type)]
+    plain = [f.name for f in schema if is_.is_integer(f.type) or f.name in text]
+    label = _first(plain, LABELS)
+    return Layout(
+        image,
+        within[image],
+        label,
+        _first(text, CLASS_NAMES),
+        _names(schema, label),
+        {name: word for name in text if (word := _word(name))},
+    )
+
+
+def _word(column: str) -> str | None:
+    """What a text column is known by here; None for others."""
+    name = column.lower()
+    language = name.removeprefix("caption_").replace("_", "-")
+    if name in WORDS or (name.startswith("caption_") and LANGUAGE.fullmatch(language)):
+        return name
+    return None
+
+
+def _first(columns: list[str], known: tuple[str, ...]) -> str | None:
+    return next((column for name in known for column in columns if column.lower() == name), None)
+
+
+def _names(schema: pa.Schema, label: str | None) -> tuple[str, ...]:
+    """The names of numbered labels, where the file says them as Hugging Face's data sets do."""
+    try:
+        about = json.loads((schema.metadata or {})[b"huggingface"])
+        return tuple(str(name) for name in about["info"]["features"][label]["names"])
+    except (KeyError, TypeError, ValueError):
+        return ()
+
+
+def _split_in(file: str) -> str | None:
+    """The split that a file's name, or else its folder's, begins with."""
+    for part in reversed(file.lower().split("/")):
+        if found := re.match(rf"(train|{'|'.join(HELD_OUT)})(?![a-z0-9])", part):
+            return found[1]
+    return None
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = [p for p in _shallow(path, (".parquet",)) if p.name != _METADATA]
+    return sorted(found, key=lambda p: natural(str(p.relative_to(path))))
+
+
+def _shallow(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """Files of these kinds in a folder and in those right below it; hidden ones are none."""
+    for pattern in ("*", "*/*"):
+        for path in folder.glob(pattern):
+            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+            if path.suffix.lower() in suffixes and not hidden and path.is_file():
+                yield path
+
+
+def _open(path: Path) -> ParquetFile:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        return ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is not readable Parquet: {' '.join(str(error).split())[:200]}") from None
