@@ -27,11 +27,14 @@ def adopt(
 ) -> None:
     """Make an existing autoencoder a Carrara model, to train diffusion on, fine-tune, and export again."""
     from carrara.interop.diffusers_autoencoder import find, read
+    from carrara.model_folder import ABOUT
 
     _check_free(out)
     if not source.exists():
         siblings = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
         raise UserError(f"there is nothing at {source}{nearest(source.name, siblings) if siblings else ''}")
+    if (source / ABOUT).is_file():
+        raise UserError(f"{source} is a model of Carrara already: give it as it is")
     if find(source) is None:
         raise UserError(f"{source} is no autoencoder of diffusers: expected a folder with a config.json")
     stored = read(source, size=size, licence=licence)
