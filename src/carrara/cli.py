@@ -237,6 +237,8 @@ def watch(title: str, reports: Iterator[Report], out: Path) -> None:
                 rate, recent = (report.seen - recent[1]) / (now - recent[0]), (now, report.seen)
             if report.note:
                 bar.say(report.note)
+            if not report.losses:
+                continue
             loss = sum(report.losses.values())
             bar.show(report.fraction, f"loss {loss:.4f} · {report.seen} seen · {rate:.0f} pictures/s")
     if not any_step:

@@ -81,7 +81,8 @@ class Task(Protocol):
 class Report:
     """One step: pictures seen after it, the terms of each loss, the share of the budget used.
 
-    ``measures`` are further numbers of the task for the log, ``note`` is something that the user should read.
+    ``measures`` are further numbers of the task for the log, ``note`` is something that the user should read;
+    a report without losses brings only that.
     """
 
     seen: int
@@ -228,24 +229,22 @@ def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterat
 
 
 def _exploded(task: Task, name: str, batch: Loaded, state: TrainingState) -> str:
-    """What to say of a gradient that is not finite: the first term whose own gradient is not."""
+    """What to say of a gradient that is not finite: the term whose own gradient is not, or is the largest."""
     module = state.modules[name]
     module.zero_grad()
     with state.placement.autocast():
         losses = task.losses(name, batch)
     weights = [p for p in module.parameters() if p.requires_grad]
-    bad = []
+    norms: dict[str, float] = {}
     for key, value in losses.items():
-        if not value.requires_grad:
-            continue
-        slopes = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
-        if not all(slope.isfinite().all() for slope in slopes if slope is not None):
-            bad.append(key)
+        if value.requires_grad:
+            slopes = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
+            norm = sum(float(s.double().square().sum()) for s in slopes if s is not None) ** 0.5
+            norms[key] = norm if math.isfinite(norm) else math.inf
     values = ", ".join(f"{key} {value.item():.4g}" for key, value in losses.items())
-    of = f" of the loss {', '.join(bad)}" if bad else ""
     return (
-        f"the gradient{of} of {name} is no longer finite at {state.seen} pictures seen, "
-        f"though the losses are ({values})"
+        f"the gradient of {name} is no longer finite at {state.seen} pictures seen, that of the loss "
+        f"{max(norms, key=lambda key: norms[key])} first; the losses themselves are ({values})"
     )
 
 

@@ -68,7 +68,7 @@ def train_autoencoder(
         yield report
     note = opponent.finish(state, judge.psnr(state)) if opponent else ""
     if note and report:
-        yield replace(report, note=note)
+        yield replace(report, losses={}, measures={}, note=note)
     state.averages["autoencoder"].copy_to(module)
     passport = _passport(dataset, state) | ({"start": start.hash} if start else {})
     if opponent:
