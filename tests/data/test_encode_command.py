@@ -1,0 +1,130 @@
+"""`carrara data encode` as a user runs it, and a training that mixes what it stored."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from carrara.autoencoders.scale import LatentScale
+from carrara.autoencoders.stored import load_autoencoder
+from carrara.config import parse
+from carrara.data.latents import encoded, moments_of, variants
+from carrara.data.loader import Loaded
+from carrara.data.table import Dataset
+from carrara.errors import UserError
+from carrara.training.diffusing import DiffusionRecipe, DiffusionTask
+from carrara.training.stages import scale_note, scaled, stored_latents
+from conftest import Command, Trained, recipe_file, small_diffusion
+
+
+def test_variants_are_encoded_once(carrara: Command, trained: Trained) -> None:
+    first = carrara("data", "encode", trained.dataset.path, "--with", trained.autoencoder, "--flip")
+    assert first.status == 0, first.err
+    assert "encoded: 24 pictures, centre in latent_" in first.out
+    assert "centre+flip in latent_" in first.out
+    again = carrara("data", "encode", trained.dataset.path, "--with", trained.autoencoder / "model", "--flip")
+    assert again.status == 0
+    assert "nothing to do: encoded already: 24 pictures" in again.out
+    square = carrara("data", "encode", trained.dataset.path, "--with", trained.autoencoder, "--crops", 3)
+    assert "all pictures are square" in square.out
+
+
+def test_mistakes_are_one_line(carrara: Command, trained: Trained, tmp_path: Path) -> None:
+    data = trained.dataset.path
+    assert "there is no data set at" in carrara("data", "encode", "nowhere", "--with", data).refusal
+    assert "there is no model at" in carrara("data", "encode", data, "--with", "nowhere").refusal
+    assert "is no autoencoder" in carrara("data", "encode", data, "--with", data).refusal
+    assert "--with" in carrara("data", "encode", data).refusal
+    crops = carrara("data", "encode", data, "--with", trained.autoencoder, "--crops", 2)
+    assert "crops is 2; expected 1" in crops.refusal
+    (tmp_path / "source").mkdir()
+    for k in range(3):
+        page = Image.fromarray(np.full((16, 16), k, np.uint16))
+        page.save(tmp_path / "source" / f"{k}.tif", save_all=True, append_images=[page] * 4)
+    assert carrara("data", "import", "source", "stacks").status == 0
+    stacks = carrara("data", "encode", "stacks", "--with", trained.autoencoder)
+    assert "3 of the 3 pictures in stacks cannot become the 3 channels" in stacks.refusal
+
+
+class Nothing(nn.Module):
+    """A denoiser that says zero."""
+
+    def forward(self, z: torch.Tensor, t: torch.Tensor, context: Any) -> torch.Tensor:
+        return torch.zeros_like(z)
+
+
+def test_training_draws_a_variant_for_each_sample_by_its_seed() -> None:
+    recipe = DiffusionRecipe(flip=True)
+    scale = LatentScale(torch.zeros(2), torch.ones(2))
+    task = DiffusionTask(
+        recipe,
+        Nothing(),
+        nn.ModuleDict(),
+        latents=["a", "b"],
+        scale=scale,
+        words={},
+        device=torch.device("cpu"),
+    )
+    assert task.columns == ("a", "b")
+    seeds = np.arange(400, dtype=np.uint64)
+    columns = {
+        name: torch.cat([torch.full((400, 2, 1, 1), value), torch.zeros(400, 2, 1, 1)], 1).half()
+        for name, value in (("a", 1.0), ("b", 2.0))
+    }
+    drawn = task.raw(Loaded(seeds.astype(np.int64), 0, seeds, columns), [int(s) for s in seeds])[:, 0, 0, 0]
+    assert set(drawn.tolist()) == {1.0, 2.0}
+    assert 160 < int((drawn == 1).sum()) < 240
+    few = {name: values[100:110] for name, values in columns.items()}
+    batch = Loaded(seeds[100:110].astype(np.int64), 0, seeds[100:110], few)
+    assert torch.equal(task.raw(batch, list(range(100, 110)))[:, 0, 0, 0], drawn[100:110])
+
+
+def test_the_scale_is_measured_over_all_variants(carrara: Command, trained: Trained) -> None:
+    model = load_autoencoder(trained.autoencoder / "model")
+    recipe = DiffusionRecipe(flip=True)
+    assert (
+        carrara("data", "encode", trained.dataset.path, "--with", trained.autoencoder, "--flip").status == 0
+    )
+    dataset = Dataset.open(trained.dataset.path)
+    columns = stored_latents(recipe, model, dataset)
+    assert encoded(dataset, model, variants(True, 1)) == columns
+    both = torch.cat([batch.double() for column in columns for batch in moments_of(dataset, column)])
+    found = scaled(model, dataset, columns).scale
+    assert found is not None
+    assert torch.allclose(found.mean.double(), both[:, :4].mean((0, 2, 3)), atol=1e-5)
+    alone = scaled(model, dataset, columns[:1]).scale
+    assert alone is not None
+    assert not torch.equal(alone.mean, found.mean)
+    assert scale_note(recipe, model, dataset) is None  # it came without one
+    assert scale_note(recipe, model.with_scale(found), dataset) is None
+    far = LatentScale(found.mean, found.std * 3)
+    assert "does not fit this data" in str(scale_note(recipe, model.with_scale(far), dataset))
+    with pytest.raises(
+        UserError, match="is not encoded with this autoencoder yet; see `carrara data encode`"
+    ):
+        stored_latents(DiffusionRecipe(flip=True, crops=3), model, dataset)
+
+
+def test_a_recipe_for_pixels_has_no_variants() -> None:
+    for change in ({"flip": True}, {"crops": 3}):
+        with pytest.raises(UserError, match=r"'flip' and 'crops' are for latents; .* 'pixels.flip'"):
+            parse(DiffusionRecipe, {"pixels": {}, **change}, where="recipe")
+    with pytest.raises(UserError, match="crops"):
+        parse(DiffusionRecipe, {"crops": 2}, where="recipe")
+
+
+def test_training_encodes_what_it_lacks(
+    carrara: Command, pictures: Path, trained: Trained, tmp_path: Path
+) -> None:
+    assert carrara("data", "import", pictures, "data").status == 0
+    recipe = small_diffusion("3steps").model_copy(update={"flip": True})
+    file = recipe_file(recipe, tmp_path / "mine.toml")
+    done = carrara("train", file, "data", "--autoencoder", trained.autoencoder, "--out", "run")
+    assert done.status == 0, done.err
+    assert "latents centre+flip  100%  24 encoded" in done.out
+    model = load_autoencoder(trained.autoencoder / "model")
+    assert encoded(Dataset.open(tmp_path / "data"), model, variants(True, 1)) is not None
