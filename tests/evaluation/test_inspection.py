@@ -298,7 +298,13 @@ def test_use_of_the_codes(config: Any) -> None:
     assert found.codebook.codes == module.codes == (32 if config.kind == "vq" else 72)
     assert found.codebook.used == int((counts > 0).sum())
     assert found.codebook.positions == 15 * 8 * 8
-    assert found.numbers["codebook_use"] == found.codebook.used / found.codebook.expected
+    assert found.numbers["codebook_use"] == found.codebook.used / found.codebook.codes
+    few = inspected(autoencoder, Pictures(patterns(20), 2))
+    assert few.codebook is not None
+    assert "codebook_use" not in few.numbers  # most codes had no chance to be met
+    own = inspected(untrained(config, data="these"), Pictures(patterns(20), 15))
+    assert own.codebook is not None
+    assert own.codebook.positions == 20 * 8 * 8  # training pictures use the codebook as well
     assert {"posterior_noise", "latent_std_smallest"}.isdisjoint(found.numbers)  # points have no posterior
     page = inspection_page(found, judge(found.numbers))
     assert "The codebook" in page
@@ -323,7 +329,7 @@ def test_dead_channels_are_named() -> None:
 def test_every_rule_has_its_figure(tmp_path: Path) -> None:
     """A misspelt name would be a rule that never fires."""
     measured = set(inspected(untrained(small(), data="these"), Pictures(patterns(80), 40)).numbers)
-    measured |= set(inspected(untrained(small(vq, codes=32)), Pictures(patterns(6), 3)).numbers)
+    measured |= set(inspected(untrained(small(vq, codes=32)), Pictures(patterns(10), 8)).numbers)
     for rule in RULES:
         if rule.figure not in ("lpips", "kernel_distance"):
             assert rule.figure in measured

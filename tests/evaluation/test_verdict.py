@@ -1,8 +1,11 @@
 """The verdict: every rule fires beyond its bound and only there, names its value, and says what to do."""
 
+import re
+
 import pytest
 
 from carrara.evaluation.verdict import RULES, Rule, judge
+from carrara.recipes.catalogue import named as recipe
 
 GOOD = {
     "psnr": 32.0,
@@ -40,6 +43,19 @@ def test_every_rule_fires_beyond_its_bound(rule: Rule) -> None:
     assert "{" not in finding.words
     assert any(digit.isdecimal() for digit in finding.words)
     assert rule.advice
+
+
+def test_advice_names_keys_that_recipes_have() -> None:
+    named = {key for rule in RULES for key in re.findall(r"\b\w+\.\w+\b", rule.advice)}
+    known = {
+        f"{section}.{key}"
+        for name in ("kl_autoencoder", "vq_autoencoder", "fsq_autoencoder")
+        for section, values in recipe(name).model_dump(mode="json").items()
+        if isinstance(values, dict)
+        for key in values
+    }
+    assert len(named) >= 6
+    assert named <= known
 
 
 def test_grave_rules_are_asked_before_mild_ones_of_the_same_figure() -> None:

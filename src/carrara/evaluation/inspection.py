@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 WORST = 32  # pictures kept for the page
 _COMPARED = 256  # training pictures, at most, that tell whether training pictures come back better
 _ENOUGH = 30  # held-out pictures, from which a gap to training pictures is more than chance
+_POSITIONS = 10  # positions a code, from which an unused code is more than chance
 _DEAD_NATS, _DEAD_SHARE = 0.01, 0.01  # a channel with less KL, or less of the largest spread, carries nothing
 
 
@@ -79,8 +80,8 @@ class Inspection:
             found["posterior_noise"] = float(np.median(noise))
         if near:
             found["smoothness"] = float(np.mean(near))
-        if self.codebook:
-            found["codebook_use"] = self.codebook.used / self.codebook.expected
+        if self.codebook and self.codebook.positions >= _POSITIONS * self.codebook.codes:
+            found["codebook_use"] = self.codebook.used / self.codebook.codes
         return found
 
     @property
@@ -152,6 +153,7 @@ def inspect(
         yield Progress(done / total, f"{done} of {total} pictures")
     of_training: list[Tensor] = []
     for seen in _pairs(autoencoder, dataset, compared, device):
+        meter.count_codes(seen.mean)
         of_training.append(psnr(seen.original, seen.again).clamp(max=100))
         done += len(seen.rows)
         yield Progress(done / total, f"{done} of {total} pictures")
@@ -251,11 +253,9 @@ class _Meter:
         self.psnr.append(of_each)
         self._ssim.append(ssim(seen.original, seen.again))
         self._shift.append(colour_shift(seen.original, seen.again))
+        self.count_codes(seen.mean)
         with torch.inference_mode():
             self.latents.add(seen.mean, seen.logvar)
-            if self.indices:
-                found = self.indices(seen.mean).flatten().cpu()
-                self.counts += torch.bincount(found, minlength=len(self.counts))
             if isinstance(self.lpips, Lpips):
                 for part in range(0, len(seen.rows), 16):
                     a, b = (
@@ -269,6 +269,13 @@ class _Meter:
             if len(self._worst) < WORST or -db > self._worst[0][0]:
                 keep = heapq.heappush if len(self._worst) < WORST else heapq.heapreplace
                 keep(self._worst, (-db, row, seen.original[index].clone(), seen.again[index].clone()))
+
+    def count_codes(self, latent: Tensor) -> None:
+        """Where there is a codebook: which codes these latents are made of."""
+        if self.indices:
+            with torch.inference_mode():
+                found = self.indices(latent).flatten().cpu()
+            self.counts += torch.bincount(found, minlength=len(self.counts))
 
     def inspection(
         self, dataset: Dataset, model: dict[str, Any], data: dict[str, Any], gap: float | None, compared: int
@@ -329,7 +336,7 @@ class _Meter:
             return Figure(None, "", "it compares sets, and there is one picture")
         return Figure(
             kernel_distance(a, b, paired=True),
-            "x 1000",
+            "thousandths",
             f"originals against reconstructions, unbiased cubic kernel, pairs left out; {self.features.protocol}; "
             f"{through}; not FID, not KID",
         )

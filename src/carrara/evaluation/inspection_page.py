@@ -206,7 +206,8 @@ def _codebook(use: CodebookUse) -> str:
         ["even use would meet", f"{use.expected:.0f}"],
         ["perplexity", f"{use.perplexity:.1f}"],
     ]
-    return report.table(rows) + "<p>Perplexity: how many codes even use of them would need.</p>"
+    words = "Over the pictures measured and those of training that they are compared with. Perplexity: how many codes "
+    return f"{report.table(rows)}<p>{words}even use of them would need.</p>"
 
 
 def _or_dash(value: float | None, form: str) -> str:

@@ -27,11 +27,11 @@ class Rule:
         return value < self.bound if self.limit == "at least" else value > self.bound
 
 
-_LONGER = (
-    "train longer (--budget), or give the latent more room: autoencoder.latent_channels up, or one level less"
-)
-_LESS_KL = "lower the weight of the penalty (penalty)"
-_MORE_KL = "raise the weight of the penalty (penalty)"
+# What is named here with a dot are keys of a recipe: `carrara train … --set autoencoder.kl=0.001`.
+_LONGER = "train longer (train.budget), or give the latent more numbers: raise autoencoder.latent_channels"
+_LESS_KL = "lower autoencoder.kl"
+_MORE_KL = "raise autoencoder.kl"
+_LPIPS = "set or raise losses.lpips"
 
 RULES: Sequence[Rule] = (
     Rule("psnr", "at least", 21, True, "pictures come back blurred or wrong: {value:.1f} dB", _LONGER),
@@ -39,32 +39,32 @@ RULES: Sequence[Rule] = (
     Rule(
         *("lpips", "at most", 0.25, True),
         finding="people would see the difference at once: LPIPS {value:.2f}",
-        advice="train longer, with a perceptual loss (lpips)",
+        advice=f"train longer (train.budget); {_LPIPS}",
     ),
     Rule(
         *("lpips", "at most", 0.12, False),
         finding="people would see a difference: LPIPS {value:.2f}",
-        advice="add or strengthen a perceptual loss (lpips)",
+        advice=_LPIPS,
     ),
     Rule(
         *("kernel_distance", "at most", 50, False),
         finding="as a set, reconstructions look unlike the originals: kernel distance {value:.0f}",
-        advice="usually blur: a perceptual loss (lpips), a discriminator, or more training",
+        advice=f"usually blur: {_LPIPS}, add a discriminator, or train longer (train.budget)",
     ),
     Rule(
         *("colour_shift", "at most", 2, False),
         finding="colours have shifted by {value:.1f} of 255",
-        advice="train longer at a falling learning rate; check that the pictures are in sRGB",
+        advice="train longer (train.budget), with a longer end at a falling rate (train.cooldown)",
     ),
     Rule(
         *("gap", "at most", 2, False),
         finding="training pictures come back {value:.1f} dB better than held-out ones: it has learnt them by heart",
-        advice="more pictures, flip = true, or a smaller network (autoencoder.channels)",
+        advice="more pictures, or a smaller network (autoencoder.channels)",
     ),
     Rule(
         *("dead_channels", "at most", 0, False),
         finding="{value:.0f} of the latent's channels carry nothing",
-        advice=f"fewer channels (autoencoder.latent_channels), or {_LESS_KL}",
+        advice=f"{_LESS_KL}, or autoencoder.latent_channels by as many",
     ),
     Rule(
         *("posterior_noise", "at most", 0.6, True),
@@ -89,11 +89,11 @@ RULES: Sequence[Rule] = (
     Rule(
         *("smoothness", "at least", 0.1, False),
         finding="the latent is rough: neighbours correlate by {value:.2f}, so it is hard to learn",
-        advice=f"{_MORE_KL}, or fewer channels",
+        advice="raise autoencoder.kl where there is one, or lower autoencoder.latent_channels",
     ),
     Rule(
         *("codebook_use", "at least", 0.5, False),
-        finding="only {value:.0%} of the codes that even use would meet are in use",
+        finding="only {value:.0%} of the codes are in use",
         advice="a smaller codebook (autoencoder.codes, or autoencoder.levels)",
     ),
 )
