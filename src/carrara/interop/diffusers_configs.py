@@ -39,6 +39,7 @@ def _only(*supported: Any) -> AfterValidator:
 
 Count = Annotated[int, Field(ge=1)]
 Blocks = Annotated[int, Field(ge=0, le=64)]  # far more than any has: a damaged file cannot ask for a million
+Widths = Annotated[tuple[Count, ...], Field(min_length=1, max_length=16)]
 Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Silu = Annotated[str, _only("silu", "swish")]
@@ -54,7 +55,7 @@ class Trunk(Config):
     out_channels: Count = 3
     down_block_types: tuple[Down, ...] = ("DownEncoderBlock2D",)
     up_block_types: tuple[Up, ...] = ("UpDecoderBlock2D",)
-    block_out_channels: Annotated[tuple[Count, ...], Field(min_length=1, max_length=16)] = (64,)
+    block_out_channels: Widths = (64,)
     layers_per_block: Annotated[Blocks, Field(ge=1)] = 1
     act_fn: Silu = "silu"
     norm_num_groups: Annotated[int, _only(32, 8)] = 32
@@ -162,18 +163,8 @@ class AutoencoderTiny(Config):
 
     in_channels: Count = 3
     out_channels: Count = 3
-    encoder_block_out_channels: Annotated[tuple[Count, ...], Field(min_length=1, max_length=16)] = (
-        64,
-        64,
-        64,
-        64,
-    )
-    decoder_block_out_channels: Annotated[tuple[Count, ...], Field(min_length=1, max_length=16)] = (
-        64,
-        64,
-        64,
-        64,
-    )
+    encoder_block_out_channels: Widths = (64, 64, 64, 64)
+    decoder_block_out_channels: Widths = (64, 64, 64, 64)
     block_out_channels: tuple[Count, ...] | None = None  # the decoder's again, in every file
     act_fn: Annotated[str, _only("relu")] = "relu"
     upsample_fn: Annotated[str, _only("nearest")] = "nearest"
