@@ -113,6 +113,20 @@ def pixels(data: bytes, size: int, channels: int = 3, *, bits: int = 8, crop: Cr
     return torch.from_numpy(values)
 
 
+def whole(data: bytes, channels: int = 3, *, bits: int = 8) -> Tensor:
+    """``[channels h w]`` at the picture's own size, upright; depth, channels and errors as in `pixels`."""
+    import torch
+
+    if bits == 8 and channels in MODES:
+        return to_tensor(decode(data, channels=channels))
+    with _refusing_what_is_bad(data):
+        found, _ = planes.read(lambda: _open(data), planes.nature(_open(data)), channels, _as_seen)
+        values = np.stack([np.array(plane) for plane in found])
+    if bits == 8:
+        return torch.from_numpy(np.rint(values / 257).astype(np.uint8))
+    return torch.from_numpy(values.astype(np.uint16))
+
+
 def resize_and_crop(image: Image.Image, size: int, crop: Crop = "centre") -> Image.Image:
     """A square of ``image``, scaled to ``size`` x ``size`` with an antialiased LANCZOS filter."""
     if image.size == (size, size):
