@@ -288,6 +288,24 @@ def test_damaged_deep_pictures_are_refused() -> None:
     assert refused > 100
 
 
+def test_a_planar_tiff_of_sixteen_bits_is_refused() -> None:
+    """Pillow reads it as if it had 8 bits, and nobody would notice."""
+    plane = noise(8, 8).astype("<u2").tobytes()
+    one = {256: 8, 257: 8, 259: 1, 262: 2, 277: 3, 278: 8, 284: 2}
+    start = 8 + 2 + 12 * (len(one) + 3) + 4
+    three = {258: start, 273: start + 6, 279: start + 18}
+    entries = [(tag, 4, 1, value) for tag, value in one.items()]
+    entries += [(tag, 3 if tag == 258 else 4, 3, place) for tag, place in three.items()]
+    body = struct.pack("<3H", 16, 16, 16) + struct.pack("<3I", *(start + 30 + 128 * k for k in range(3)))
+    body += struct.pack("<3I", 128, 128, 128) + plane * 3
+    table = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    data = b"II*\0" + struct.pack("<IH", 8, len(entries)) + table + struct.pack("<I", 0) + body
+    assert Image.open(io.BytesIO(data)).mode == "RGB"
+    for read in (examine, decode):
+        with pytest.raises(BadPicture, match="16 bits whose channels lie one after the other"):
+            read(data)
+
+
 def test_too_many_pages_or_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     data = pages(noise(9, 6, 6))
     monkeypatch.setattr("carrara.data.planes.MAX_PAGES", 8)

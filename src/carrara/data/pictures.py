@@ -55,6 +55,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PLANAR, _BITS = 284, 258  # tags of a TIFF; Pillow reads such a one of 16 bits as if it had 8, to nonsense
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 Crop = Literal["centre", "start", "end"]  # which square of a picture, along its long side
@@ -200,6 +201,9 @@ def _open(data: bytes, short_side: int | None = None) -> Image.Image:
         raise BadPicture(f"has no pixels ({width} x {height})")
     if width * height > MAX_PIXELS:
         raise BadPicture(f"{width} x {height} is more than {MAX_PIXELS} pixels")
+    tags = getattr(picture, "tag_v2", {})
+    if tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (8,))) > 8:
+        raise BadPicture("a TIFF of 16 bits whose channels lie one after the other; save them pixel by pixel")
     if short_side is not None:
         picture.draft(None, _at_least(picture.size, 2 * short_side))
     return picture
@@ -282,6 +286,8 @@ def _what_instead(data: bytes) -> str:
         return f"an SVG or XML file, not pixels; expected {known}"
     if data[4:8] == b"ftyp":
         return f"a HEIC picture or a video; expected {known}"
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        return "a TIFF that is damaged, or of a kind that is not read (expected 1, 3 or 4 samples a pixel)"
     if looks_like_picture(data[:16]):
         return "damaged: the header cannot be read"
     return f"not a picture; expected {known}"
