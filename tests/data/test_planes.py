@@ -306,6 +306,13 @@ def test_a_planar_tiff_of_sixteen_bits_is_refused() -> None:
             read(data)
 
 
+def test_five_samples_a_pixel_say_what_is_expected() -> None:
+    with pytest.raises(
+        BadPicture, match=r"a TIFF .* of a kind that is not read \(expected 1, 3 or 4 samples"
+    ):
+        examine(tiff16(noise(8, 8, 5)))
+
+
 def test_too_many_pages_or_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     data = pages(noise(9, 6, 6))
     monkeypatch.setattr("carrara.data.planes.MAX_PAGES", 8)
