@@ -12,6 +12,7 @@ import typer
 from carrara.cli_data import data, encode_missing
 from carrara.cli_exchange import adopt, export
 from carrara.cli_inspect import app as inspect
+from carrara.cli_reconstruct import reconstruct
 from carrara.cli_show import show
 from carrara.console import Bar, Interrupted, console, fail, until_interrupted
 from carrara.errors import UserError
@@ -170,6 +171,7 @@ def quickstart(
 
 app.command()(adopt)
 app.command()(export)
+app.command()(reconstruct)
 
 
 # --- what commands share ---

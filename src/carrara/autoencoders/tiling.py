@@ -78,15 +78,18 @@ class Grid(NamedTuple):
 def grid(height: int, width: int, factor: int, tile: int = TILE, overlap: int = OVERLAP) -> Grid:
     """The tiles of a picture of ``height`` x ``width`` pixels; ``tile`` and ``overlap`` are rounded to the factor.
 
-    UserError where tiles would not get on: the overlap has to be smaller than the tile.
+    UserError where tiles are too small to share that much.
     """
-    side, shared = max(1, tile // factor), -(-overlap // factor)
-    if not 0 <= shared < side:
+    side, shared = tile // factor, -(-overlap // factor)
+    tall, wide = height // factor, width // factor
+    if shared < 0:
+        raise UserError(f"neighbouring tiles cannot share {overlap} pixels; expected at least 0")
+    if side <= shared and side < max(tall, wide):
         raise UserError(
-            f"tiles of {tile} pixels cannot share {overlap} with their neighbours; expected a tile of at least "
-            f"{overlap + 1 if overlap >= 0 else 1} and an overlap of at least 0, in whole steps of {factor}"
+            f"tiles of {tile} pixels are too small to share {overlap} with their neighbours; "
+            f"expected at least {(shared + 1) * factor}"
         )
-    return Grid(_spans(height // factor, side, shared), _spans(width // factor, side, shared))
+    return Grid(_spans(tall, side, shared), _spans(wide, side, shared))
 
 
 def encode(autoencoder: Any, image: Tensor, tile: int = TILE, overlap: int = OVERLAP) -> Moments:
@@ -133,17 +136,18 @@ def decode(autoencoder: Any, latent: Tensor, tile: int = TILE, overlap: int = OV
 def encode_any_size(autoencoder: Any, image: Tensor, limit: int = LARGE) -> Moments:
     """`encode`, in tiles only where the picture has more than ``limit`` pixels."""
     height, width = image.shape[-2:]
-    return encode(autoencoder, image, *_tile_for(height, width, limit))
+    return encode(autoencoder, image, tile_for(height, width, limit))
 
 
 def decode_any_size(autoencoder: Any, latent: Tensor, limit: int = LARGE) -> Tensor:
     """`decode`, in tiles only where the picture will have more than ``limit`` pixels."""
     height, width = (side * autoencoder.factor for side in latent.shape[-2:])
-    return decode(autoencoder, latent, *_tile_for(height, width, limit))
+    return decode(autoencoder, latent, tile_for(height, width, limit))
 
 
-def _tile_for(height: int, width: int, limit: int) -> tuple[int, int]:
-    return (TILE if height * width > limit else max(height, width, OVERLAP + 1)), OVERLAP
+def tile_for(height: int, width: int, limit: int = LARGE) -> int:
+    """A tile's side in pixels: all of the picture, unless it has more than ``limit`` pixels."""
+    return TILE if height * width > limit else max(height, width)
 
 
 def _spans(size: int, tile: int, shared: int) -> list[Span]:
@@ -216,7 +220,7 @@ class _Whole:
 
     def _pieces(self, size: int, side: int) -> Tensor:
         count = -(-side // PIECE)
-        starts = [(size - PIECE) * k // (count - 1) for k in range(count)] if side < size else []
+        starts = [(size - PIECE) * k // max(1, count - 1) for k in range(count)] if side < size else []
         latents = [s + k for s in starts for k in range(PIECE)][:side] or list(range(size))
         return (torch.tensor(latents)[:, None] * self.inner + torch.arange(self.inner)).flatten()
 

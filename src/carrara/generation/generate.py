@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from carrara.autoencoders.tiling import decode_any_size
 from carrara.config import Config, OneOf, parse
 from carrara.diffusion.grids import GRIDS
 from carrara.diffusion.guidance import cfg
@@ -80,11 +81,11 @@ def denoise(
 
 
 def decode(model: Model, latent: Tensor) -> Tensor:
-    """Scaled latents [b c h w] to ``uint8 [b c H W]``."""
+    """Scaled latents [b c h w] to ``uint8 [b c H W]``; large pictures tile by tile (docs/tiling.md)."""
     scale = model.autoencoder.scale
     assert scale is not None
     with torch.inference_mode():
-        return to_pixels(model.autoencoder.module.decode(scale.unscale(latent))).cpu()  # type: ignore[operator]
+        return to_pixels(decode_any_size(model.autoencoder.module, scale.unscale(latent))).cpu()
 
 
 def generate(

@@ -1,0 +1,105 @@
+"""`carrara reconstruct`: a picture of yours, at its own size, through an autoencoder and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from carrara.console import console
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def reconstruct(
+    autoencoder: Annotated[Path, typer.Argument(help="An autoencoder's folder, or the run that made it.")],
+    picture: Annotated[Path, typer.Argument(help="A picture of yours, of any size.")],
+    out: Annotated[Path, typer.Option(help="The PNG that it becomes.")],
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Side in pixels of what is worked on at once; usually 512, and only if it is large."
+        ),
+    ] = None,
+) -> None:
+    """Put a picture through an autoencoder and back, and tell what was lost."""
+
+    from carrara.autoencoders import tiling
+    from carrara.cli import open_autoencoder
+    from carrara.generation.pictures import save_png
+    from carrara.tensors import from_pixels, to_pixels
+    from carrara.training.parallel import Placement
+
+    if out.suffix.lower() != ".png":
+        raise UserError(f"{out}: expected a name that ends in .png")
+    if not out.parent.is_dir():
+        raise UserError(f"cannot write {out}: there is no folder {out.parent}")
+    stored = open_autoencoder(autoencoder)
+    channels, device = stored.config.image_channels, Placement.choose().device
+    module = stored.module.to(device)
+    if channels > 4 or (stored.bits == 16 and channels > 1):
+        raise UserError(
+            f"this autoencoder's pictures have {channels} channels of {stored.bits} bits, which is more than is "
+            f"written as a PNG; expected at most {4 if stored.bits == 8 else 1}"
+        )
+    original = _read(picture, channels, stored.bits)
+    height, width = original.shape[-2:]
+    factor = int(module.factor)  # type: ignore[arg-type]
+    image = _to_multiple(from_pixels(original)[None], factor)
+    tall, wide = image.shape[-2:]
+    side = tiling.tile_for(tall, wide) if tile is None else tile
+    overlap = min(tiling.OVERLAP, side // 2)
+    tiles = tiling.grid(tall, wide, factor, side, overlap)
+    latent = tiling.encode(module, image.to(device), side, overlap).mode()
+    again = tiling.decode(module, latent, side, overlap)[0, :, :height, :width]
+    pixels = to_pixels(again, stored.bits).cpu()
+    save_png(pixels, out, {"autoencoder": stored.hash})
+    db = _psnr(original, pixels)
+    shape = " x ".join(str(n) for n in latent.shape[1:])
+    share = original.numel() / latent.numel()
+    console.print(str(out), soft_wrap=True)
+    console.print(f"{db:.2f} dB PSNR, {width} x {height} pixels", soft_wrap=True)
+    console.print(f"latent {shape}: {share:.1f} times fewer numbers than the picture has", soft_wrap=True)
+    if not tiles.single:
+        count = len(tiles.rows) * len(tiles.columns)
+        console.print(f"in {count} tiles of {side // factor * factor} pixels", soft_wrap=True)
+
+
+def _read(path: Path, channels: int, bits: int) -> Tensor:
+    """The picture's pixels; UserError where there are none."""
+    from carrara.data.pictures import BadPicture, whole
+
+    try:
+        return whole(path.read_bytes(), channels, bits=bits)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except BadPicture as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+def _to_multiple(image: Tensor, factor: int) -> Tensor:
+    """``image [b c h w]``, mirrored below and to the right until its sides are multiples of the factor."""
+    import torch
+
+    for axis in (2, 3):
+        size = image.shape[axis]
+        there_and_back = [
+            *range(size),
+            *range(size - 2, 0, -1),
+        ]  # a picture may be smaller than what is added
+        wanted = torch.arange(-(-size // factor) * factor) % len(there_and_back)
+        image = image.index_select(axis, torch.tensor(there_and_back)[wanted])
+    return image
+
+
+def _psnr(a: Tensor, b: Tensor) -> float:
+    """In dB, of ``[c h w]``; row by row, since a large picture in double precision is eight times itself."""
+    import torch
+
+    from carrara.evaluation.reconstruction import psnr
+
+    rows = torch.stack([psnr(a[None, :, y : y + 1], b[None, :, y : y + 1])[0] for y in range(a.shape[1])])
+    return float(-10 * torch.log10((10 ** (-rows / 10)).mean()))
