@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 from carrara.data.channels import bits_of, can_become, channel_counts, channels_of, check_channels
 from carrara.data.importing import import_pictures
 from carrara.data.loader import load
-from carrara.data.pictures import BadPicture, decode, examine, pixels, stack
+from carrara.data.pictures import BadPicture, decode, examine, pixels, stack, whole
 from carrara.data.table import Dataset
 from carrara.errors import UserError
 
@@ -223,6 +223,8 @@ def test_a_stack_of_pages_is_a_picture_of_so_many_channels(channels: int) -> Non
     shallow = pages((numbers >> 8).astype(np.uint8))
     assert np.array_equal(pixels(shallow, 12, channels).numpy(), numbers >> 8)
     assert pixels(data, 5, channels, bits=16).shape == (channels, 5, 5)
+    assert np.array_equal(whole(data, channels, bits=16).numpy(), numbers)
+    assert torch.equal(whole(data, channels), pixels(data, 12, channels))
     with pytest.raises(BadPicture, match=rf"has {channels} channels; the recipe asks for 4"):
         pixels(data, 12, 4)
 

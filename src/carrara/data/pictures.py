@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -100,32 +101,30 @@ def pixels(data: bytes, size: int, channels: int = 3, *, bits: int = 8, crop: Cr
     channels (or two to four, of pages in grey) are the pages of a TIFF. Raises BadPicture where the picture
     has other channels than can become these.
     """
-    import torch
-
     with _refusing_what_is_bad(data):
         picture = _open(data, size)
         mode = planes.nature(picture)
         if bits == 8 and channels in MODES and " x " not in mode:
             return to_tensor(resize_and_crop(_seen(picture, channels), size, crop))
         found, alpha = planes.read(lambda: _open(data, size), mode, channels, _as_seen)
-        values = planes.resize(found, alpha, size, _square(found[0].size, crop))
-    if bits == 8:
-        return torch.from_numpy(np.rint(values / 257).astype(np.uint8))
-    return torch.from_numpy(values)
+        return _of_depth(planes.resize(found, alpha, size, _square(found[0].size, crop)), bits)
 
 
 def whole(data: bytes, channels: int = 3, *, bits: int = 8) -> Tensor:
     """``[channels h w]`` at the picture's own size, upright; depth, channels and errors as in `pixels`."""
+    with _refusing_what_is_bad(data):
+        picture = _open(data)
+        mode = planes.nature(picture)
+        if bits == 8 and channels in MODES and " x " not in mode:
+            return to_tensor(_seen(picture, channels))
+        found, _ = planes.read(lambda: _open(data), mode, channels, _as_seen)
+        return _of_depth(np.stack([np.array(plane) for plane in found]).astype(np.uint16), bits)
+
+
+def _of_depth(values: npt.NDArray[np.uint16], bits: int) -> Tensor:
     import torch
 
-    if bits == 8 and channels in MODES:
-        return to_tensor(decode(data, channels=channels))
-    with _refusing_what_is_bad(data):
-        found, _ = planes.read(lambda: _open(data), planes.nature(_open(data)), channels, _as_seen)
-        values = np.stack([np.array(plane) for plane in found])
-    if bits == 8:
-        return torch.from_numpy(np.rint(values / 257).astype(np.uint8))
-    return torch.from_numpy(values.astype(np.uint16))
+    return torch.from_numpy(np.rint(values / 257).astype(np.uint8) if bits == 8 else values)
 
 
 def resize_and_crop(image: Image.Image, size: int, crop: Crop = "centre") -> Image.Image:
