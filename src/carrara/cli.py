@@ -57,7 +57,7 @@ def train(
     """Train an autoencoder (stage one), or a diffusion model on its latents (stage two) or on pixels."""
     from carrara.data.table import Dataset
     from carrara.recipes.catalogue import named
-    from carrara.training.autoencoding import AutoencoderRecipe
+    from carrara.training.autoencoding import AutoencoderRecipe, with_network
     from carrara.training.stages import fitted
 
     changes = [*(change or []), *([f'train.budget="{budget}"'] if budget else [])]
@@ -69,11 +69,12 @@ def train(
                 "this recipe makes an autoencoder; to begin from an existing one give it as --start"
             )
         begin = open_autoencoder(start) if start else None
-        if begin:
-            if any(line.startswith("autoencoder") for line in changes):
-                raise UserError("--start brings its own network: leave --set autoencoder… away")
-            chosen = chosen.model_copy(update={"autoencoder": begin.config})
-        run_autoencoder(chosen, pictures, out, begin)
+        if begin and begin.size != chosen.size:
+            console.print(
+                f"note: {start} was made at {begin.size} pixels; this trains at {chosen.size} (--set size=…)",
+                soft_wrap=True,
+            )
+        run_autoencoder(with_network(chosen, begin), pictures, out, begin)
         console.print(f"next: carrara train text_ldm {dataset} --autoencoder {out} --out RUN", soft_wrap=True)
         return
     if start:
@@ -187,7 +188,7 @@ def run_autoencoder(
     from carrara.training.parallel import Placement
     from carrara.training.stages import train_autoencoder
 
-    if converted := check_channels(dataset, recipe.autoencoder.image_channels, recipe.bits):
+    if converted := check_channels(dataset, recipe.network.image_channels, recipe.bits):
         console.print(f"note: {converted}", soft_wrap=True)
     placement = Placement.choose(precision=recipe.train.precision)
     console.print(

@@ -8,5 +8,5 @@ from carrara.training.autoencoding import AutoencoderRecipe
 def recipe() -> AutoencoderRecipe:
     """``kl_autoencoder`` with eight values a channel instead of a Gaussian: 4096 codes, none of which can die."""
     plain = kl_autoencoder.recipe()
-    network = fsq.Config(**plain.autoencoder.model_dump(exclude={"kind", "kl"}), levels=(8, 8, 8, 8))
+    network = fsq.Config(**plain.network.model_dump(exclude={"kind", "kl"}), levels=(8, 8, 8, 8))
     return plain.model_copy(update={"autoencoder": network})

@@ -8,5 +8,5 @@ from carrara.training.autoencoding import AutoencoderRecipe
 def recipe() -> AutoencoderRecipe:
     """``kl_autoencoder`` with codes instead of a Gaussian."""
     plain = kl_autoencoder.recipe()
-    network = vq.Config(**plain.autoencoder.model_dump(exclude={"kind", "kl"}), codes=1024)
+    network = vq.Config(**plain.network.model_dump(exclude={"kind", "kl"}), codes=1024)
     return plain.model_copy(update={"autoencoder": network})

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from carrara.config import Component, Config
+from carrara.errors import UserError
 from carrara.tensors import from_pixels, sample_noise, sample_uniform
 from carrara.training import adversary
 from carrara.training.discriminator import smallest_side
@@ -18,6 +19,7 @@ from carrara.training.losses import LossWeights, reconstruction_terms
 from carrara.training.run import LOG_EVERY
 
 if TYPE_CHECKING:
+    from carrara.autoencoders.stored import StoredAutoencoder
     from carrara.data.loader import Loaded
 
 _NOISE, _FLIP = 1, 2  # streams of a sample's randomness
@@ -32,10 +34,18 @@ class AutoencoderRecipe(Config):
     )
     bits: Literal[8, 16] = Field(8, description="Depth of the pictures, bits a channel.")
     flip: bool = Field(True, description="Mirror half of the pictures.")
-    autoencoder: Component("autoencoders") = Field(description="The network.")  # type: ignore[valid-type]
+    autoencoder: Component("autoencoders") | None = Field(  # type: ignore[valid-type]
+        None, description="The network; none means that of the autoencoder to start from."
+    )
     losses: LossWeights = LossWeights()
     discriminator: adversary.Config | None = Field(None, description="Adversarial part; none leaves it away.")
     train: TrainConfig = TrainConfig()
+
+    @property
+    def network(self) -> Any:
+        """The configuration of its network, which it must have by now (see `with_network`)."""
+        assert self.autoencoder is not None
+        return self.autoencoder
 
     @model_validator(mode="after")
     def _discriminator_can_look(self) -> AutoencoderRecipe:
@@ -45,6 +55,25 @@ class AutoencoderRecipe(Config):
                 "take fewer layers"
             )
         return self
+
+
+def with_network(recipe: AutoencoderRecipe, start: StoredAutoencoder | None) -> AutoencoderRecipe:
+    """The recipe with its network, or with ``start``'s where it has none. UserError where there is none or two."""
+    if start is None:
+        if recipe.autoencoder is None:
+            raise UserError(
+                "this recipe has no network of its own: give the autoencoder to start from as --start"
+            )
+        return recipe
+    if recipe.autoencoder is None:
+        return recipe.model_copy(update={"autoencoder": start.config})
+    ours, theirs = recipe.autoencoder.model_dump(), start.config.model_dump()
+    if key := next((k for k in sorted(ours | theirs) if ours.get(k) != theirs.get(k)), None):
+        raise UserError(
+            f"the recipe's network has {key} = {ours.get(key)!r}, the one to start from {theirs.get(key)!r}; "
+            "the recipe finetune_autoencoder takes any network"
+        )
+    return recipe
 
 
 class AutoencoderTask:

@@ -41,7 +41,7 @@ class HeldOutJudge:
         """
         from carrara.evaluation.features import kernel_distance, load_features
 
-        if self.recipe.autoencoder.image_channels not in (1, 3):
+        if self.recipe.network.image_channels not in (1, 3):
             return None
         try:
             network = load_features(None)
@@ -61,7 +61,7 @@ class HeldOutJudge:
         if not rows or (fill and len(rows) < count):
             rows += list(self.dataset.indices("train")[: count - len(rows)])
         recipe = self.recipe
-        return self.dataset.pictures(rows, recipe.size, recipe.autoencoder.image_channels, bits=recipe.bits)
+        return self.dataset.pictures(rows, recipe.size, recipe.network.image_channels, bits=recipe.bits)
 
     @torch.inference_mode()
     def _reconstructed(self, pictures: Tensor, state: TrainingState) -> Tensor:

@@ -22,7 +22,7 @@ from carrara.data.loader import load
 from carrara.errors import UserError
 from carrara.generation.model import Model, ModelConfig, build_network
 from carrara.training import adversary
-from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask
+from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask, with_network
 from carrara.training.diffusing import DiffusionRecipe, DiffusionTask, Pixels
 from carrara.training.held_out import HeldOutJudge
 from carrara.training.loop import Report, TrainConfig, TrainingState
@@ -42,6 +42,7 @@ def train_autoencoder(
 
     It begins from ``start``'s weights, if given (the recipe then has its network), otherwise from random ones.
     """
+    recipe = with_network(recipe, start)
     check_pictures(dataset)
     made_from = {_DATA: dataset.hash} | ({"start": start.hash} if start else {})
     run = Run(folder, recipe, made_from)
@@ -49,19 +50,19 @@ def train_autoencoder(
         return
     placement = Placement.choose(precision=recipe.train.precision)
     torch.manual_seed(recipe.train.seed)
-    module = recipe.autoencoder.build()
+    module = recipe.network.build()
     check_autoencoder(recipe, module, dataset)
     if start:
         module.load_state_dict(start.module.state_dict())
     judge = HeldOutJudge(recipe, dataset, module)
     opponent, own = None, {}
     if recipe.discriminator:
-        network = adversary.build(recipe.discriminator, recipe.autoencoder.image_channels)
+        network = adversary.build(recipe.discriminator, recipe.network.image_channels)
         opponent = adversary.Adversary(recipe.discriminator, network, judge, folder)
         own = {"discriminator": opponent.train_config(recipe.train)}
     task = AutoencoderTask(recipe, module, placement.device, judge, opponent)
     state = TrainingState(task.modules, recipe.train, placement, own=own)
-    pixels = Pixels(size=recipe.size, channels=recipe.autoencoder.image_channels)
+    pixels = Pixels(size=recipe.size, channels=recipe.network.image_channels)
     batches = partial(_batches, dataset, list(task.columns), recipe.train, pixels, recipe.bits)
     report = None
     for report in run.train(task, state, batches):
@@ -70,18 +71,18 @@ def train_autoencoder(
     if note and report:
         yield replace(report, losses={}, measures={}, note=note)
     state.averages["autoencoder"].copy_to(module)
-    passport = _passport(dataset, state) | ({"start": start.hash} if start else {})
+    passport = _passport(dataset, state, start) | ({"start": start.hash} if start else {})
     if opponent:
         passport["discriminator"] = note or "undone, or never begun"
-    stored = StoredAutoencoder.of(module, recipe.autoencoder, recipe.size, passport, recipe.bits)
+    stored = StoredAutoencoder.of(module, recipe.network, recipe.size, passport, recipe.bits)
     stored.save(run.model, {RECIPE: to_toml(recipe)})
 
 
 def check_autoencoder(recipe: AutoencoderRecipe, module: Any, dataset: Dataset) -> None:
     """UserError where this network cannot be trained on these pictures by this recipe."""
-    check_channels(dataset, recipe.autoencoder.image_channels, recipe.bits)
+    check_channels(dataset, recipe.network.image_channels, recipe.bits)
     pictures = len(dataset.indices("train"))
-    kind = recipe.autoencoder.kind
+    kind = recipe.network.kind
     if recipe.size % module.factor:
         raise UserError(f"size is {recipe.size}; this autoencoder needs a multiple of {module.factor}")
     if not list(module.parameters()):
@@ -178,7 +179,7 @@ def train_diffusion(
     batches = partial(_batches, dataset, list(task.columns), recipe.train, recipe.pixels, 8)
     yield from run.train(task, state, batches)
     state.averages["denoiser"].copy_to(task.modules["denoiser"])
-    passport = _passport(dataset, state) | {"autoencoder": autoencoder.hash, "columns": words}
+    passport = _passport(dataset, state, autoencoder) | {"autoencoder": autoencoder.hash, "columns": words}
     Model(recipe.model, network, conditions, autoencoder, passport).save(run.model, {RECIPE: to_toml(recipe)})
 
 
@@ -209,8 +210,10 @@ def _batches(
     )
 
 
-def _passport(dataset: Dataset, state: TrainingState) -> dict[str, Any]:
-    licences = sorted({licence for licence in dataset.column("licence") if licence})
+def _passport(dataset: Dataset, state: TrainingState, made_from: StoredAutoencoder | None) -> dict[str, Any]:
+    """Where a model comes from; the licences of the autoencoder it stands on are among its own."""
+    inherited = made_from.passport.get("licences", []) if made_from else []
+    licences = sorted({licence for licence in dataset.column("licence") if licence} | set(inherited))
     return {
         "carrara": __version__,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,0 +1,12 @@
+"""Stage one from an autoencoder that exists, yours or an adopted one: gentle steps, no network of its own."""
+
+from carrara.training.autoencoding import AutoencoderRecipe
+from carrara.training.loop import TrainConfig
+
+
+def recipe() -> AutoencoderRecipe:
+    """Used as `carrara train finetune_autoencoder DATA --start MODEL --out RUN`."""
+    return AutoencoderRecipe(
+        size=64,
+        train=TrainConfig(budget="20m", batch=8, optimizer="adamw", lr=1e-4, ema=0.05),
+    )
