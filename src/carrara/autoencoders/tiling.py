@@ -24,7 +24,7 @@ from carrara.autoencoders.trunk import SpatialAttention, check_size
 from carrara.errors import UserError
 from carrara.layers import GroupNorm
 
-TILE, OVERLAP = 512, 64  # pixels
+TILE, OVERLAP = 512, 128  # pixels
 LARGE = 1024 * 1024  # pixels of a picture from which on it is better tiled
 PASSES, CLOSE = 6, 0.005  # at most so many; enough where no moment is further off, in standard deviations
 PIECE = 4  # latents a side of the mosaic's pieces
