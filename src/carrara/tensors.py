@@ -50,8 +50,8 @@ class PictureNoise:
 
 
 def from_pixels(pixels: Tensor) -> Tensor:
-    """``uint8`` in 0..255 or ``uint16`` in 0..65535, any shape, to float32 in [-1, 1]."""
-    return pixels.to(torch.float32).div_(127.5 if pixels.dtype == torch.uint8 else 32767.5).sub_(1.0)
+    """Whole numbers in 0..255 (uint8, …) or, as ``uint16``, in 0..65535, any shape, to float32 in [-1, 1]."""
+    return pixels.to(torch.float32).div_(32767.5 if pixels.dtype == torch.uint16 else 127.5).sub_(1.0)
 
 
 def to_pixels(image: Tensor, bits: int = 8) -> Tensor:

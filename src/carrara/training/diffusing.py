@@ -23,13 +23,8 @@ from carrara.training.loop import TrainConfig, TrainingState
 if TYPE_CHECKING:
     from carrara.data.loader import Loaded
 
-_POSTERIOR, _NOISE, _TIME, _FLIP, _VARIANT = (
-    1,
-    2,
-    3,
-    4,
-    5,
-)  # streams of a sample's randomness; conditions use 16 and on
+# Streams of a sample's randomness; conditions use 16 and on.
+_POSTERIOR, _NOISE, _TIME, _FLIP, _VARIANT = 1, 2, 3, 4, 5
 
 
 class Pixels(Config):

@@ -50,7 +50,7 @@ class HeldOutJudge:
         originals = self._pictures(COMPARED, fill=True)
         with self._averaged(state):
             again = self._reconstructed(originals, state)
-        return float(kernel_distance(network(originals), network(again)))
+        return float(kernel_distance(network(originals), network(again), paired=True))
 
     @cached_property
     def _few(self) -> Tensor:
