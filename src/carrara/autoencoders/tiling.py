@@ -5,7 +5,7 @@ contrast. Here the moments of the whole picture are found by passes over its til
 moments does not converge: an error at one norm is multiplied at every norm behind it. So a mosaic, a tile put
 together from small pieces of everywhere, goes through the network first and sets the moments, each corrected by
 what the last pass found the picture's to be beside the mosaic's (a control variate). Errors above then move
-both alike, and one or two corrections are enough. After as many passes as there are norms it would be exact.
+both alike, and a few corrections are enough. After as many passes as there are norms it would be exact.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ TILE, OVERLAP = 512, 128  # pixels
 LARGE = 1024 * 1024  # pixels of a picture from which on it is better tiled
 PASSES, CLOSE = 6, 0.005  # at most so many; enough where no moment is further off, in standard deviations
 PIECE = 4  # latents a side of the mosaic's pieces
-KEYS = (
-    128 * 128
-)  # positions that attention looks at; where a picture has more, the means of neighbouring ones
+# Positions that attention looks at; where a picture has more, the means of neighbouring ones.
+KEYS = 512 * 512
 
 
 @dataclass(frozen=True)
