@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from carrara.autoencoders import vq
 from carrara.data.table import Dataset
+from carrara.training import adversary
 from carrara.training.run import read_metrics
 from conftest import Command, Trained, recipe_file, small_autoencoder, small_diffusion
 
@@ -19,12 +21,19 @@ STEPS, BATCH = 120, 4
 Arguments = Callable[[str], list[object]]
 
 
-@pytest.fixture(params=["autoencoder", "diffusion"])
+@pytest.fixture(params=["autoencoder", "codes and a discriminator", "diffusion"])
 def arguments(request: pytest.FixtureRequest, tmp_path: Path, dataset: Dataset) -> Arguments:
     """arguments(run) of `carrara train` for one of the stages; a checkpoint after nearly every step."""
     options = {"save_every": 0.01, "precision": "bf16"}
     if request.param == "autoencoder":
         file = recipe_file(small_autoencoder(**options), tmp_path / "mine.toml")
+        return lambda run: ["train", file, dataset.path, "--out", run, "--budget", f"{STEPS}steps"]
+    if request.param == "codes and a discriminator":
+        plain = small_autoencoder(**options)
+        network = vq.Config(channels=8, multipliers=(1, 2), blocks=1, middle_attention=False, codes=64)
+        opponent = adversary.Config(layers=1, channels=8, latest=0.3, settled=0.0)
+        chosen = plain.model_copy(update={"autoencoder": network, "discriminator": opponent})
+        file = recipe_file(chosen, tmp_path / "mine.toml")
         return lambda run: ["train", file, dataset.path, "--out", run, "--budget", f"{STEPS}steps"]
     trained: Trained = request.getfixturevalue("trained")
     file = recipe_file(small_diffusion(**options), tmp_path / "mine.toml")
