@@ -94,8 +94,8 @@ def import_into(source: str, dataset: Path, **options: Any) -> Summary:
 def encode_missing(
     dataset: Dataset, autoencoder: StoredAutoencoder, placement: Placement, wanted: Sequence[Variant]
 ) -> None:
-    """Encodes with a bar a variant what is not there already."""
-    from carrara.data.latents import encode
+    """Encodes with a bar a variant what is not there already; a first latent scale stays with the autoencoder."""
+    from carrara.data.latents import encode, encoded, measured_scale
 
     for variant in wanted:
         title = "latents" if len(wanted) == 1 else f"latents {variant}"
@@ -106,3 +106,8 @@ def encode_missing(
             for report in reports:
                 if report.column is None:
                     bar.show(report.done / report.total, f"{report.done} encoded", total=report.total)
+    if autoencoder.path and not autoencoder.scale and (columns := encoded(dataset, autoencoder, wanted)):
+        try:
+            autoencoder.with_scale(measured_scale(dataset, columns)).keep_scale()
+        except OSError as error:
+            console.print(f"note: the latent scale is not kept in {autoencoder.path}: {error.strerror}")

@@ -1,5 +1,6 @@
 """`carrara data encode` as a user runs it, and a training that mixes what it stored."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,28 @@ def test_the_scale_is_measured_over_all_variants(carrara: Command, trained: Trai
         UserError, match="is not encoded with this autoencoder yet; see `carrara data encode`"
     ):
         stored_latents(DiffusionRecipe(flip=True, crops=3), model, dataset)
+
+
+def test_the_first_scale_stays_with_the_autoencoder(
+    carrara: Command, trained: Trained, tmp_path: Path
+) -> None:
+    fresh = replace(load_autoencoder(trained.autoencoder / "model"), scale=None)
+    fresh.save(tmp_path / "m", {"recipe.toml": "x = 1\n"})
+    assert load_autoencoder(tmp_path / "m").scale is None
+    assert carrara("data", "encode", trained.dataset.path, "--with", "m").status == 0
+    kept = load_autoencoder(tmp_path / "m")
+    dataset = Dataset.open(trained.dataset.path)
+    columns = encoded(dataset, kept, variants(False, 1))
+    assert columns is not None
+    found = scaled(kept, dataset, columns).scale
+    assert kept.scale is not None
+    assert found is not None
+    torch.testing.assert_close(kept.scale.std, found.std)
+    assert kept.scale.std.min() > 0
+    assert kept.hash == fresh.hash
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
+        "model.toml", "passport.json", "recipe.toml", "weights.safetensors",
+    ]  # fmt: skip
 
 
 def test_a_recipe_for_pixels_has_no_variants() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import tomli_w
 import torch
 from torch import nn
 
@@ -14,6 +16,7 @@ from carrara.autoencoders.scale import LatentScale
 from carrara.config import Component, Config, parse
 from carrara.errors import UserError
 from carrara.model_folder import (
+    ABOUT,
     hash_weights,
     load_into,
     read_about,
@@ -38,7 +41,8 @@ class About(Config):
 class StoredAutoencoder:
     """A trained autoencoder; ``scale`` is None until it was measured on a data set's latents.
 
-    ``size`` is the side in pixels of the pictures it was trained on, ``bits`` (8 or 16) their depth.
+    ``size`` is the side in pixels of the pictures it was trained on, ``bits`` (8 or 16) their depth, ``path`` the
+    folder that it was opened from.
     """
 
     module: nn.Module
@@ -48,6 +52,7 @@ class StoredAutoencoder:
     hash: str
     passport: Mapping[str, Any]
     bits: int = 8
+    path: Path | None = None
 
     @staticmethod
     def of(
@@ -59,6 +64,15 @@ class StoredAutoencoder:
     def with_scale(self, scale: LatentScale) -> StoredAutoencoder:
         """The same with a measured scale."""
         return replace(self, scale=scale)
+
+    def keep_scale(self) -> None:
+        """Writes the scale into the folder that it was opened from; OSError where that cannot be written."""
+        assert self.path is not None
+        assert self.scale is not None
+        about = read_about(self.path) | {"mean": self.scale.mean.tolist(), "std": self.scale.std.tolist()}
+        part = self.path / (ABOUT + ".part")
+        part.write_text(tomli_w.dumps(about), encoding="utf-8")
+        os.replace(part, self.path / ABOUT)
 
     def save(self, path: Path, extra: Mapping[str, str] | None = None) -> None:
         """Writes the model folder, whole or not at all; ``extra`` are text files to lie beside the weights."""
@@ -99,4 +113,4 @@ def load_autoencoder(path: str | Path) -> StoredAutoencoder:
     if known.mean is not None and known.std is not None:
         scale = LatentScale(torch.tensor(known.mean), torch.tensor(known.std))
     stored = StoredAutoencoder.of(module, known.autoencoder, known.size, read_passport(path), known.bits)
-    return stored.with_scale(scale) if scale else stored
+    return replace(stored, scale=scale, path=path)

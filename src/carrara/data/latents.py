@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from carrara.autoencoders.scale import LatentScale
 from carrara.data.channels import check_channels
 from carrara.data.derive import Progress, derive, derived
 from carrara.data.loader import Fetch
@@ -23,7 +24,6 @@ from carrara.errors import UserError
 from carrara.tensors import from_pixels
 
 if TYPE_CHECKING:
-    from carrara.autoencoders.scale import LatentScale
     from carrara.autoencoders.stored import StoredAutoencoder
     from carrara.data.pictures import Crop
 
@@ -123,6 +123,11 @@ def _to_device(pixels: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and pixels.dtype == torch.uint8:
         pixels = pixels.pin_memory().to(device, non_blocking=True)
     return from_pixels(pixels).to(device)
+
+
+def measured_scale(dataset: Dataset, columns: Sequence[str]) -> LatentScale:
+    """Mean and standard deviation of each channel over the stored latents to train on, all ``columns`` together."""
+    return LatentScale.measure(batch for column in columns for batch in moments_of(dataset, column))
 
 
 def moments_of(dataset: Dataset, column: str, *, split: str = "train", batch: int = 1024) -> Iterator[Tensor]:

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from carrara import __version__
-from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.config import to_toml
 from carrara.data import latents
@@ -112,8 +111,7 @@ def stored_latents(recipe: DiffusionRecipe, autoencoder: StoredAutoencoder, data
 
 def scaled(autoencoder: StoredAutoencoder, dataset: Dataset, columns: Sequence[str]) -> StoredAutoencoder:
     """The autoencoder with the latent scale measured on the data set's stored latents, all variants together."""
-    moments = (batch for column in columns for batch in latents.moments_of(dataset, column))
-    return autoencoder.with_scale(LatentScale.measure(moments))
+    return autoencoder.with_scale(latents.measured_scale(dataset, columns))
 
 
 def scale_note(recipe: DiffusionRecipe, autoencoder: StoredAutoencoder, dataset: Dataset) -> str | None:
