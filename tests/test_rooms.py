@@ -12,7 +12,8 @@ RANKS = {
     **dict.fromkeys(["data", "generation"], 2),
     **dict.fromkeys(["training", "evaluation"], 3),
     **dict.fromkeys(["recipes", "interop"], 4),
-    **dict.fromkeys(["serving", "cli", "cli_data", "cli_show", "cli_inspect", "cli_exchange", "cli_reconstruct", "quickstart"], 5),
+    **dict.fromkeys(["serving", "cli", "quickstart"], 5),
+    **dict.fromkeys(["cli_data", "cli_show", "cli_inspect", "cli_exchange", "cli_reconstruct"], 5),
 }
 STRANGERS = {"autoencoders", "conditions", "denoisers", "diffusion"}  # these never meet each other
 

@@ -61,14 +61,14 @@ def train(
     from carrara.training.stages import fitted
 
     changes = [*(change or []), *([f'train.budget="{budget}"'] if budget else [])]
-    chosen = named(recipe, changes)
+    begin = open_autoencoder(start) if start else None
+    chosen = named(recipe, changes, network=begin.config if begin else None)
     pictures = Dataset.open(dataset)
     if isinstance(chosen, AutoencoderRecipe):
         if autoencoder:
             raise UserError(
                 "this recipe makes an autoencoder; to begin from an existing one give it as --start"
             )
-        begin = open_autoencoder(start) if start else None
         if begin and begin.size != chosen.size:
             console.print(
                 f"note: {start} was made at {begin.size} pixels; this trains at {chosen.size} (--set size=…)",
@@ -113,12 +113,15 @@ def sample(
 ) -> None:
     """Make pictures from a prompt; each PNG carries the recipe that made it."""
     from carrara.generation.generate import decode, denoise, settings_for
-    from carrara.generation.pictures import picture_recipe, save_png, short_hash
+    from carrara.generation.pictures import picture_recipe, png_note, save_png, short_hash
 
     opened = open_model(model)
+    note = png_note(opened.autoencoder.config.image_channels, opened.autoencoder.bits)
     given = {"seed": seed, "steps": steps, "sampler": sampler, "grid": grid, "guidance": guidance}
     settings = settings_for(opened, given)
     say_about(opened, prompt)
+    if note:
+        sys.stderr.write(f"note: {note}\n")
     make_folder(out)
     hash_, written = opened.hash, []
     batch = 16

@@ -43,6 +43,16 @@ def test_distances_are_cut_into_parts_without_a_trace(monkeypatch: pytest.Monkey
     assert torch.equal(book.nearest(latents()), whole)
 
 
+def test_near_codes_are_told_apart_under_autocast() -> None:
+    """Bfloat16 has three digits; in a unit interval a thousand codes need more."""
+    book = codebook(count=1024).eval()
+    book.codes.data = torch.rand(1024, 3, generator=generator(5))
+    latent = torch.rand(2, 3, 16, 16, generator=generator(6))
+    exact = book.nearest(latent)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(book.nearest(latent), exact)
+
+
 def test_the_gradient_passes_straight_through() -> None:
     book = codebook(learning="gradient").eval()
     latent = latents().requires_grad_()

@@ -93,7 +93,8 @@ def test_harm_is_undone_and_training_goes_on_without_it(
     assert "undone" in notes(reports)[1]
     assert "fell from 25.00 to 23.50 dB" in notes(reports)[1]
     assert [r.step for r in reports if r.losses] == list(range(1, 41))
-    assert "undone" in read_passport(tmp_path / "run" / "model")["discriminator"]
+    words = "the discriminator was undone: held-out PSNR fell from 25.00 to 23.50 dB"
+    assert read_passport(tmp_path / "run" / "model")["discriminator"] == words
 
 
 def test_undoing_brings_back_weights_averages_and_optimizers(
@@ -196,6 +197,20 @@ def test_too_few_pictures_and_too_many_codes_are_refused(dataset: Dataset, tmp_p
     with pytest.raises(UserError, match=r"the codebook has 16384 codes for 1[0-9]{3} vectors in all"):
         run_out(train_autoencoder(many, dataset, tmp_path / "b"))
     assert not list(tmp_path.iterdir())
+
+
+def test_lpips_looks_at_colours_only(dataset: Dataset, tmp_path: Path) -> None:
+    from carrara.training.losses import LossWeights
+
+    many = small_autoencoder().model_copy(
+        update={
+            "autoencoder": vq.Config(channels=8, multipliers=(1, 2), codes=8, image_channels=2),
+            "losses": LossWeights(lpips=1.0),
+        }
+    )
+    with pytest.raises(UserError, match="lpips looks at 1, 3 or 4 channels, these pictures have 2"):
+        run_out(train_autoencoder(many, dataset, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_term_that_explodes_is_named(dataset: Dataset, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from carrara.autoencoders import kl
-from carrara.autoencoders.stored import load_autoencoder
+from carrara.autoencoders import kl, vq
+from carrara.autoencoders.stored import StoredAutoencoder, load_autoencoder
 from carrara.data.table import Dataset
 from carrara.errors import UserError
 from carrara.evaluation.reconstruction import mean_psnr
@@ -14,7 +14,7 @@ from carrara.recipes import finetune_autoencoder
 from carrara.training.autoencoding import AutoencoderRecipe
 from carrara.training.loop import TrainConfig
 from carrara.training.stages import train_autoencoder
-from conftest import Trained, run_out, small_autoencoder
+from conftest import Command, Trained, run_out, small_autoencoder
 
 
 def gentle(budget: str = "2steps") -> AutoencoderRecipe:
@@ -47,6 +47,41 @@ def test_another_start_in_the_same_folder_is_refused(trained: Trained, tmp_path:
     other = replace(other, hash="0123456789abcdef")
     with pytest.raises(UserError, match="begun with other start"):
         run_out(train_autoencoder(gentle("9steps"), trained.dataset, tmp_path / "run", start=other))
+
+
+def test_a_run_begun_from_a_start_does_not_go_on_without_it(trained: Trained, tmp_path: Path) -> None:
+    start = load_autoencoder(trained.autoencoder / "model")
+    same = gentle("9steps").model_copy(update={"autoencoder": start.config})
+    part = train_autoencoder(same, trained.dataset, tmp_path / "run", start=start)
+    next(part)
+    part.close()  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="begun with other start"):
+        run_out(train_autoencoder(same, trained.dataset, tmp_path / "run"))
+
+
+def test_weights_of_losses_may_change_and_the_command_line_can_change_them(
+    carrara: Command, trained: Trained
+) -> None:
+    common = ["--out", "run", "--set", "train.budget=1steps", "--set", "size=16", "--set", "train.batch=4"]
+    done = carrara(
+        "train", "finetune_autoencoder", trained.dataset.path, "--start", trained.autoencoder,
+        "--set", "autoencoder.kl=0.5", *common,
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    assert load_autoencoder(carrara.folder / "run" / "model").config.kl == 0.5
+    wider = carrara(
+        "train", "finetune_autoencoder", trained.dataset.path, "--start", trained.autoencoder,
+        "--set", "autoencoder.latent_channels=5", *common,
+    )  # fmt: skip
+    assert "network has latent_channels = 5, the one to start from 4" in wider.refusal
+
+
+def test_codes_that_exist_may_be_more_than_the_vectors(trained: Trained, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = vq.Config(channels=8, multipliers=(1, 2), blocks=1, codes=2**13)
+    start = StoredAutoencoder.of(config.build(), config, 16, {})
+    run_out(train_autoencoder(gentle(), trained.dataset, tmp_path / "run", start=start))
+    assert load_autoencoder(tmp_path / "run" / "model").config == config
 
 
 def test_networks_that_do_not_match_are_refused(trained: Trained, dataset: Dataset, tmp_path: Path) -> None:

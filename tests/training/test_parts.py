@@ -8,6 +8,7 @@ from torch import nn
 
 from carrara.autoencoders import kl
 from carrara.conditions import text
+from carrara.config import component, kinds
 from carrara.denoisers import unet
 from carrara.training.budget import Budget
 from carrara.training.ema import Ema, power_of
@@ -134,6 +135,18 @@ def test_every_parameter_has_one_optimizer(name: str) -> None:
     ends = {names[id(p)] for p in other}
     assert {n for n in names.values() if "conv_in" in n or "conv_out" in n or "embedding" in n} <= ends
     assert sum(p.numel() for p in hidden) > 0.5 * sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("kind", kinds("autoencoders"))
+def test_the_ends_of_every_autoencoder_are_no_hidden_matrices(kind: str) -> None:
+    module = component("autoencoders", kind).Config().build()
+    if not list(module.parameters()):
+        pytest.skip("nothing to train")
+    hidden, _ = split_parameters(module)
+    assert len(hidden) > 4
+    width = {module.channels, 2 * module.channels, 3}
+    assert not [p.shape for p in hidden if p.ndim == 4 and p.shape[2] > 1 and width & set(p.shape[:2])]
+    assert not {id(p) for p in module.ends} & {id(p) for p in hidden}
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

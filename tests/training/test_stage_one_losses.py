@@ -48,6 +48,11 @@ def test_a_weight_is_a_factor_and_zero_leaves_the_term_away() -> None:
     torch.testing.assert_close(terms["multiscale"](a, b), 0.5 * TERMS["multiscale"](a, b))
 
 
+def test_some_term_has_to_count() -> None:
+    with pytest.raises(ValueError, match="all weights are 0: nothing would be learnt"):
+        LossWeights(l1=0, l2=0, edges=0)
+
+
 def lpips_at_hand() -> bool:
     from carrara.errors import UserError
 

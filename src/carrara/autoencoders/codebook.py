@@ -99,11 +99,12 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def _nearest(self, rows: Tensor) -> Tensor:
-        codes = self._codes()
-        half = 0.5 * codes.square().sum(1)
-        step = max(1, _PAIRS // len(codes))
-        parts = [torch.addmm(half, part, codes.T, alpha=-1).argmin(1) for part in torch.split(rows, step)]
-        return torch.cat(parts)
+        with torch.autocast(rows.device.type, enabled=False):  # bfloat16 cannot tell near codes apart
+            codes = self._codes()
+            half = 0.5 * codes.square().sum(1)
+            step = max(1, _PAIRS // len(codes))
+            parts = [torch.addmm(half, part, codes.T, alpha=-1).argmin(1) for part in torch.split(rows, step)]
+            return torch.cat(parts)
 
     @torch.no_grad()
     def _begin(self, rows: Tensor) -> None:

@@ -32,6 +32,10 @@ class Config(TrunkConfig):
     def _at_least_two(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if not value or min(value) < 2:
             raise ValueError("expected at least 2 values a channel, e.g. [8, 5, 5, 5]")
+        if math.prod(value) >= 2**63:
+            raise ValueError(
+                f"{len(value)} channels of up to {max(value)} values are more codes than can be numbered"
+            )
         return value
 
     @model_validator(mode="after")

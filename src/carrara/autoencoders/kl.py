@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -17,6 +17,7 @@ from carrara.autoencoders.trunk import Decoder, Encoder, TrunkConfig, check_size
 class Config(TrunkConfig):
     """An autoencoder with a Gaussian latent."""
 
+    LEARNING: ClassVar = frozenset({"kl"})
     kind: Literal["kl"] = "kl"
     image_channels: int = Field(3, ge=1, description="Channels of the pictures.")
     kl: float = Field(

@@ -132,21 +132,29 @@ def decode(autoencoder: Any, latent: Tensor, tile: int = TILE, overlap: int = OV
         return torch.cat([_Whole(autoencoder, picture, tiles, 1, factor)(z) for z in torch.split(latent, 1)])
 
 
-def encode_any_size(autoencoder: Any, image: Tensor, limit: int = LARGE) -> Moments:
-    """`encode`, in tiles only where the picture has more than ``limit`` pixels."""
+def encode_any_size(
+    autoencoder: Any, image: Tensor, limit: int = LARGE, *, tile: int | None = None
+) -> Moments:
+    """`encode`, in tiles only where the picture has more than ``limit`` pixels or a ``tile`` is given."""
     height, width = image.shape[-2:]
-    return encode(autoencoder, image, tile_for(height, width, limit))
+    return encode(autoencoder, image, *tile_for(height, width, limit, tile=tile))
 
 
-def decode_any_size(autoencoder: Any, latent: Tensor, limit: int = LARGE) -> Tensor:
-    """`decode`, in tiles only where the picture will have more than ``limit`` pixels."""
+def decode_any_size(
+    autoencoder: Any, latent: Tensor, limit: int = LARGE, *, tile: int | None = None
+) -> Tensor:
+    """`decode`, in tiles only where the picture will have more than ``limit`` pixels or a ``tile`` is given."""
     height, width = (side * autoencoder.factor for side in latent.shape[-2:])
-    return decode(autoencoder, latent, tile_for(height, width, limit))
+    return decode(autoencoder, latent, *tile_for(height, width, limit, tile=tile))
 
 
-def tile_for(height: int, width: int, limit: int = LARGE) -> int:
-    """A tile's side in pixels: all of the picture, unless it has more than ``limit`` pixels."""
-    return TILE if height * width > limit else max(height, width)
+def tile_for(height: int, width: int, limit: int = LARGE, *, tile: int | None = None) -> tuple[int, int]:
+    """A tile's side and what neighbours share, in pixels: all of a picture of up to ``limit`` pixels is one tile.
+
+    With a ``tile`` given that is the side; neighbours never share more than half of it.
+    """
+    side = tile or (TILE if height * width > limit else max(height, width))
+    return side, min(OVERLAP, side // 2)
 
 
 def _spans(size: int, tile: int, shared: int) -> list[Span]:

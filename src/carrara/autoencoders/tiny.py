@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Literal, Self
 
@@ -78,7 +79,7 @@ def _encoder(config: Config) -> nn.Sequential:
             else nn.Conv2d(config.image_channels, width, 3, padding=1)
         )
         layers += [Block(width) for _ in range(blocks)]
-    return nn.Sequential(*layers, nn.Conv2d(width, config.latent_channels, 3, padding=1))
+    return _with_ends([*layers, nn.Conv2d(width, config.latent_channels, 3, padding=1)])
 
 
 def _decoder(config: Config) -> nn.Sequential:
@@ -88,7 +89,13 @@ def _decoder(config: Config) -> nn.Sequential:
         if index:
             layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1, bias=False)]
         layers += [Block(width) for _ in range(blocks)]
-    return nn.Sequential(*layers, nn.Conv2d(width, config.image_channels, 3, padding=1))
+    return _with_ends([*layers, nn.Conv2d(width, config.image_channels, 3, padding=1)])
+
+
+def _with_ends(layers: list[nn.Module]) -> nn.Sequential:
+    """In a row, the first and last by the names that optimizers know them by."""
+    names = ["conv_in", *(str(n) for n in range(len(layers) - 2)), "conv_out"]
+    return nn.Sequential(OrderedDict(zip(names, layers, strict=True)))
 
 
 class Autoencoder(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from carrara.autoencoders.trunk import Decoder, Encoder, TrunkConfig, check_size
 class Config(TrunkConfig):
     """An autoencoder whose latent is made of learnt codes."""
 
+    LEARNING: ClassVar = frozenset({"learning", "commitment"})
     kind: Literal["vq"] = "vq"
     image_channels: int = Field(3, ge=1, description="Channels of the pictures.")
     codes: int = Field(8192, ge=2, le=2**20, description="Codes in the codebook.")

@@ -52,8 +52,8 @@ def names(module: nn.Module) -> dict[str, str]:
 
 def _tiny(module: nn.Module) -> Iterator[tuple[str, str]]:
     for side in ("encoder", "decoder"):
-        for name, _ in module.get_submodule(side).named_children():
-            yield f"{side}.{name}", f"{side}.layers.{name}"
+        for index, (name, _) in enumerate(module.get_submodule(side).named_children()):
+            yield f"{side}.{name}", f"{side}.layers.{index}"
 
 
 def _trunk(module: nn.Module) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from carrara.config import parse, read_toml
+from carrara.config import Config, parse, read_toml
 from carrara.errors import UserError, nearest
 from carrara.training.autoencoding import AutoencoderRecipe
 from carrara.training.diffusing import DiffusionRecipe
@@ -32,8 +32,11 @@ def recipes() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def named(name: str, changes: list[str] | None = None) -> Recipe:
-    """A recipe by name or TOML file, with changes such as "train.batch=16"; UserError names the nearest key."""
+def named(name: str, changes: list[str] | None = None, *, network: Config | None = None) -> Recipe:
+    """A recipe by name or TOML file, with changes such as "train.batch=16"; UserError names the nearest key.
+
+    A recipe for an autoencoder that has no network of its own gets ``network``, before the changes.
+    """
     path = Path(name)
     if path.suffix == ".toml" or path.is_file():
         values = read_toml(path)
@@ -45,6 +48,8 @@ def named(name: str, changes: list[str] | None = None) -> Recipe:
         )
     else:
         raise UserError(f"no recipe is called {name!r}{nearest(name, known)}, and there is no such file")
+    if network and values.get("task") == "autoencoder":
+        values.setdefault("autoencoder", network.model_dump(mode="json", exclude_none=True))
     for change in changes or []:
         _change(values, change)
     task = values.get("task", "")

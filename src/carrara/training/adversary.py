@@ -6,6 +6,7 @@ reconstruction instead of a step number, and that held-out pictures decide wheth
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -111,24 +112,29 @@ class Adversary:
             if "began" not in numbers:
                 note = self._begin(state, psnr) if psnr is not None and self._settled(state, psnr) else ""
             elif psnr is not None and psnr < numbers["before"] - self.config.tolerance:
-                note = self._undo(state, f"held-out PSNR fell from {numbers['before']:.2f} to {psnr:.2f} dB")
+                note = self._undo(state, psnr)
         playing = "began" in numbers and not numbers.get("over")
         ramp = max(self.config.ramp, 1e-9)
         self.factor = min(1.0, (state.fraction - numbers["began"]) / ramp + 1e-3) if playing else 0.0
         return note
 
     def finish(self, state: TrainingState, psnr: float) -> str:
-        """After the last step: what it made stays only if PSNR held and, where measurable, features came closer."""
+        """After the last step: what it made stays only if PSNR held and, where measurable, features came closer.
+
+        Returns what became of it.
+        """
         numbers = state.numbers
-        if "began" not in numbers or numbers.get("over"):
-            return ""
+        if "began" not in numbers:
+            return "the discriminator never began"
+        if numbers.get("over"):
+            return f"the discriminator was undone: {self._fall(state)}"
         if psnr < numbers["before"] - self.config.tolerance:
-            return self._undo(state, f"held-out PSNR fell from {numbers['before']:.2f} to {psnr:.2f} dB")
-        words = f"the discriminator stays: PSNR {numbers['before']:.2f} -> {psnr:.2f} dB"
+            return self._undo(state, psnr)
+        words = f"the discriminator stays: held-out PSNR {numbers['before']:.2f} -> {psnr:.2f} dB"
         if (distance := self.judge.distance(state)) is not None and "distance" in numbers:
             if distance >= numbers["distance"]:
-                why = f"the feature distance did not improve ({numbers['distance']:.3f} to {distance:.3f})"
-                return self._undo(state, why)
+                numbers["distance_after"] = distance
+                return self._undo(state, psnr)
             words += f", feature distance {numbers['distance']:.3f} -> {distance:.3f}"
         return words
 
@@ -137,17 +143,27 @@ class Adversary:
         return gained < self.config.settled or state.fraction >= self.config.latest
 
     def _begin(self, state: TrainingState, psnr: float) -> str:
+        # What lies there is of a run that was killed before its next checkpoint, and took another course.
+        shutil.rmtree(self.folder / SNAPSHOT, ignore_errors=True)
         state.save(self.folder / SNAPSHOT)
         state.numbers.update(began=state.fraction, before=psnr, snapshot=state.seen)
         if (distance := self.judge.distance(state)) is not None:
             state.numbers["distance"] = distance
         return f"the discriminator begins: held-out PSNR is {psnr:.2f} dB"
 
-    def _undo(self, state: TrainingState, why: str) -> str:
+    def _undo(self, state: TrainingState, psnr: float) -> str:
         path = checkpoint.place(self.folder / SNAPSHOT, int(state.numbers["snapshot"]))
         state.roll_back(path)
-        state.numbers["over"] = 1.0
-        return f"the discriminator was undone: {why}; training goes on from before it"
+        state.numbers.update(over=1.0, after=psnr)
+        return f"the discriminator was undone, all is as it was before it: {self._fall(state)}"
+
+    @staticmethod
+    def _fall(state: TrainingState) -> str:
+        numbers = state.numbers
+        if "distance_after" in numbers:
+            before, after = numbers["distance"], numbers["distance_after"]
+            return f"the feature distance did not improve ({before:.3f} to {after:.3f})"
+        return f"held-out PSNR fell from {numbers['before']:.2f} to {numbers['after']:.2f} dB"
 
 
 def build(config: Config, image_channels: int) -> Discriminator:

@@ -68,7 +68,11 @@ def with_network(recipe: AutoencoderRecipe, start: StoredAutoencoder | None) -> 
     if recipe.autoencoder is None:
         return recipe.model_copy(update={"autoencoder": start.config})
     ours, theirs = recipe.autoencoder.model_dump(), start.config.model_dump()
-    if key := next((k for k in sorted(ours | theirs) if ours.get(k) != theirs.get(k)), None):
+    learning = getattr(
+        start.config, "LEARNING", frozenset()
+    )  # weights of losses may differ: the recipe's count
+    different = [k for k in sorted(ours | theirs) if ours.get(k) != theirs.get(k) and k not in learning]
+    if key := next(iter(different), None):
         raise UserError(
             f"the recipe's network has {key} = {ours.get(key)!r}, the one to start from {theirs.get(key)!r}; "
             "the recipe finetune_autoencoder takes any network"
@@ -96,6 +100,7 @@ class AutoencoderTask:
             self.modules = {**self.modules, "discriminator": opponent.module}
         self.terms = reconstruction_terms(recipe.losses, device)
         self._measures: dict[str, float] = {}
+        self._held_out: float | None = None
         self._pair: tuple[Tensor, Tensor] | None = None  # this step's pictures and reconstructions
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
@@ -128,11 +133,16 @@ class AutoencoderTask:
         note = self.opponent.between(state, psnr) if self.opponent else ""
         if psnr is not None:
             numbers.update(checked=part, psnr=psnr)
+        self._held_out = numbers.get("psnr")
         return note
 
     def measures(self) -> Mapping[str, float]:
-        """Every tenth step: the norm of each term's gradient at the last weights it meets, and codebook use."""
-        return self._measures
+        """Every tenth step: the norm of each term's gradient at the last weights it meets, and codebook use.
+
+        And the held-out PSNR of the averaged weights, as last measured.
+        """
+        held_out = {} if self._held_out is None else {"held_out_psnr": self._held_out}
+        return {**self._measures, **held_out}
 
     def _inputs(self, batch: Loaded) -> tuple[Tensor, Tensor]:
         pixels = batch.columns["image"]

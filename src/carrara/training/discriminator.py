@@ -27,7 +27,6 @@ class Discriminator(nn.Module):
             parts += [nn.Conv2d(inner, outer, 4, stride, 1, bias=False), norm, nn.LeakyReLU(0.2)]
         parts.append(nn.Conv2d(widths[-1], 1, 4, 1, 1))
         self.layers = nn.Sequential(*parts)
-        self.smallest = smallest_side(layers)
         for part in self.layers:
             if isinstance(part, nn.Conv2d):
                 nn.init.normal_(part.weight, 0.0, 0.02)

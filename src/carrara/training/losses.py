@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from carrara.config import Config
@@ -35,6 +35,12 @@ class LossWeights(Config):
     lpips_weights: str | None = Field(
         None, description="File with its weights; without it they are looked for in installed packages."
     )
+
+    @model_validator(mode="after")
+    def _some_term(self) -> LossWeights:
+        if not any((self.l1, self.l2, self.edges, self.multiscale, self.lpips)):
+            raise ValueError("all weights are 0: nothing would be learnt; give l1, l2 or another some weight")
+        return self
 
 
 def absolute(picture: Tensor, target: Tensor) -> Tensor:

@@ -173,7 +173,9 @@ def _same(folder: Path, text: str, about: dict[str, str]) -> None:
         raise UserError(
             f"{folder / 'run.json'} cannot be read: {error}; give another folder with --out"
         ) from None
-    if changed := [name for name in about if begun.get(name) != about[name]]:
+    if changed := [
+        name for name in sorted(begun.keys() | about.keys()) if begun.get(name) != about.get(name)
+    ]:
         raise UserError(
             f"{folder} was begun with other {' and '.join(changed)}; give another folder with --out"
         )

@@ -50,7 +50,7 @@ def train_autoencoder(
     placement = Placement.choose(precision=recipe.train.precision)
     torch.manual_seed(recipe.train.seed)
     module = recipe.network.build()
-    check_autoencoder(recipe, module, dataset)
+    check_autoencoder(recipe, module, dataset, start)
     if start:
         module.load_state_dict(start.module.state_dict())
     judge = HeldOutJudge(recipe, dataset, module)
@@ -72,13 +72,18 @@ def train_autoencoder(
     state.averages["autoencoder"].copy_to(module)
     passport = _passport(dataset, state, start) | ({"start": start.hash} if start else {})
     if opponent:
-        passport["discriminator"] = note or "undone, or never begun"
+        passport["discriminator"] = note
     stored = StoredAutoencoder.of(module, recipe.network, recipe.size, passport, recipe.bits)
     stored.save(run.model, {RECIPE: to_toml(recipe)})
 
 
-def check_autoencoder(recipe: AutoencoderRecipe, module: Any, dataset: Dataset) -> None:
-    """UserError where this network cannot be trained on these pictures by this recipe."""
+def check_autoencoder(
+    recipe: AutoencoderRecipe, module: Any, dataset: Dataset, start: StoredAutoencoder | None
+) -> None:
+    """UserError where this network cannot be trained on these pictures by this recipe.
+
+    Codes that exist already may be more than the data has vectors.
+    """
     check_channels(dataset, recipe.network.image_channels, recipe.bits)
     pictures = len(dataset.indices("train"))
     kind = recipe.network.kind
@@ -93,8 +98,13 @@ def check_autoencoder(recipe: AutoencoderRecipe, module: Any, dataset: Dataset) 
             f"train.batch is {recipe.train.batch}, but {dataset.path} has {pictures} pictures to train on; "
             f"take --set train.batch={pictures} or fewer"
         )
+    channels = recipe.network.image_channels
+    if recipe.losses.lpips and channels not in (1, 3, 4):
+        raise UserError(
+            f"losses.lpips looks at 1, 3 or 4 channels, these pictures have {channels}; leave it at 0"
+        )
     vectors = pictures * (recipe.size // module.factor) ** 2
-    if kind == "vq" and module.codes > vectors:
+    if kind == "vq" and module.codes > vectors and not start:
         raise UserError(
             f"the codebook has {module.codes} codes for {vectors} vectors in all ({pictures} pictures of "
             f"{(recipe.size // module.factor) ** 2}); take --set autoencoder.codes={max(2, vectors // 16)} or fewer"
