@@ -3,8 +3,11 @@
 import io
 import random
 import struct
+import time
+import tracemalloc
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from carrara.data import planes
 from carrara.data.channels import bits_of, can_become, channel_counts, channels_of, check_channels
 from carrara.data.importing import import_pictures
 from carrara.data.loader import load
@@ -324,6 +328,66 @@ def test_too_many_pages_or_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("carrara.data.planes.MAX_VALUES", 9 * 36 - 1)
     with pytest.raises(BadPicture, match="9 pages of 6 x 6"):
         examine(data)
+    monkeypatch.setattr("carrara.data.planes.MAX_VALUES", 107)
+    with pytest.raises(BadPicture, match="6 x 6 in RGB;16 are more than 107 numbers"):
+        examine(png16(noise(6, 6, 3)))
+    assert examine(png16(noise(6, 5, 3))) == (5, 6, "RGB;16")
+
+
+@pytest.mark.parametrize("kind", ["float", "32 bits", "16 bits", "8 bits", "colour", "PNG", "grey"])
+def test_the_memory_of_large_pictures(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the limit on numbers counts on: pages stay as they are, floats are a few rows at a time."""
+    monkeypatch.setattr("carrara.data.planes._BLOCK", 1 << 12, raising=False)
+    numbers = noise(6, 256, 256)
+    make: dict[str, Callable[[], bytes]] = {
+        "float": lambda: pages(numbers.astype(np.float32)),
+        "32 bits": lambda: pages(numbers.astype(np.int32)),
+        "16 bits": lambda: pages(numbers),
+        "8 bits": lambda: pages((numbers >> 8).astype(np.uint8)),
+        "colour": lambda: pages((np.stack([numbers, numbers, numbers], -1) >> 8).astype(np.uint8)),
+        "PNG": lambda: png16(noise(256, 256, 3)),
+        "grey": lambda: saved(Image.fromarray(noise(512, 512).astype(np.int32)), "TIFF"),
+    }
+    data, channels = make[kind](), {"colour": 18, "PNG": 3, "grey": 1}.get(kind, 6)
+    count = {"grey": 512 * 512}.get(kind, channels * 256 * 256)
+    looks: list[Callable[[], object]] = [
+        lambda: examine(data),
+        lambda: pixels(data, 64, channels),
+        lambda: whole(data, channels, bits=16),
+        lambda: whole(data, channels),
+    ]
+    for look in looks:
+        look()
+        tracemalloc.start()
+        try:
+            look()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert (
+            peak < 8 * count
+        )  # a page of floats for resizing is 4 bytes a pixel more than the 6 of the stack
+
+
+def test_large_pictures_are_read_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    running, together = [], []
+    really = planes._numbers
+
+    def slowly(picture: Image.Image) -> npt.NDArray[np.generic]:
+        running.append(1)
+        together.append(len(running))
+        time.sleep(0.02)
+        running.pop()
+        return really(picture)
+
+    monkeypatch.setattr(planes, "_numbers", slowly)
+    data = pages(noise(2, 8, 8))
+    for limit, alone in ((127, True), (128, False)):
+        monkeypatch.setattr(planes, "_LARGE", limit)
+        together.clear()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(examine, [data] * 8))
+        assert (max(together) == 1) == alone
 
 
 def test_a_profile_of_a_deep_picture_is_passed_over() -> None:

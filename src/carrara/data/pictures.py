@@ -88,7 +88,7 @@ def examine(data: bytes) -> tuple[int, int, str]:
         mode = planes.nature(_open(data))
         if planes.is_deep(mode):
             found, _ = planes.read(lambda: _open(data), mode, channels_of(mode), _as_seen)
-            return *found[0].size, mode
+            return found.shape[2], found.shape[1], mode
         picture = _open(data)
         picture.load()
         return *_as_seen(picture).size, mode
@@ -107,7 +107,8 @@ def pixels(data: bytes, size: int, channels: int = 3, *, bits: int = 8, crop: Cr
         if bits == 8 and channels in MODES and " x " not in mode:
             return to_tensor(resize_and_crop(_seen(picture, channels), size, crop))
         found, alpha = planes.read(lambda: _open(data, size), mode, channels, _as_seen)
-        return _of_depth(planes.resize(found, alpha, size, _square(found[0].size, crop)), bits)
+        height, width = found.shape[1:]
+        return _of_depth(planes.resize(found, alpha, size, _square((width, height), crop)), bits)
 
 
 def whole(data: bytes, channels: int = 3, *, bits: int = 8) -> Tensor:
@@ -118,13 +119,13 @@ def whole(data: bytes, channels: int = 3, *, bits: int = 8) -> Tensor:
         if bits == 8 and channels in MODES and " x " not in mode:
             return to_tensor(_seen(picture, channels))
         found, _ = planes.read(lambda: _open(data), mode, channels, _as_seen)
-        return _of_depth(np.stack([np.array(plane) for plane in found]).astype(np.uint16), bits)
+        return _of_depth(found, bits)
 
 
 def _of_depth(values: npt.NDArray[np.uint16], bits: int) -> Tensor:
     import torch
 
-    return torch.from_numpy(np.rint(values / 257).astype(np.uint8) if bits == 8 else values)
+    return torch.from_numpy(planes.to_eight_bits(values, planes.TOP) if bits == 8 else values)
 
 
 def resize_and_crop(image: Image.Image, size: int, crop: Crop = "centre") -> Image.Image:
@@ -244,7 +245,7 @@ def _to_eight_bits(picture: Image.Image) -> Image.Image:
         return picture
     values, top = planes.grey_values(picture)
     transparent = picture.info.get("transparency")
-    grey = Image.fromarray(np.rint(values.clip(0, top) * (255.0 / top)).astype(np.uint8))
+    grey = Image.fromarray(planes.to_eight_bits(values, top))
     if isinstance(transparent, int):
         grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     return grey

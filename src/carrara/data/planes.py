@@ -1,13 +1,15 @@
 """Pictures that Pillow's 8-bit modes cannot hold: 16 bits a channel, or a TIFF whose pages are the channels.
 
-They are float32 planes of whole numbers in 0 … 65535, so that cropping and scaling never go through 8 bits.
+They are planes of whole numbers in 0 … 65535, and floats where they are scaled, so nothing goes through 8 bits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,16 @@ from PIL import Image
 from carrara.data.channels import can_become, channels_of
 from carrara.data.rows import BadPicture
 
-Values = npt.NDArray[Any]  # floats; float32 holds every 16-bit number
+Values = npt.NDArray[Any]  # as in the file, or floats; float32 holds every 16-bit number
+Planes = npt.NDArray[np.uint16]  # [c h w]
 
 TOP = 65535
 MAX_PAGES = 1024
-MAX_VALUES = 4 * 89_478_485  # of all channels together: 1.4 GB as planes
+# Of all channels together: at the worst, in pages of 32 bits, reading them takes 1.5 GB, and the planes 0.5 GB.
+MAX_VALUES = 3 * 89_478_485
+_LARGE = MAX_VALUES // 4
+_ALONE = threading.Lock()  # the threads of an import would need several times as much for several large ones
+_BLOCK = 1 << 20  # numbers that are floats at a time
 _GREYS = ("L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _LUMINANCE = np.array([19595, 38470, 7471], np.float32) / 65536  # ITU-R 601-2, as Pillow's own "L"
 
@@ -45,8 +52,12 @@ def nature(picture: Image.Image) -> str:
     Only the headers are read; afterwards the picture stands at its first page. Raises BadPicture.
     """
     pages = _pages(picture)
-    mode = _mode(picture)
-    return f"{mode} x {pages}" if pages > 1 else mode
+    mode = f"{_mode(picture)} x {pages}" if pages > 1 else _mode(picture)
+    width, height = picture.size
+    if is_deep(mode) and channels_of(mode) * width * height > MAX_VALUES:
+        what = f"{pages} pages of {width} x {height}" if pages > 1 else f"{width} x {height} in {mode}"
+        raise BadPicture(f"{what} are more than {MAX_VALUES} numbers")
+    return mode
 
 
 def is_deep(mode: str) -> bool:
@@ -56,8 +67,8 @@ def is_deep(mode: str) -> bool:
 
 def read(
     open_: Open, mode: str, channels: int, as_seen: Callable[[Image.Image], Image.Image]
-) -> tuple[list[Image.Image], bool]:
-    """The picture's ``channels`` planes, each an "F" image, and whether the last one is transparency.
+) -> tuple[Planes, bool]:
+    """The picture's planes ``[channels h w]``, and whether the last one is transparency.
 
     ``open_`` gives the picture, unread, as often as it is asked; ``mode`` is its nature; ``as_seen`` makes an
     8-bit picture out of what is no deep one. Raises BadPicture where the channels cannot become the asked.
@@ -65,29 +76,42 @@ def read(
     if not can_become(mode, channels):
         raise BadPicture(f"has {channels_of(mode)} channels; the recipe asks for {channels}")
     kind, _, pages = mode.partition(" x ")
-    if pages and channels_of(mode) == channels:
-        values, alpha = _stack(open_, kind, int(pages)), False
-    else:
-        values = _page(open_, kind, as_seen)
-        alpha = channels in (2, 4)
-        values = _to_channels(values, channels)
-    return [Image.fromarray(np.rint(plane).astype(np.float32)) for plane in np.moveaxis(values, -1, 0)], alpha
+    width, height = open_().size
+    large = channels_of(mode) * width * height > _LARGE
+    waits: contextlib.AbstractContextManager[Any] = _ALONE if large else contextlib.nullcontext()
+    with waits:
+        if pages and channels_of(mode) == channels:
+            return _stack(open_, kind, int(pages)), False
+        return _page(open_, kind, channels, as_seen), channels in (2, 4)
 
 
-def resize(
-    planes: Sequence[Image.Image], alpha: bool, size: int, box: tuple[float, float, float, float]
-) -> npt.NDArray[np.uint16]:
-    """``uint16 [c size size]`` from a square ``box`` of the planes, by LANCZOS; unchanged where it fits already."""
-    if planes[0].size == (size, size):
-        return np.stack([np.array(plane) for plane in planes]).astype(np.uint16)
-    if alpha:  # what is transparent has no colour that could spread into its neighbours
-        cover = np.array(planes[-1]) / TOP
-        planes = [*(Image.fromarray(np.array(p) * cover) for p in planes[:-1]), planes[-1]]
-    scaled = np.stack([np.array(p.resize((size, size), Image.Resampling.LANCZOS, box)) for p in planes])
+def resize(planes: Planes, alpha: bool, size: int, box: tuple[float, float, float, float]) -> Planes:
+    """``[c size size]`` from a square ``box`` of the planes, by LANCZOS; unchanged where it fits already."""
+    if planes.shape[1:] == (size, size):
+        return planes
+    # What is transparent has no colour that could spread into its neighbours.
+    cover = planes[-1].astype(np.float32) / TOP if alpha else None
+    scaled = np.empty((len(planes), size, size), np.float32)
+    for index, plane in enumerate(planes):
+        values = plane.astype(np.float32)
+        if cover is not None and index < len(planes) - 1:
+            values *= cover
+        picture = Image.fromarray(values)
+        del values
+        scaled[index] = np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS, box))
     if alpha:
         scaled[:-1] /= np.maximum(scaled[-1] / TOP, 1 / TOP)
-    whole: npt.NDArray[np.uint16] = np.rint(scaled.clip(0, TOP)).astype(np.uint16)
+    whole: Planes = np.rint(scaled.clip(0, TOP)).astype(np.uint16)
     return whole
+
+
+def to_eight_bits(numbers: Values, top: float) -> npt.NDArray[np.uint8]:
+    """Numbers in 0 … ``top``, of any shape and kind, in 0 … 255; what lies beyond is clipped."""
+    flat = numbers.reshape(-1)
+    eight = np.empty(flat.shape, np.uint8)
+    for part in _blocks(flat):
+        eight[part] = np.rint(flat[part].astype(np.float64).clip(0, top) * (255.0 / top))
+    return eight.reshape(numbers.shape)
 
 
 def grey_values(picture: Image.Image) -> tuple[Values, float]:
@@ -96,10 +120,8 @@ def grey_values(picture: Image.Image) -> tuple[Values, float]:
     "I;16" is 16 bits by name; 32-bit and float files do not say their range, so the smallest usual one that
     holds their values is taken.
     """
-    values = np.array(picture).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise BadPicture("holds values that are not finite")
-    return values, _white(picture.mode, values.max())
+    values = _numbers(picture)
+    return values, _white(picture.mode, _highest(values))
 
 
 def orientation(picture: Image.Image) -> int:
@@ -108,6 +130,12 @@ def orientation(picture: Image.Image) -> int:
         return int(picture.getexif().get(0x0112, 1))
     except Exception:
         return 1
+
+
+def _highest(values: Values) -> float:
+    if not np.isfinite(values).all():
+        raise BadPicture("holds values that are not finite")
+    return float(values.max())
 
 
 def _white(mode: str, highest: float) -> float:
@@ -140,8 +168,6 @@ def _pages(picture: Image.Image) -> int:
         picture.seek(0)
     if pages > MAX_PAGES:
         raise BadPicture(f"more than {MAX_PAGES} pages")
-    if pages * channels_of(first[1]) * first[0][0] * first[0][1] > MAX_VALUES:
-        raise BadPicture(f"{pages} pages of {first[0][0]} x {first[0][1]} are more than {MAX_VALUES} numbers")
     return pages
 
 
@@ -159,49 +185,75 @@ def _raw(picture: Image.Image) -> str:
     return raw if isinstance(raw, str) else ""
 
 
-def _page(open_: Open, mode: str, as_seen: Callable[[Image.Image], Image.Image]) -> Values:
-    """The first page as people see it but for its turn, ``[h w c]`` with c as in "L", "LA", "RGB" or "RGBA"."""
-    picture = open_()
-    transparent = picture.info.get("transparency")
+def _page(open_: Open, mode: str, channels: int, as_seen: Callable[[Image.Image], Image.Image]) -> Planes:
+    """The first page as people see it but for its turn, with the channels that were asked for."""
+    picture, white = open_(), float(TOP)
+    floats: npt.DTypeLike = np.float32
+    key: Any = picture.info.get("transparency")  # the colour that stands for transparency
     if is_deep(mode):
-        values = _colours(open_, mode, 0)
-        if isinstance(transparent, tuple) and values.shape[-1] == 3:
-            cover = np.where((values == np.array(transparent)).all(-1, keepdims=True), 0, TOP)
+        numbers = _colours(open_, mode, 0)
+        key = key if isinstance(key, tuple) and numbers.shape[-1] == 3 else None
+    elif picture.mode in _GREYS and picture.mode != "L":
+        numbers, white = grey_values(picture)
+        numbers = _upright(numbers, picture)[..., None]
+        key, floats = key if isinstance(key, int) else None, np.float64
+    else:
+        picture.load()
+        numbers, white, key = np.asarray(as_seen(picture)), 255.0, None
+        numbers = numbers[..., None] if numbers.ndim == 2 else numbers
+    planes = np.empty((channels, *numbers.shape[:2]), np.uint16)
+    for rows in _blocks(numbers):
+        values = numbers[rows].astype(floats).clip(0, white) * (TOP / white)
+        if key is not None:
+            cover = np.where((numbers[rows] == np.array(key)).all(-1, keepdims=True), 0, TOP)
             values = np.concatenate([values, cover], -1)
-        return values
-    if picture.mode in _GREYS and picture.mode != "L":
-        greys, white = grey_values(picture)
-        greys = _upright(greys, picture)
-        values = (greys.clip(0, white) * (TOP / white))[..., None]
-        if isinstance(transparent, int):
-            cover = np.where(greys == transparent, 0, TOP)[..., None]
-            values = np.concatenate([values, cover], -1)
-        return values
-    picture.load()
-    values = np.array(as_seen(picture)).astype(np.float32) * 257
-    return values[..., None] if values.ndim == 2 else values
+        planes[:, rows] = np.rint(np.moveaxis(_to_channels(values, channels), -1, 0))
+    return planes
 
 
-def _stack(open_: Open, mode: str, pages: int) -> Values:
-    """All pages, ``[h w pages * bands]``; greys without a stated range share the one that holds them all."""
-    if channels_of(mode) > 1:
-        one = _colours if is_deep(mode) else _eight_bits
-        return np.concatenate([one(open_, mode, page) for page in range(pages)], -1)
-    picture, found = open_(), []
+def _stack(open_: Open, mode: str, pages: int) -> Planes:
+    """All pages, ``[pages * bands h w]``; greys without a stated range share the one that holds them all."""
+    picture, found, highest = open_(), list[Values](), 0.0
     for page in range(pages):
-        picture.seek(page)
-        found.append(_upright(np.array(picture).astype(np.float64), picture))
-    values = np.stack(found, -1)
-    if not np.isfinite(values).all():
-        raise BadPicture("holds values that are not finite")
-    white = 255.0 if mode == "L" else _white(mode, values.max())
-    return values.clip(0, white) * (TOP / white)
+        if is_deep(mode):
+            numbers = _colours(open_, mode, page)
+        else:
+            picture.seek(page)
+            numbers = _upright(_numbers(picture), picture)
+        numbers = numbers[..., None] if numbers.ndim == 2 else numbers
+        highest = max(highest, _highest(numbers))
+        found.append(numbers)
+    del picture, numbers
+    white = TOP if is_deep(mode) else 255.0 if mode in ("L", "RGB", "RGBA") else _white(mode, highest)
+    height, width, bands = found[0].shape
+    planes = np.empty((pages * bands, height, width), np.uint16)
+    for page in range(pages):
+        numbers = found.pop(0)  # and so its memory is free again before the last plane is filled
+        for rows in _blocks(numbers):
+            values = numbers[rows].astype(np.float64).clip(0, white) * (TOP / white)
+            planes[page * bands : (page + 1) * bands, rows] = np.rint(np.moveaxis(values, -1, 0))
+    return planes
 
 
-def _eight_bits(open_: Open, mode: str, page: int) -> Values:
-    picture = open_()
-    picture.seek(page)
-    return _upright(np.array(picture).astype(np.float32) * 257, picture)
+def _numbers(picture: Image.Image) -> Values:
+    """The numbers ``[h w]`` or ``[h w c]`` as they are in the file (Pillow's own way there copies them twice)."""
+    picture.load()
+    width, height = picture.size
+    step = max(1, _BLOCK // width)
+    parts = (np.asarray(picture.crop((0, y, width, min(y + step, height)))) for y in range(0, height, step))
+    first = next(parts)
+    values = np.empty((height, *first.shape[1:]), first.dtype)
+    values[:step] = first
+    for number, part in enumerate(parts, 1):
+        values[number * step : (number + 1) * step] = part
+    return values
+
+
+def _blocks(numbers: Values) -> Iterator[slice]:
+    """Slices of rows: what is computed in floats is never a whole picture."""
+    step = max(1, _BLOCK * len(numbers) // max(1, numbers.size))
+    for top in range(0, len(numbers), step):
+        yield slice(top, top + step)
 
 
 def _colours(open_: Open, mode: str, page: int) -> Values:
@@ -212,7 +264,7 @@ def _colours(open_: Open, mode: str, page: int) -> Values:
         picture = open_()
         picture.seek(page)
         picture.tile = [tile._replace(args=_with_raw(tile.args, raw)) for tile in picture.tile]  # type: ignore[attr-defined]
-        return _upright(np.array(picture).astype(np.float32), picture)
+        return _upright(_numbers(picture), picture)
 
     first = open_()
     first.seek(page)
@@ -221,9 +273,12 @@ def _colours(open_: Open, mode: str, page: int) -> Values:
     if mode == "LA;16":
         high, low = (0, 1) if order == "B" else (1, 0)
         four = read("RGBA")
-        return four[..., high::2] * 256 + four[..., low::2]
+        return four[..., high::2].astype(np.uint16) << 8 | four[..., low::2]
     swapped = raw[:-1] + {"L": "B", "B": "L"}[order]
-    return read(raw) * 256 + read(swapped)
+    numbers = read(raw).astype(np.uint16)
+    numbers <<= 8
+    numbers |= read(swapped)
+    return numbers
 
 
 def _upright(values: Values, picture: Image.Image) -> Values:
