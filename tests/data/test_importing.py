@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -107,7 +109,7 @@ def test_languages_labels_and_texts_beside_pictures(tmp_path: Path, make_png: Ma
     assert dataset.labels == ["cats", "small"]
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_metadata_tables(kind: str, tmp_path: Path, make_png: MakePng) -> None:
     root = tmp_path / "s"
     (root / "in").mkdir(parents=True)
@@ -134,6 +136,8 @@ def test_metadata_tables(kind: str, tmp_path: Path, make_png: MakePng) -> None:
             table = csv.DictWriter(file, rows[0])
             table.writeheader()
             table.writerows(rows)
+    elif kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), root / "metadata.parquet")
     else:
         (root / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     last = run(root, tmp_path / "data")
@@ -166,6 +170,7 @@ def test_metadata_tables(kind: str, tmp_path: Path, make_png: MakePng) -> None:
             r"line 2 has split 'sometimes'; expected 'train' or",
         ),
         ("metadata.csv", "file,text\nb.png,x\nc.png,y\n", r"none of the 2 rows of .* names a picture"),
+        ("metadata.parquet", "PAR1 and nothing more", r"metadata.parquet is not readable Parquet"),
     ],
 )
 def test_bad_metadata_stops_before_anything_is_written(
@@ -178,6 +183,32 @@ def test_bad_metadata_stops_before_anything_is_written(
         run(tmp_path / "s", tmp_path / "data")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "data").exists()
+
+
+def test_a_parquet_table_of_other_types(tmp_path: Path, make_png: MakePng) -> None:
+    """Categories, and whole numbers that holes made floats; a table without names of files is no metadata."""
+    root = tmp_path / "s"
+    root.mkdir()
+    for k in range(3):
+        (root / f"{k}.png").write_bytes(make_png(k))
+    table = {
+        "file_name": pa.array(["0.png", "1.png", "2.png"]).dictionary_encode(),
+        "caption": pa.array(["red", "red", None]).dictionary_encode(),
+        "label": pa.array([3.0, None, float("nan")]),
+        "group": pa.array([7, 7, 8]),
+        "caption_fr": pa.array([b"rouge", b"rouge", None]),
+        "pixels": pa.array([b"a", b"b", b"c"]),
+    }
+    pq.write_table(pa.table(table), root / "metadata.parquet")
+    run(root, tmp_path / "data")
+    dataset = Dataset.open(tmp_path / "data")
+    assert dataset.column("caption") == ["red", "red", None]
+    assert dataset.column("caption_fr") == ["rouge", "rouge", None]
+    assert dataset.column("label") == ["3", None, None]
+    assert dataset.column("group") == ["7", "7", "8"]
+    pq.write_table(pa.table({"picture": ["0.png"]}), root / "metadata.parquet")
+    with pytest.raises(UserError, match="names no pictures; expected a column 'file_name' or 'file'"):
+        run(root, tmp_path / "data")
 
 
 def test_hostile_files_are_listed_and_never_stop_an_import(folder: Path, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""The words that lie beside pictures: ``x.txt``, ``x.de.txt``, ``metadata.csv``, ``metadata.jsonl``."""
+"""The words that lie beside pictures: ``x.txt``, ``x.de.txt``, ``metadata.csv``, ``.jsonl`` or ``.parquet``."""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 from collections import defaultdict
@@ -28,6 +29,7 @@ ABOUT_THE_COLLECTION = (
     "changelog",
 )
 HELD_OUT = ("held_out", "held-out", "heldout", "test", "val", "valid", "validation", "dev")
+_COLUMNS = ("file_name", "file", "text", "caption", "label", "split", "group", "licence", "license")
 _MAX_TEXT = 1 << 20
 
 
@@ -105,20 +107,24 @@ def from_metadata(path: Path, pictures: Collection[str]) -> tuple[dict[str, Word
     words: dict[str, Words] = {}
     rejected: list[Rejected] = []
     total = 0
-    for line, row in _csv(path) if path.suffix == ".csv" else _jsonl(path):
+    read = {".csv": _csv, ".parquet": _parquet}.get(path.suffix, _jsonl)
+    unit = "row" if path.suffix == ".parquet" else "line"
+    for number, row in read(path):
         total += 1
         name = row.get("file_name") or row.get("file")
         if not name:
-            raise UserError(f"{path} line {line} names no picture; expected a column 'file_name' or 'file'")
+            raise UserError(
+                f"{path} {unit} {number} names no picture; expected a column 'file_name' or 'file'"
+            )
         picture = str(PurePosixPath(name))
         if picture not in pictures:
             rejected.append(
-                Rejected(f"{path.name} line {line}", f"names {name!r}, which is not among the pictures")
+                Rejected(f"{path.name} {unit} {number}", f"names {name!r}, which is not among the pictures")
             )
         elif picture in words:
-            rejected.append(Rejected(f"{path.name} line {line}", f"names {name!r} a second time"))
+            rejected.append(Rejected(f"{path.name} {unit} {number}", f"names {name!r} a second time"))
         else:
-            words[picture] = row_words(row, f"{path} line {line}")
+            words[picture] = row_words(row, f"{path} {unit} {number}")
     if total and not words:
         raise UserError(
             f"none of the {total} rows of {path} names a picture of this folder ({rejected[0].reason})"
@@ -167,6 +173,36 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise UserError(f"{path} is not readable: {error}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} line {line} is not a JSON object: {error}") from None
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            # Only these: the others may hold the pictures again.
+            known = [n for n in file.schema_arrow.names if n in _COLUMNS or n.startswith("caption_")]
+            if "file_name" not in known and "file" not in known:
+                raise UserError(f"{path} names no pictures; expected a column 'file_name' or 'file'")
+            batches = file.iter_batches(1024, columns=known)
+            for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+                said = {name: text for name, value in row.items() if (text := plain(value)) is not None}
+                yield number, said
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is not readable Parquet: {' '.join(str(error).split())[:200]}") from None
+
+
+def plain(value: Any) -> str | None:
+    """A value of a table as text; a whole number is one even where holes made its column floats. None for none."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        whole = int(value) if value.is_integer() else value
+        return None if math.isnan(value) else str(whole)
+    if isinstance(value, bytes):  # text that its writer did not declare as such
+        return value.decode("utf-8", "backslashreplace")
+    return json.dumps(value, default=str) if isinstance(value, int | list | dict) else str(value)
 
 
 def _json_row(text: str) -> dict[str, str]:

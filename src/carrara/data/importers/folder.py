@@ -18,7 +18,7 @@ from carrara.data.rows import BadPicture, Rejected, Row, Survey, tidy
 from carrara.data.table import ABOUT
 from carrara.errors import UserError
 
-METADATA = ("metadata.csv", "metadata.jsonl")
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 @dataclass
