@@ -92,13 +92,15 @@ def resize(planes: Planes, alpha: bool, size: int, box: tuple[float, float, floa
     # What is transparent has no colour that could spread into its neighbours.
     cover = planes[-1].astype(np.float32) / TOP if alpha else None
     scaled = np.empty((len(planes), size, size), np.float32)
-    for index, plane in enumerate(planes):
+
+    def one(plane: Planes, cover: Values | None) -> Values:  # a function, so that nothing of it stays
         values = plane.astype(np.float32)
-        if cover is not None and index < len(planes) - 1:
+        if cover is not None:
             values *= cover
-        picture = Image.fromarray(values)
-        del values
-        scaled[index] = np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS, box))
+        return np.asarray(Image.fromarray(values).resize((size, size), Image.Resampling.LANCZOS, box))
+
+    for index, plane in enumerate(planes):
+        scaled[index] = one(plane, cover if index < len(planes) - 1 else None)
     if alpha:
         scaled[:-1] /= np.maximum(scaled[-1] / TOP, 1 / TOP)
     whole: Planes = np.rint(scaled.clip(0, TOP)).astype(np.uint16)
