@@ -102,6 +102,110 @@ def test_other_columns(tmp_path: Path, make_png: Callable[..., bytes]) -> None:
     assert take_in(tmp_path / "b.parquet", tmp_path / "numbers")[0].column("label") == ["4"]
 
 
+def notes(destination: Path) -> dict[str, str]:
+    lines = (destination / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    return {entry["file"]: entry["reason"] for entry in map(json.loads, lines)}
+
+
+def named(names: list[str]) -> dict[bytes, bytes]:
+    """Metadata that names the numbers of a label, as Hugging Face writes it."""
+    return {b"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}}).encode()}
+
+
+def test_categories_and_numbers_with_holes(tmp_path: Path, make_png: Callable[..., bytes]) -> None:
+    """As pandas writes them: texts as a dictionary, whole numbers as doubles."""
+    columns = {
+        "image": pa.array([make_png(k) for k in range(4)]),
+        "caption": pa.array(["red", "blue", "red", None]).dictionary_encode(),
+        "split": pa.array(["test", "train", "train", "train"]).dictionary_encode(),
+        "label": pa.array([0.0, None, 2.0, float("nan")]),
+        "group": pa.array([5.0, 5.0, None, 6.0]),
+    }
+    for names, want in ((NAMES, ["plane", None, "bird", None]), ([], ["0", None, "2", None])):
+        folder = tmp_path / f"{len(names)} names"
+        folder.mkdir()
+        pq.write_table(pa.table(columns, metadata=named(names)), folder / "a.parquet")
+        dataset, summary = take_in(folder / "a.parquet", folder / "data")
+        assert pq.ParquetFile(folder / "a.parquet").schema_arrow.field("caption").type == pa.dictionary(
+            pa.int32(), pa.string()
+        )
+        assert dataset.column("caption") == ["red", "blue", "red", None]
+        assert dataset.column("label") == want
+        assert [*dataset.column("group")[:2], dataset.column("group")[3]] == ["5", "5", "6"]
+        assert summary.rejected == 0
+    words = {"image": columns["image"], "label": pa.array(["a", "b", None, "a"]).dictionary_encode()}
+    pq.write_table(pa.table(words), tmp_path / "b.parquet")
+    assert take_in(tmp_path / "b.parquet", tmp_path / "words")[0].column("label") == ["a", "b", None, "a"]
+
+
+def test_numbers_that_are_no_labels(tmp_path: Path, make_png: Callable[..., bytes]) -> None:
+    """Hugging Face's -1 means that there is none; what has no name is told once."""
+    for name, values, names, want, note in (
+        ("none", [-1, 1, -1, 0], NAMES, [None, "car", None, "plane"], {}),
+        ("bare", [-1, 1, -1, 0], [], [None, "1", None, "0"], {}),
+        (
+            "beyond",
+            [0, 3, 9, 2],
+            NAMES,
+            ["plane", None, None, "bird"],
+            {"beyond.parquet:1": "beyond its 3 names"},
+        ),
+        (
+            "score",
+            [0.5, 1.0, 0.25, None],
+            [],
+            [None, "1", None, None],
+            {"score.parquet:0": "no whole numbers"},
+        ),
+    ):
+        table = pa.table({"image": [make_png(k) for k in range(4)], "label": values}, metadata=named(names))
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        dataset, _ = take_in(tmp_path / f"{name}.parquet", tmp_path / name)
+        assert dataset.column("label") == want, name
+        told = notes(tmp_path / name)
+        assert told.keys() == note.keys()
+        assert all(note[file] in reason for file, reason in told.items())
+
+
+def test_known_columns_of_other_types_are_told(tmp_path: Path, make_png: Callable[..., bytes]) -> None:
+    rows = [
+        {
+            "image": make_png(k),
+            "caption": ["one", "two"],
+            "split": 1,
+            "label": {"a": 1},
+            "n": [1],
+            "text": None,
+        }
+        for k in range(2)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    dataset, summary = take_in(tmp_path / "a.parquet", tmp_path / "data")
+    assert len(dataset) == 2
+    lines = (tmp_path / "data" / "rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in lines] == [
+        "the column 'caption' is not read: it holds list<element: string>, expected text",
+        "the column 'split' is not read: it holds int64, expected text",
+        "the column 'label' is not read: it holds struct<a: int64>, expected text or whole numbers",
+    ]
+    assert "3 skipped, listed in rejected.jsonl: 1 x the column 'caption' is not read" in summary.lines()[1]
+
+
+def test_a_file_that_was_moved_is_noticed(tmp_path: Path, make_png: Callable[..., bytes]) -> None:
+    source = tmp_path / "source"
+    for number, name in enumerate(("train/a.parquet", "train/b.parquet")):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"image": [make_png(2 * number), make_png(2 * number + 1)]}), source / name)
+    dataset, _ = take_in(source, tmp_path / "data")
+    assert dataset.column("split") == ["train"] * 4
+    (source / "test").mkdir()
+    (source / "train" / "a.parquet").rename(source / "test" / "a.parquet")
+    _, summary = take_in(source, tmp_path / "data")
+    assert not summary.unchanged
+    same = "the same picture as train/a.parquet:"
+    assert notes(tmp_path / "data") == {f"test/a.parquet:{k}": f"{same}{k}" for k in range(2)}
+
+
 def test_rows_that_cannot_be_used_are_listed(tmp_path: Path, make_png: Callable[..., bytes]) -> None:
     rows = [
         {"image": make_png(1), "split": "train"},

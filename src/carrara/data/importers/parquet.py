@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from carrara.data.captions import HELD_OUT, LANGUAGE, row_words
+from carrara.data.captions import HELD_OUT, LANGUAGE, plain, row_words
 from carrara.data.importers.folder import natural, printable
 from carrara.data.importing import Options
 from carrara.data.pictures import SUFFIXES
@@ -40,6 +41,7 @@ class Layout:
     class_name: str | None
     names: tuple[str, ...]  # of labels that are numbers
     words: dict[str, str]
+    unread: dict[str, str]  # columns of a known name whose type is none of these, and what was expected
 
     @property
     def columns(self) -> list[str]:
@@ -58,34 +60,41 @@ def matches(source: str) -> bool:
 def survey(source: str, options: Options) -> Survey:
     """Counts the rows from the files' ends and digests names, sizes and times. UserError where one is damaged,
     or has no column of pictures."""
+    root = Path(source)
     total, digest = 0, hashlib.sha256(repr(options.licence).encode())
-    for path in _files(Path(source)):
+    for path in _files(root):
         with _open(path) as file:
             _layout(path, file.schema_arrow)
             total += file.metadata.num_rows
         about = path.stat()
-        digest.update(f"{path.name!r} {about.st_size} {about.st_mtime_ns}\n".encode())
+        digest.update(f"{_name(root, path)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
     return Survey(total, digest.hexdigest())
 
 
 def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
     """A row per row, in the files' natural order; a row group that cannot be read is skipped with its reason.
 
+    A column that is known by its name but cannot be used, and the first label of a file that is none, are told.
     The split is the column of that name, or what the file's name begins with ("train-00000-of-00004").
     """
     import pyarrow as pa
 
     root = Path(source)
     for path in _files(root):
-        name = printable(str(path.relative_to(root) if root.is_dir() else path.name))
+        name = printable(_name(root, path))
         with _open(path) as file:
-            layout, number = _layout(path, file.schema_arrow), 0
+            layout, number, told = _layout(path, file.schema_arrow), 0, False
+            for column, expected in layout.unread.items():
+                yield Rejected(name, f"the column {printable(column)!r} is not read: {expected}")
             for group in range(file.num_row_groups):
                 first, number = number, number + file.metadata.row_group(group).num_rows
                 done = 0
                 try:
                     for batch in file.iter_batches(ROWS, row_groups=[group], columns=layout.columns):
                         for values in batch.to_pylist():
+                            if not told and (odd := _odd_label(values, layout)):
+                                yield Rejected(f"{name}:{first + done}", odd)
+                                told = True
                             yield _row(values, layout, name, first + done, options)
                             done += 1
                 except (OSError, pa.ArrowException) as error:
@@ -101,7 +110,7 @@ def _row(values: dict[str, Any], layout: Layout, file: str, number: int, options
         data = data[layout.within]
     if not data:
         return Rejected(source, "the row holds no bytes of a picture")
-    said = {word: str(values[c]) for c, word in layout.words.items() if values[c] is not None}
+    said = {word: text for c, word in layout.words.items() if (text := plain(values[c])) is not None}
     if "split" not in said and (found := _split_in(file)):
         said["split"] = found
     try:
@@ -123,12 +132,32 @@ def _label(values: dict[str, Any], layout: Layout) -> dict[str, str]:
     """The class by its name where there is one: from its column, or from the numbers' names."""
     if layout.class_name and values[layout.class_name]:
         return {"label": str(values[layout.class_name])}
-    label = values[layout.label] if layout.label else None
-    if label is None:
+    label = _number(values, layout)
+    if label is None or _odd_label(values, layout):
         return {}
-    if isinstance(label, int) and 0 <= label < len(layout.names):
-        return {"label": layout.names[label]}
-    return {"label": str(label)}
+    if isinstance(label, str):
+        return {"label": label}
+    if label < 0:  # Hugging Face's word for "none"
+        return {}
+    return {"label": layout.names[int(label)] if layout.names else str(int(label))}
+
+
+def _odd_label(values: dict[str, Any], layout: Layout) -> str | None:
+    """Why a number is no label, in words that are the same for all numbers of its kind; None where it may be."""
+    label = _number(values, layout)
+    if isinstance(label, float) and not label.is_integer():
+        return f"the column {layout.label!r} has labels that are no whole numbers; they are not taken"
+    if layout.names and isinstance(label, int | float) and label >= len(layout.names):
+        return (
+            f"the column {layout.label!r} has labels beyond its {len(layout.names)} names; they are not taken"
+        )
+    return None
+
+
+def _number(values: dict[str, Any], layout: Layout) -> int | float | str | None:
+    """The label as it is in its column; a hole in a column of floats is none."""
+    label: int | float | str | None = values[layout.label] if layout.label else None
+    return None if isinstance(label, float) and math.isnan(label) else label
 
 
 def _layout(path: Path, schema: pa.Schema) -> Layout:
@@ -150,17 +179,24 @@ def _layout(path: Path, schema: pa.Schema) -> Layout:
         found = ", ".join(f"{f.name} ({f.type})" for f in schema)[:300]
         raise UserError(f"{path} has no column 'image' with the bytes of pictures; its columns are {found}")
     image = (named or list(within))[0]
-    text = [f.name for f in schema if is_.is_string(f.type) or is_.is_large_string(f.type)]
-    plain = [f.name for f in schema if is_.is_integer(f.type) or f.name in text]
-    label = _first(plain, LABELS)
-    return Layout(
-        image,
-        within[image],
-        label,
-        _first(text, CLASS_NAMES),
-        _names(schema, label),
-        {name: word for name in text if (word := _word(name))},
-    )
+    kinds = {f.name: f.type.value_type if is_.is_dictionary(f.type) else f.type for f in schema}
+    text = [
+        n for n, k in kinds.items() if is_.is_string(k) or is_.is_large_string(k) or is_.is_string_view(k)
+    ]
+    # Whole numbers with holes become floats on their way through pandas.
+    numbers = [n for n, k in kinds.items() if is_.is_integer(k) or is_.is_floating(k)]
+    label, class_name = _first([*text, *numbers], LABELS), _first(text, CLASS_NAMES)
+    words = {
+        n: word for n in kinds if (word := _word(n)) and (n in text or (word == "group" and n in numbers))
+    }
+    labels = () if label or class_name else (*LABELS, *CLASS_NAMES)
+    unread = {
+        n: f"it holds {kind}, expected text"
+        + (" or whole numbers" if n.lower() in (*LABELS, "group") else "")
+        for n, kind in kinds.items()
+        if n != image and n not in words and not is_.is_null(kind) and (_word(n) or n.lower() in labels)
+    }
+    return Layout(image, within[image], label, class_name, _names(schema, label), words, unread)
 
 
 def _word(column: str) -> str | None:
@@ -191,6 +227,11 @@ def _split_in(file: str) -> str | None:
         if found := re.match(rf"(train|{'|'.join(HELD_OUT)})(?![a-z0-9])", part):
             return found[1]
     return None
+
+
+def _name(root: Path, path: Path) -> str:
+    """A file by its path below the source; it says the split, so a file that was moved is another one."""
+    return str(path.relative_to(root)) if root.is_dir() else path.name
 
 
 def _files(path: Path) -> list[Path]:
