@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import load_autoencoder
@@ -17,6 +18,7 @@ from carrara.data.latents import encoded, moments_of, variants
 from carrara.data.loader import Loaded
 from carrara.data.table import Dataset
 from carrara.errors import UserError
+from carrara.tensors import sample_noise
 from carrara.training.diffusing import DiffusionRecipe, DiffusionTask
 from carrara.training.stages import scale_note, scaled, stored_latents
 from conftest import Command, Trained, recipe_file, small_diffusion
@@ -82,6 +84,41 @@ def test_training_draws_a_variant_for_each_sample_by_its_seed() -> None:
     few = {name: values[100:110] for name, values in columns.items()}
     batch = Loaded(seeds[100:110].astype(np.int64), 0, seeds[100:110], few)
     assert torch.equal(task.raw(batch, list(range(100, 110)))[:, 0, 0, 0], drawn[100:110])
+
+
+class Halves(TorchDispatchMode):
+    """Counts the half floats that become floats."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float16:
+            self.count += args[0].numel()
+        return result
+
+
+@pytest.mark.parametrize("number", [1, 6])
+def test_only_the_variant_that_was_drawn_becomes_floats(number: int) -> None:
+    names = [str(k) for k in range(number)]
+    scale = LatentScale(torch.zeros(2), torch.ones(2))
+    task = DiffusionTask(
+        DiffusionRecipe(flip=True),
+        Nothing(),
+        nn.ModuleDict(),
+        latents=names,
+        scale=scale,
+        words={},
+        device=torch.device("cpu"),
+    )
+    seeds = np.arange(50, dtype=np.uint64)
+    columns = {name: torch.randn(50, 4, 3, 3).half() for name in names}
+    with Halves() as halves:
+        raw = task.raw(Loaded(seeds.astype(np.int64), 0, seeds, columns), [int(s) for s in seeds])
+    assert halves.count == 50 * 4 * 3 * 3
+    noise = sample_noise([int(s) for s in seeds], (2, 3, 3), stream=1)
+    possible = torch.stack([c[:, :2].float() + c[:, 2:].float() * noise for c in columns.values()])
+    assert (possible == raw).flatten(2).all(2).any(0).all()  # bit for bit one of the variants
 
 
 def test_the_scale_is_measured_over_all_variants(carrara: Command, trained: Trained) -> None:

@@ -120,7 +120,9 @@ class DiffusionTask:
         variants = [torch.as_tensor(batch.columns[column]) for column in self.latents]
         if self.recipe.pixels is None:
             drawn = (sample_uniform(seeds, stream=_VARIANT) * len(variants)).long()
-            stored = torch.stack([v.float() for v in variants])[drawn, torch.arange(len(seeds))]
+            stored = torch.empty(variants[0].shape)
+            for index, variant in enumerate(variants):  # only what was drawn becomes floats
+                stored[drawn == index] = variant[drawn == index].float()
             mean, std = stored.chunk(2, 1)
             return mean + std * sample_noise(seeds, mean.shape[1:], stream=_POSTERIOR)
         image = from_pixels(variants[0])
