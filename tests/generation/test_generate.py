@@ -1,17 +1,23 @@
 """From requests to pictures: the same picture in any company, guidance, moments, PNGs that carry their recipe."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from carrara.autoencoders import kl
+from carrara.autoencoders.scale import LatentScale
+from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.errors import UserError
 from carrara.generation.generate import Settings, decode, denoise, generate
 from carrara.generation.model import Model, load_model
-from carrara.generation.pictures import read_recipe, save_png, sheet, to_image
-from conftest import Trained
+from carrara.generation.pictures import png_note, read_recipe, save_png, sheet, to_image
+from carrara.tensors import from_pixels
+from conftest import Command, Trained
 
 PROMPTS = ["red disc", "blau", "", "a green bar that is far longer than all the other prompts of this test"]
 
@@ -122,6 +128,14 @@ def test_moments_are_numbered_and_end_at_the_picture(model: Model) -> None:
     assert torch.equal(decode(model, moments[-1].z), generate(model, rows, settings(sampler="ddim")))
 
 
+def test_an_autoencoder_of_sixteen_bits_gives_sixteen(model: Model) -> None:
+    deep = replace(model, autoencoder=replace(model.autoencoder, bits=16))
+    plain, fine = (generate(m, [{"caption": "red disc"}], settings()) for m in (model, deep))
+    assert fine.dtype == torch.uint16
+    assert (fine.int() % 257 != 0).any()
+    torch.testing.assert_close(from_pixels(fine), from_pixels(plain), rtol=0, atol=1.01 / 255)
+
+
 def test_an_iterator_left_early_costs_nothing_more(model: Model) -> None:
     with Watched(model) as sizes:
         walk = denoise(model, [{}], [0], settings(sampler="ddim", guidance=1.0))
@@ -168,6 +182,65 @@ def test_a_png_carries_its_recipe(tmp_path: Path, channels: int) -> None:
     save_png(picture, tmp_path / "b.png", dict(reversed(recipe.items())))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert {p.name for p in tmp_path.iterdir()} == {"a.png", "b.png"}
+
+
+def test_one_channel_keeps_sixteen_bits_and_more_become_eight(tmp_path: Path) -> None:
+    deep = torch.from_numpy(np.random.default_rng(0).integers(0, 65536, (4, 5, 7)).astype(np.uint16))
+    eight = (deep.double() / 257).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    save_png(deep[:1], tmp_path / "grey.png", {"seed": 1})
+    with Image.open(tmp_path / "grey.png") as image:
+        assert image.mode == "I;16"
+        assert np.array_equal(np.array(image), deep[0].numpy())
+    assert read_recipe(tmp_path / "grey.png") == {"seed": 1}
+    for channels, mode in ((2, "LA"), (3, "RGB"), (4, "RGBA")):
+        save_png(deep[:channels], tmp_path / "more.png", {})
+        with Image.open(tmp_path / "more.png") as image:
+            assert image.mode == mode
+            assert np.array_equal(np.array(image), eight[..., :channels])
+    assert np.array_equal(np.array(to_image(deep[:1])), eight[..., 0])  # on a page 8 bits are enough
+
+
+def test_what_a_png_holds() -> None:
+    assert all(png_note(*shape) is None for shape in ((1, 8), (2, 8), (3, 8), (4, 8), (1, 16)))
+    assert "2 channels are written with 8 bits" in (png_note(2, 16) or "")
+    for bits in (8, 16):
+        with pytest.raises(UserError, match=f"have 5 channels of {bits} bits, .* at most 4"):
+            png_note(5, bits)
+    with pytest.raises(UserError, match="have 5 channels"):
+        to_image(torch.zeros(5, 4, 4, dtype=torch.uint8))
+
+
+def other_pictures(model: Model, path: Path, channels: int, bits: int) -> Path:
+    """The model on disk, over an untrained autoencoder whose pictures have other channels."""
+    config = kl.Config(image_channels=channels, channels=8, multipliers=(1, 2), blocks=1)
+    scale = LatentScale(torch.zeros(4), torch.ones(4))
+    autoencoder = StoredAutoencoder.of(config.build(), config, 16, {}, bits).with_scale(scale)
+    replace(model, autoencoder=autoencoder).save(path)
+    return path
+
+
+@pytest.mark.parametrize(("channels", "bits", "mode"), [(1, 16, "I;16"), (2, 8, "LA"), (3, 16, "RGB")])
+def test_samples_of_other_channels_and_depths(
+    model: Model, carrara: Command, channels: int, bits: int, mode: str
+) -> None:
+    folder = other_pictures(model, carrara.folder / "model", channels, bits)
+    done = carrara("sample", folder, "red disc", "--count", 2, "--steps", 2, "--out", "made")
+    assert done.status == 0, done.err
+    assert done.err == (f"note: {png_note(channels, bits)}\n" if png_note(channels, bits) else "")
+    files = [carrara.folder / line for line in done.out.splitlines() if line.endswith(".png")]
+    assert len(files) == 2
+    for file in files:
+        with Image.open(file) as image:
+            assert (image.mode, image.size) == (mode, (16, 16))
+
+
+def test_samples_that_no_png_holds_are_refused_at_once(model: Model, carrara: Command) -> None:
+    folder = other_pictures(model, carrara.folder / "model", 5, 8)
+    refusal = carrara("sample", folder, "red disc", "--out", "made").refusal
+    assert (
+        refusal == "this model's pictures have 5 channels of 8 bits, which no PNG holds; expected at most 4"
+    )
+    assert not (carrara.folder / "made").exists()
 
 
 def test_a_png_of_others_has_no_recipe(tmp_path: Path) -> None:

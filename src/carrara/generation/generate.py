@@ -81,11 +81,14 @@ def denoise(
 
 
 def decode(model: Model, latent: Tensor) -> Tensor:
-    """Scaled latents [b c h w] to ``uint8 [b c H W]``; large pictures tile by tile (docs/tiling.md)."""
-    scale = model.autoencoder.scale
+    """Scaled latents [b c h w] to ``uint8`` or, of an autoencoder of 16 bits, ``uint16 [b c H W]``.
+
+    Large pictures are decoded tile by tile (docs/tiling.md).
+    """
+    autoencoder, scale = model.autoencoder, model.autoencoder.scale
     assert scale is not None
     with torch.inference_mode():
-        return to_pixels(decode_any_size(model.autoencoder.module, scale.unscale(latent))).cpu()
+        return to_pixels(decode_any_size(autoencoder.module, scale.unscale(latent)), autoencoder.bits).cpu()
 
 
 def generate(
@@ -96,7 +99,7 @@ def generate(
     numbers: Sequence[int] | None = None,
     batch: int = 16,
 ) -> Tensor:
-    """``uint8 [n c H W]``, one picture a request; ``numbers`` default to 0, 1, 2 … ."""
+    """One picture a request, ``[n c H W]`` as `decode` gives them; ``numbers`` default to 0, 1, 2 … ."""
     numbers = list(range(len(rows))) if numbers is None else numbers
     pictures = []
     for first in range(0, len(rows), batch):

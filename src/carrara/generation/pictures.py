@@ -8,19 +8,43 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from carrara.config import Config
 from carrara.errors import UserError
+from carrara.tensors import from_pixels, to_pixels
 
 if TYPE_CHECKING:
     from PIL import Image
 
 KEY = "carrara"
+MOST = 4  # channels of a PNG: grey, grey with alpha, colour, colour with alpha
+
+
+def png_note(channels: int, bits: int) -> str | None:
+    """What is lost where a picture with ``channels`` of ``bits`` becomes a PNG, None where nothing is.
+
+    UserError where it cannot become one.
+    """
+    if channels > MOST:
+        raise UserError(
+            f"this model's pictures have {channels} channels of {bits} bits, which no PNG holds; "
+            f"expected at most {MOST}"
+        )
+    if bits == 16 and channels > 1:
+        return f"PNGs of {channels} channels are written with 8 bits each; these pictures have 16"
+    return None
 
 
 def to_image(picture: Tensor) -> Image.Image:
-    """``uint8 [c h w]`` with 1, 3 or 4 channels to a Pillow image."""
+    """``uint8`` or ``uint16 [c h w]`` with at most 4 channels to a Pillow image of 8 bits, to be looked at."""
+    deep = picture.dtype == torch.uint16
+    png_note(len(picture), 16 if deep else 8)
+    return _image(to_pixels(from_pixels(picture)) if deep else picture)
+
+
+def _image(picture: Tensor) -> Image.Image:
     from PIL import Image
 
     array = picture.permute(1, 2, 0).contiguous().numpy()
@@ -28,14 +52,18 @@ def to_image(picture: Tensor) -> Image.Image:
 
 
 def save_png(picture: Tensor, path: Path, recipe: Mapping[str, Any]) -> None:
-    """Writes the PNG, whole or not at all, with ``recipe`` as JSON under the key "carrara"."""
+    """Writes the PNG, whole or not at all, with ``recipe`` as JSON under the key "carrara".
+
+    One channel of ``uint16`` keeps its 16 bits; all other pictures are written as `to_image` shows them.
+    """
     from PIL.PngImagePlugin import PngInfo
 
     words = PngInfo()
     words.add_itxt(KEY, json.dumps(recipe, ensure_ascii=False, sort_keys=True))
     part = path.with_name(path.name + ".part")
     try:
-        to_image(picture).save(part, "PNG", pnginfo=words)
+        image = _image(picture) if len(picture) == 1 else to_image(picture)
+        image.save(part, "PNG", pnginfo=words)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -65,7 +93,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def sheet(pictures: Tensor | Sequence[Tensor], columns: int, *, gap: int = 4, zoom: int = 1) -> Image.Image:
-    """Pictures ``uint8 [c h w]`` in rows of ``columns`` on white."""
+    """Pictures ``[c h w]``, as `to_image` takes them, in rows of ``columns`` on white."""
     from PIL import Image
 
     images = [to_image(picture) for picture in pictures]

@@ -21,6 +21,7 @@ from carrara.evaluation.plates import Row, plate
 from carrara.generation.generate import Settings, decode, denoise
 from carrara.generation.model import Model
 from carrara.generation.pictures import to_image
+from carrara.tensors import from_pixels
 
 USUAL = ("ddim", "heun", "dpm2", "dpmpp_2m", "unipc", "deis", "lms", "ancestral", "dpmpp_2m_sde")
 REFERENCE, REFERENCE_STEPS = "dpmpp_2m", 500
@@ -37,7 +38,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Result:
-    """Pictures ``uint8 [n c h w]`` of one sampler at one cost, and how far they are from the reference."""
+    """Pictures ``[n c h w]`` (8 or 16 bits) of one sampler at one cost, and how far they are from the reference."""
 
     cost: Cost
     pictures: Tensor
@@ -121,7 +122,7 @@ def _exhibit(
     best = [
         min((found[k].distance for found in exact.values()), default=0.0) for k in range(len(evaluations))
     ]
-    blank = to_image(torch.full_like(reference[0], 255))
+    blank = to_image(torch.full_like(reference[0], 255, dtype=torch.uint8))
     rows = [
         Row(
             f"{REFERENCE}\n{REFERENCE_STEPS} steps",
@@ -185,4 +186,6 @@ def _thinned(ticks: Sequence[float]) -> list[float]:
 
 
 def _distance(pictures: Tensor, reference: Tensor) -> float:
-    return float((pictures.double() - reference.double()).square().mean().sqrt())
+    """Root mean square in steps of 0..255, whatever the depth."""
+    error = from_pixels(pictures).double() - from_pixels(reference).double()
+    return float(127.5 * error.square().mean().sqrt())
