@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,7 @@ def reconstruct(
 
     from carrara.autoencoders import tiling
     from carrara.cli import open_autoencoder
-    from carrara.generation.pictures import save_png
+    from carrara.generation.pictures import png_note, save_png
     from carrara.tensors import from_pixels, to_pixels
     from carrara.training.parallel import Placement
 
@@ -40,29 +41,26 @@ def reconstruct(
     stored = open_autoencoder(autoencoder)
     channels, device = stored.config.image_channels, Placement.choose().device
     module = stored.module.to(device)
-    if channels > 4 or (stored.bits == 16 and channels > 1):
-        raise UserError(
-            f"this autoencoder's pictures have {channels} channels of {stored.bits} bits, which is more than is "
-            f"written as a PNG; expected at most {4 if stored.bits == 8 else 1}"
-        )
+    note = png_note(channels, stored.bits)
     original = _read(picture, channels, stored.bits)
     height, width = original.shape[-2:]
     factor = int(module.factor)  # type: ignore[arg-type]
     image = _to_multiple(from_pixels(original)[None], factor)
     tall, wide = image.shape[-2:]
-    side = tiling.tile_for(tall, wide) if tile is None else tile
-    overlap = min(tiling.OVERLAP, side // 2)
-    tiles = tiling.grid(tall, wide, factor, side, overlap)
-    latent = tiling.encode(module, image.to(device), side, overlap).mode()
-    again = tiling.decode(module, latent, side, overlap)[0, :, :height, :width]
+    latent = tiling.encode_any_size(module, image.to(device), tile=tile).mode()
+    again = tiling.decode_any_size(module, latent, tile=tile)[0, :, :height, :width]
     pixels = to_pixels(again, stored.bits).cpu()
     save_png(pixels, out, {"autoencoder": stored.hash})
     db = _psnr(original, pixels)
     shape = " x ".join(str(n) for n in latent.shape[1:])
     share = original.numel() / latent.numel()
+    if note:
+        sys.stderr.write(f"note: {note}\n")
     console.print(str(out), soft_wrap=True)
     console.print(f"{db:.2f} dB PSNR, {width} x {height} pixels", soft_wrap=True)
     console.print(f"latent {shape}: {share:.1f} times fewer numbers than the picture has", soft_wrap=True)
+    side, overlap = tiling.tile_for(tall, wide, tile=tile)
+    tiles = tiling.grid(tall, wide, factor, side, overlap)
     if not tiles.single:
         count = len(tiles.rows) * len(tiles.columns)
         console.print(f"in {count} tiles of {side // factor * factor} pixels", soft_wrap=True)
