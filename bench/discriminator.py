@@ -43,7 +43,7 @@ def trained(dataset: Dataset, changes: list[str], folder: Path) -> tuple[Any, li
 
 def measured(stored: Any, dataset: Dataset, count: int, device: torch.device) -> dict[str, float]:
     pictures = dataset.pictures(dataset.indices("held_out")[:count], stored.size)
-    again = reconstruct(stored, pictures, device)
+    again = reconstruct(stored.module, pictures, device)
     features = load_features()
     found = {
         "psnr": float(psnr(pictures, again).mean()),

@@ -143,7 +143,7 @@ def _report(
     placement = Placement.choose()
     held = dataset.indices("held_out")[:12]
     originals = dataset.pictures(held, model.size)
-    again = reconstruct(model.autoencoder, originals, placement.device)
+    again = reconstruct(model.autoencoder.module, originals, placement.device)
     compared = sheet([*originals, *again], len(held))
     compared.save(out / "pictures" / "reconstructions.png")
     measured = mean_psnr(model.autoencoder, dataset, placement.device)

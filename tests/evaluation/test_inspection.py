@@ -206,7 +206,7 @@ def test_any_channels_and_depth(channels: int, bits: int) -> None:
     autoencoder = untrained(small(image_channels=channels), bits)
     pixels = patterns(6, channels, bits=bits)
     found = inspected(autoencoder, Pictures(pixels, 3))
-    again = reconstruct(autoencoder, pixels[:3], CPU)
+    again = reconstruct(autoencoder.module, pixels[:3], CPU)
     assert again.dtype == pixels.dtype
     assert found.figures["psnr"].value == pytest.approx(float(psnr(pixels[:3], again).mean()), abs=1e-3)
     assert len(found.shift) == channels
@@ -240,7 +240,7 @@ def test_triptychs_show_original_reconstruction_and_error() -> None:
 def test_the_worst_are_kept_and_the_rest_let_go() -> None:
     autoencoder, pictures = untrained(small()), Pictures(patterns(150), 100)
     found = inspected(autoencoder, pictures)
-    every = psnr(pictures.pixels[:100], reconstruct(autoencoder, pictures.pixels[:100], CPU))
+    every = psnr(pictures.pixels[:100], reconstruct(autoencoder.module, pictures.pixels[:100], CPU))
     values, rows = every.sort()
     assert len(found.worst) == WORST
     assert [case.row for case in found.worst] == rows[:WORST].tolist()
@@ -272,7 +272,7 @@ def test_training_pictures_are_a_last_resort_and_a_comparison() -> None:
     autoencoder = untrained(small(), data="these")
     found = inspected(autoencoder, Pictures(pixels, 40))
     held, seen = (
-        psnr(part, reconstruct(autoencoder, part, CPU)).mean() for part in (pixels[:40], pixels[40:])
+        psnr(part, reconstruct(autoencoder.module, part, CPU)).mean() for part in (pixels[:40], pixels[40:])
     )
     assert found.numbers["gap"] == pytest.approx(float(seen - held), abs=1e-3)
     assert abs(float(seen - held)) > 0.01
@@ -309,6 +309,17 @@ def test_use_of_the_codes(config: Any) -> None:
     page = inspection_page(found, judge(found.numbers))
     assert "The codebook" in page
     assert f"{found.codebook.used} (" in page
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_more_codes_than_can_be_counted_are_not_counted() -> None:
+    autoencoder = untrained(small(fsq, levels=(8,) * 16, latent_channels=16))
+    assert autoencoder.module.codes == 2**48
+    found = inspected(autoencoder, Pictures(patterns(20), 15))
+    why = "281,474,976,710,656 codes are too many to count each one (at most 16,777,216)"
+    assert found.document()["codebook"] == {"not measured": why}
+    assert "codebook_use" not in found.numbers
+    assert f"Not measured: {why}" in inspection_page(found, judge(found.numbers))
 
 
 @pytest.mark.usefixtures("no_weights")

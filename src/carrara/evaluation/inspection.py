@@ -17,8 +17,9 @@ from carrara.evaluation.exhibits import Progress
 from carrara.evaluation.features import Features, kernel_distance, load_features
 from carrara.evaluation.latent_statistics import LAGS, Channel, CodebookUse, LatentStatistics
 from carrara.evaluation.lpips import Lpips, load_lpips
-from carrara.evaluation.reconstruction import colour_shift, psnr, ssim
-from carrara.tensors import from_pixels, to_pixels
+from carrara.evaluation.pretrained import VISIBLE_CHANNELS
+from carrara.evaluation.reconstruction import Passage, batches, colour_shift, psnr, ssim, there_and_back
+from carrara.tensors import from_pixels
 
 if TYPE_CHECKING:
     from carrara.autoencoders.stored import StoredAutoencoder
@@ -28,6 +29,7 @@ WORST = 32  # pictures kept for the page
 _COMPARED = 256  # training pictures, at most, that tell whether training pictures come back better
 _ENOUGH = 30  # held-out pictures, from which a gap to training pictures is more than chance
 _POSITIONS = 10  # positions a code, from which an unused code is more than chance
+_COUNTED = 2**24  # codes, at most, that are counted one by one: 128 MiB
 _DEAD_NATS, _DEAD_SHARE = 0.01, 0.01  # a channel with less KL, or less of the largest spread, carries nothing
 
 
@@ -60,7 +62,7 @@ class Inspection:
     shift: tuple[float, ...]
     channels: Sequence[Channel]
     across: Tensor
-    codebook: CodebookUse | None
+    codebook: CodebookUse | str | None  # words say why it was not measured
     worst: Sequence[Case]
 
     @property
@@ -80,8 +82,9 @@ class Inspection:
             found["posterior_noise"] = float(np.median(noise))
         if near:
             found["smoothness"] = float(np.mean(near))
-        if self.codebook and self.codebook.positions >= _POSITIONS * self.codebook.codes:
-            found["codebook_use"] = self.codebook.used / self.codebook.codes
+        use = self.codebook
+        if isinstance(use, CodebookUse) and use.positions >= _POSITIONS * use.codes:
+            found["codebook_use"] = use.used / use.codes
         return found
 
     @property
@@ -115,7 +118,9 @@ class Inspection:
             "reconstruction": figures
             | {"colour_shift": {"value": list(self.shift), "unit": "steps of 0..255, a channel each"}},
             "latents": latents,
-            "codebook": asdict(self.codebook) if self.codebook else None,
+            "codebook": asdict(self.codebook)
+            if isinstance(self.codebook, CodebookUse)
+            else self.codebook and {"not measured": self.codebook},
             "worst": [{"row": case.row, "psnr": case.psnr, "words": case.words} for case in self.worst],
         }
 
@@ -147,15 +152,15 @@ def inspect(
     compared = _spread(dataset.indices("train"), min(_COMPARED, count)) if held_out and own else rows[:0]
     meter = _Meter(autoencoder, device, _lpips(autoencoder, lpips), _features(autoencoder, features))
     total, done = len(chosen) + len(compared), 0
-    for seen in _pairs(autoencoder, dataset, chosen, device):
-        meter.add(seen)
-        done += len(seen.rows)
+    for part, passage in _passages(autoencoder, dataset, chosen, device):
+        meter.add(part, passage)
+        done += len(part)
         yield Progress(done / total, f"{done} of {total} pictures")
     of_training: list[Tensor] = []
-    for seen in _pairs(autoencoder, dataset, compared, device):
-        meter.count_codes(seen.mean)
-        of_training.append(psnr(seen.original, seen.again).clamp(max=100))
-        done += len(seen.rows)
+    for part, passage in _passages(autoencoder, dataset, compared, device):
+        meter.count_codes(passage.mean)
+        of_training.append(psnr(passage.original, passage.again).clamp(max=100))
+        done += len(part)
         yield Progress(done / total, f"{done} of {total} pictures")
     gap = None
     if of_training:
@@ -191,33 +196,17 @@ def _spread(rows: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(0).permutation(rows)
 
 
-class _Seen(NamedTuple):
-    """A batch: its rows, pixels, latent [b c h w] with its logarithm of variances, and the pixels that came back."""
-
-    rows: np.ndarray[Any, Any]
-    original: Tensor
-    mean: Tensor
-    logvar: Tensor
-    again: Tensor
-
-
-def _pairs(
+def _passages(
     autoencoder: StoredAutoencoder, dataset: Dataset, rows: np.ndarray[Any, Any], device: torch.device
-) -> Iterator[_Seen]:
-    """Batches of about a megapixel, through the posterior's mode and back, rounded to the pictures' depth."""
-    module: Any = autoencoder.module.to(device)
-    batch = max(1, min(64, 2**20 // autoencoder.size**2))
-    for start in range(0, len(rows), batch):
-        part = rows[start : start + batch]
-        original = dataset.pictures(
-            part, autoencoder.size, autoencoder.config.image_channels, bits=autoencoder.bits
-        )
-        with torch.inference_mode():
-            encoding = module.encode(from_pixels(original).to(device))
-            again = to_pixels(module.decode(encoding.mode()), autoencoder.bits).cpu()
-        if not encoding.mean.isfinite().all():
+) -> Iterator[tuple[np.ndarray[Any, Any], Passage]]:
+    """Batch by batch the rows and their pictures' way there and back; UserError where latents are not finite."""
+    module, channels = autoencoder.module.to(device), autoencoder.config.image_channels
+    for part in batches(rows, autoencoder.size):
+        original = dataset.pictures(part, autoencoder.size, channels, bits=autoencoder.bits)
+        passage = there_and_back(module, original, device)
+        if not passage.mean.isfinite().all():
             raise UserError("the autoencoder gives latents that are not finite; its weights are damaged")
-        yield _Seen(part, original, encoding.mean, encoding.logvar, again)
+        yield part, passage
 
 
 class _Meter:
@@ -232,13 +221,10 @@ class _Meter:
     ) -> None:
         module = autoencoder.module
         self.indices = getattr(module, "indices", None)
-        codes = int(cast(int, module.codes)) if self.indices else 0
-        self.counts = torch.zeros(codes, dtype=torch.int64)
+        self.counts = _counters(int(cast(int, module.codes))) if self.indices else None
         self.latents = LatentStatistics(int(cast(int, module.channels)))
         self.lpips = lpips.to(device) if isinstance(lpips, Lpips) else lpips
-        self.features = features
-        if isinstance(features, Features):
-            features.network.to(device)
+        self.features = features.to(device) if isinstance(features, Features) else features
         self.device = device
         self.psnr: list[Tensor] = []
         self._ssim: list[Tensor] = []
@@ -247,7 +233,7 @@ class _Meter:
         self._features: list[tuple[Tensor, Tensor]] = []
         self._worst: list[tuple[float, int, Tensor, Tensor]] = []
 
-    def add(self, seen: _Seen) -> None:
+    def add(self, rows: np.ndarray[Any, Any], seen: Passage) -> None:
         """One batch."""
         of_each = psnr(seen.original, seen.again).clamp(max=100)
         self.psnr.append(of_each)
@@ -257,7 +243,7 @@ class _Meter:
         with torch.inference_mode():
             self.latents.add(seen.mean, seen.logvar)
             if isinstance(self.lpips, Lpips):
-                for part in range(0, len(seen.rows), 16):
+                for part in range(0, len(rows), 16):
                     a, b = (
                         from_pixels(x[part : part + 16]).to(self.device) for x in (seen.original, seen.again)
                     )
@@ -265,14 +251,14 @@ class _Meter:
         if isinstance(self.features, Features):
             self._features.append((self.features(seen.original), self.features(seen.again)))
         for index, db in enumerate(of_each.tolist()):
-            row = int(seen.rows[index])
+            row = int(rows[index])
             if len(self._worst) < WORST or -db > self._worst[0][0]:
                 keep = heapq.heappush if len(self._worst) < WORST else heapq.heapreplace
                 keep(self._worst, (-db, row, seen.original[index].clone(), seen.again[index].clone()))
 
     def count_codes(self, latent: Tensor) -> None:
         """Where there is a codebook: which codes these latents are made of."""
-        if self.indices:
+        if self.indices and isinstance(self.counts, Tensor):
             with torch.inference_mode():
                 found = self.indices(latent).flatten().cpu()
             self.counts += torch.bincount(found, minlength=len(self.counts))
@@ -307,7 +293,7 @@ class _Meter:
             tuple(torch.cat(self._shift).mean(0).tolist()),
             self.latents.found,
             self.latents.across,
-            CodebookUse.of(self.counts) if self.indices else None,
+            CodebookUse.of(self.counts) if isinstance(self.counts, Tensor) else self.counts,
             self._cases(dataset),
         )
 
@@ -342,6 +328,13 @@ class _Meter:
         )
 
 
+def _counters(codes: int) -> Tensor | str:
+    """One for each code, or why there are none."""
+    if codes > _COUNTED:
+        return f"{codes:,} codes are too many to count each one (at most {_COUNTED:,})"
+    return torch.zeros(codes, dtype=torch.int64)
+
+
 def _why_no_gap(data: dict[str, Any]) -> str:
     if data["split"] != "held_out":
         return "no pictures are held out"
@@ -350,7 +343,7 @@ def _why_no_gap(data: dict[str, Any]) -> str:
 
 def _lpips(autoencoder: StoredAutoencoder, path: Path | None) -> Lpips | str:
     """The network, or why there is none; a file that the user named and that does not fit is an error."""
-    if autoencoder.config.image_channels not in (1, 3, 4):
+    if autoencoder.config.image_channels not in VISIBLE_CHANNELS:
         return f"it sees pictures of 1, 3 or 4 channels, not of {autoencoder.config.image_channels}"
     try:
         return load_lpips("alexnet", path)
@@ -361,7 +354,7 @@ def _lpips(autoencoder: StoredAutoencoder, path: Path | None) -> Lpips | str:
 
 
 def _features(autoencoder: StoredAutoencoder, path: Path | None) -> Features | str:
-    if autoencoder.config.image_channels not in (1, 3, 4):
+    if autoencoder.config.image_channels not in VISIBLE_CHANNELS:
         return f"its network sees pictures of 1, 3 or 4 channels, not of {autoencoder.config.image_channels}"
     try:
         return load_features(path)

@@ -198,7 +198,9 @@ def _across(across: Tensor) -> str:
     return f'<p>{words}</p><div style="overflow-x: auto">{table}</div>'
 
 
-def _codebook(use: CodebookUse) -> str:
+def _codebook(use: CodebookUse | str) -> str:
+    if isinstance(use, str):
+        return f"<p>Not measured: {use}.</p>"
     rows: list[list[object]] = [
         ["codes", use.codes],
         ["positions seen", use.positions],

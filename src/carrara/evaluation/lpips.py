@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from carrara.evaluation.pretrained import LOOKS, Net, Perceptual, perceptual_weights
+from carrara.evaluation.pretrained import LOOKS, VISIBLE_CHANNELS, Net, Perceptual, perceptual_weights
 
 SMALLEST = 32  # pixels: from here on every layer of both networks has something to look at
 
@@ -84,9 +84,6 @@ def load_lpips(net: Net = "vgg16", path: Path | None = None) -> Lpips:
 
 
 def _as_colour(image: Tensor) -> Tensor:
-    channels = image.shape[1]
-    if channels == 1:
-        return image.expand(-1, 3, -1, -1)
-    if channels in (3, 4):
-        return image[:, :3]
-    raise ValueError(f"LPIPS sees pictures of 1, 3 or 4 channels, not of {channels}")
+    if image.shape[1] not in VISIBLE_CHANNELS:
+        raise ValueError(f"LPIPS sees pictures of 1, 3 or 4 channels, not of {image.shape[1]}")
+    return image[:, :3].expand(-1, 3, -1, -1)

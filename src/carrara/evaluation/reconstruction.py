@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from carrara.tensors import from_pixels, to_pixels
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from carrara.autoencoders.stored import StoredAutoencoder
     from carrara.data.table import Dataset
 
 
 TOPS = {torch.uint8: 255.0, torch.uint16: 65535.0}  # the largest value of each depth
+PIXELS = 2**20  # of a batch: four pictures of 512 pixels a side
+
+Autocast = Callable[[], AbstractContextManager[None]]
+Pictures = TypeVar("Pictures", Tensor, "np.ndarray[Any, Any]")
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -57,18 +64,43 @@ def _top(a: Tensor, b: Tensor) -> float:
     return TOPS[a.dtype]
 
 
+def batches(pictures: Pictures, size: int) -> Iterator[Pictures]:
+    """Pictures, or their rows, in parts of about a megapixel where each is ``size`` pixels a side; at most 64."""
+    step = max(1, min(64, PIXELS // size**2))
+    for start in range(0, len(pictures), step):
+        yield pictures[start : start + step]
+
+
+class Passage(NamedTuple):
+    """Pictures, their posterior [b c h w] (-inf where it is a point), and what came back, in the same depth."""
+
+    original: Tensor
+    mean: Tensor
+    logvar: Tensor
+    again: Tensor
+
+
+def there_and_back(
+    module: Any, original: Tensor, device: torch.device, autocast: Autocast = nullcontext
+) -> Passage:
+    """One batch, ``uint8`` or ``uint16 [b c h w]``, through the posterior's mode and back.
+
+    The module is on ``device``; it computes under ``autocast()``, for example in bfloat16.
+    """
+    with torch.inference_mode(), autocast():
+        encoding = module.encode(from_pixels(original).to(device))
+        again = module.decode(encoding.mode())
+    bits = 8 if original.dtype == torch.uint8 else 16
+    return Passage(original, encoding.mean, encoding.logvar, to_pixels(again, bits).cpu())
+
+
 def reconstruct(
-    autoencoder: StoredAutoencoder, pictures: Tensor, device: torch.device, batch: int = 64
+    module: nn.Module, pictures: Tensor, device: torch.device, autocast: Autocast = nullcontext
 ) -> Tensor:
-    """``uint8`` or ``uint16 [b c h w]`` through the autoencoder (posterior mode) and back, in the same depth."""
-    module = autoencoder.module.to(device)
-    bits = 8 if pictures.dtype == torch.uint8 else 16
-    with torch.inference_mode():
-        parts = [
-            to_pixels(module.decode(module.encode(from_pixels(part).to(device)).mode()), bits).cpu()  # type: ignore[operator]
-            for part in torch.split(pictures, batch)
-        ]
-    return torch.cat(parts)
+    """``uint8`` or ``uint16 [n c h w]`` through an autoencoder and back, as `there_and_back`, batch by batch."""
+    module.to(device)
+    parts = batches(pictures, pictures.shape[-1])
+    return torch.cat([there_and_back(module, part, device, autocast).again for part in parts])
 
 
 class MeanPsnr(NamedTuple):
@@ -90,14 +122,11 @@ def mean_psnr(autoencoder: StoredAutoencoder, dataset: Dataset, device: torch.de
     if not (held_out := len(rows) > 0):
         rows = dataset.indices("train")
     total = 0.0
-    for start in range(0, len(rows), 256):
+    for part in batches(rows, autoencoder.size):
         pictures = dataset.pictures(
-            rows[start : start + 256],
-            autoencoder.size,
-            autoencoder.config.image_channels,
-            bits=autoencoder.bits,
+            part, autoencoder.size, autoencoder.config.image_channels, bits=autoencoder.bits
         )
-        total += float(psnr(pictures, reconstruct(autoencoder, pictures, device)).clamp(max=100).sum())
+        total += float(psnr(pictures, reconstruct(autoencoder.module, pictures, device)).clamp(max=100).sum())
     return MeanPsnr(total / len(rows), len(rows), held_out)
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from carrara.errors import UserError
-from carrara.evaluation.reconstruction import psnr
-from carrara.tensors import from_pixels, to_pixels
+from carrara.evaluation.pretrained import VISIBLE_CHANNELS
+from carrara.evaluation.reconstruction import psnr, reconstruct
 
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
@@ -35,19 +35,21 @@ class HeldOutJudge:
             return float(psnr(self._few, self._reconstructed(self._few, state)).clamp(max=100).mean())
 
     def distance(self, state: TrainingState) -> float | None:
-        """Kernel distance between the features of pictures and of their reconstructions; None without a network.
+        """Kernel distance between the features of pictures and of their reconstructions.
 
-        Features are of colour and grey pictures only.
+        None without a network for features, of pictures that it cannot be shown, and below two pictures.
         """
         from carrara.evaluation.features import kernel_distance, load_features
 
-        if self.recipe.network.image_channels not in (1, 3):
+        if self.recipe.network.image_channels not in VISIBLE_CHANNELS:
             return None
         try:
-            network = load_features(None)
+            network = load_features(None).to(state.placement.device)
         except UserError:
             return None
         originals = self._pictures(COMPARED, fill=True)
+        if len(originals) < 2:
+            return None
         with self._averaged(state):
             again = self._reconstructed(originals, state)
         return float(kernel_distance(network(originals), network(again), paired=True))
@@ -63,15 +65,8 @@ class HeldOutJudge:
         recipe = self.recipe
         return self.dataset.pictures(rows, recipe.size, recipe.network.image_channels, bits=recipe.bits)
 
-    @torch.inference_mode()
     def _reconstructed(self, pictures: Tensor, state: TrainingState) -> Tensor:
-        parts = []
-        with state.placement.autocast():
-            for part in torch.split(pictures, 32):
-                image = from_pixels(part).to(state.placement.device)
-                again = self.module.decode(self.module.encode(image).mode())
-                parts.append(to_pixels(again, self.recipe.bits).cpu())
-        return torch.cat(parts)
+        return reconstruct(self.module, pictures, state.placement.device, state.placement.autocast)
 
     @contextmanager
     def _averaged(self, state: TrainingState) -> Iterator[None]:
