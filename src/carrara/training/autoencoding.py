@@ -68,9 +68,8 @@ def with_network(recipe: AutoencoderRecipe, start: StoredAutoencoder | None) -> 
     if recipe.autoencoder is None:
         return recipe.model_copy(update={"autoencoder": start.config})
     ours, theirs = recipe.autoencoder.model_dump(), start.config.model_dump()
-    learning = getattr(
-        start.config, "LEARNING", frozenset()
-    )  # weights of losses may differ: the recipe's count
+    # What only weighs losses may differ: the recipe's counts.
+    learning: frozenset[str] = getattr(start.config, "LEARNING", frozenset())
     different = [k for k in sorted(ours | theirs) if ours.get(k) != theirs.get(k) and k not in learning]
     if key := next(iter(different), None):
         raise UserError(
