@@ -70,7 +70,9 @@ def with_network(recipe: AutoencoderRecipe, start: StoredAutoencoder | None) -> 
     ours, theirs = recipe.autoencoder.model_dump(), start.config.model_dump()
     # What only weighs losses may differ: the recipe's counts.
     learning: frozenset[str] = getattr(start.config, "LEARNING", frozenset())
-    different = [k for k in sorted(ours | theirs) if ours.get(k) != theirs.get(k) and k not in learning]
+    different = [
+        k for k in ("kind", *sorted(ours | theirs)) if ours.get(k) != theirs.get(k) and k not in learning
+    ]
     if key := next(iter(different), None):
         raise UserError(
             f"the recipe's network has {key} = {ours.get(key)!r}, the one to start from {theirs.get(key)!r}; "

@@ -19,6 +19,7 @@ from carrara.data import latents
 from carrara.data.channels import check_channels
 from carrara.data.loader import load
 from carrara.errors import UserError
+from carrara.evaluation.pretrained import VISIBLE_CHANNELS
 from carrara.generation.model import Model, ModelConfig, build_network
 from carrara.training import adversary
 from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask, with_network
@@ -99,7 +100,7 @@ def check_autoencoder(
             f"take --set train.batch={pictures} or fewer"
         )
     channels = recipe.network.image_channels
-    if recipe.losses.lpips and channels not in (1, 3, 4):
+    if recipe.losses.lpips and channels not in VISIBLE_CHANNELS:
         raise UserError(
             f"losses.lpips looks at 1, 3 or 4 channels, these pictures have {channels}; leave it at 0"
         )
