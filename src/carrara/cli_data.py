@@ -73,6 +73,7 @@ def data_encode(
         there = encoded(pictures, opened, wanted) or []
         done = "encoded"
     else:
+        keep_scale(pictures, opened, there)
         done = "nothing to do: encoded already"
     found = ", ".join(f"{variant} in {column}" for variant, column in zip(wanted, there, strict=True))
     console.print(f"{done}: {len(pictures)} pictures, {found}", soft_wrap=True)
@@ -95,19 +96,25 @@ def encode_missing(
     dataset: Dataset, autoencoder: StoredAutoencoder, placement: Placement, wanted: Sequence[Variant]
 ) -> None:
     """Encodes with a bar a variant what is not there already; a first latent scale stays with the autoencoder."""
-    from carrara.data.latents import encode, encoded, measured_scale
+    from carrara.data.latents import encode, encoded
 
     for variant in wanted:
         title = "latents" if len(wanted) == 1 else f"latents {variant}"
-        reports = encode(
-            dataset, autoencoder, placement.device, variant=variant, autocast=placement.autocast
-        )
+        reports = encode(dataset, autoencoder, placement.device, variant=variant, autocast=placement.autocast)
         with Bar(title) as bar, closing(reports):
             for report in reports:
                 if report.column is None:
                     bar.show(report.done / report.total, f"{report.done} encoded", total=report.total)
-    if autoencoder.path and not autoencoder.scale and (columns := encoded(dataset, autoencoder, wanted)):
-        try:
-            autoencoder.with_scale(measured_scale(dataset, columns)).keep_scale()
-        except OSError as error:
-            console.print(f"note: the latent scale is not kept in {autoencoder.path}: {error.strerror}")
+    keep_scale(dataset, autoencoder, encoded(dataset, autoencoder, wanted) or [])
+
+
+def keep_scale(dataset: Dataset, autoencoder: StoredAutoencoder, columns: Sequence[str]) -> None:
+    """Measures the latent scale on these columns, for an autoencoder that has none, and keeps it in its folder."""
+    from carrara.data.latents import measured_scale
+
+    if autoencoder.scale or not autoencoder.path or not columns:
+        return
+    try:
+        autoencoder.with_scale(measured_scale(dataset, columns)).keep_scale()
+    except OSError as error:
+        console.print(f"note: the latent scale is not kept in {autoencoder.path}: {error.strerror}")
