@@ -60,7 +60,7 @@ def carrara(recipe: str, changes: list[str], dataset: Dataset, budget: str, side
         stored = load_autoencoder(folder / "model")
     finally:
         shutil.rmtree(folder.parent)
-    module = stored.module
+    module = stored.module.to(Placement.choose().device)
 
     def again(image: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = module.decode(module.encode(image).mode())  # type: ignore[operator]
@@ -72,6 +72,7 @@ def carrara(recipe: str, changes: list[str], dataset: Dataset, budget: str, side
 
 def diffusers(rate: float, dataset: Dataset, budget: str, side: int, batch: int = 8) -> dict[str, Any]:
     torch.manual_seed(0)
+    device = Placement.choose().device
     module = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -79,13 +80,13 @@ def diffusers(rate: float, dataset: Dataset, budget: str, side: int, batch: int 
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=32,
-    )
+    ).to(device)
     optimizer = torch.optim.AdamW(module.parameters(), rate, betas=(0.9, 0.999), weight_decay=1e-2)
     limit, spent, seen = Budget.parse(budget).seconds or 0.0, 0.0, 0
     batches = load(dataset, ["image"], batch=batch, seed=0, size=side)
     for loaded in batches:
         start = time.perf_counter()
-        image = from_pixels(loaded.columns["image"])  # type: ignore[arg-type]
+        image = from_pixels(loaded.columns["image"]).to(device)  # type: ignore[arg-type]
         posterior = module.encode(image).latent_dist
         picture = module.decode(posterior.sample()).sample
         loss = ((picture - image).square().sum() + 1e-6 * posterior.kl().sum()) / len(image)
@@ -93,6 +94,8 @@ def diffusers(rate: float, dataset: Dataset, budget: str, side: int, batch: int 
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         spent, seen = spent + time.perf_counter() - start, seen + len(image)
         if spent >= limit:
             break
@@ -104,10 +107,12 @@ def diffusers(rate: float, dataset: Dataset, budget: str, side: int, batch: int 
 
 @torch.no_grad()
 def held_out(dataset: Dataset, side: int, again: Any) -> float:
+    device = Placement.choose().device
     rows, total = dataset.indices("held_out")[:HELD_OUT], 0.0
     for start in range(0, len(rows), 50):
         pictures = dataset.pictures(rows[start : start + 50], side)
-        total += float(psnr(pictures, to_pixels(again(from_pixels(pictures)))).sum())
+        image = from_pixels(pictures).to(device)
+        total += float(psnr(pictures, to_pixels(again(image)).cpu()).sum())
     return total / len(rows)
 
 
