@@ -71,6 +71,20 @@ def test_it_begins_at_the_latest_and_ramps(
     assert 0.1 < strength < SMALL.weight * 1.5
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_other_loss_and_the_penalty_train_too(
+    dataset: Dataset, tmp_path: Path, scripted: dict[str, Any], precision: str
+) -> None:
+    other = SMALL.model_copy(update={"loss": "non_saturating", "gradient_penalty": 2.0, "latest": 0.0})
+    plain = small_autoencoder("12steps", precision=precision)
+    chosen = plain.model_copy(update={"discriminator": other})
+    reports = run_out(train_autoencoder(chosen, dataset, tmp_path / "run"))
+    last = reports[-2].losses
+    assert last["gradient_penalty"] > 0
+    assert 0 < last["discriminator"] < 5
+    assert last["adversarial"] != 0
+
+
 def test_it_begins_earlier_where_nothing_is_gained(
     dataset: Dataset, tmp_path: Path, scripted: dict[str, Any]
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_latent_is_the_picture_itself_or_its_mirror_image(dataset: Dataset) ->
 
 
 def test_a_model_in_pixels_trains_saves_opens_and_samples(dataset: Dataset, tmp_path: Path) -> None:
+    dataset.refresh()  # other tests derive columns, in handles of their own
     before = set(dataset.columns)
     reports = run_out(train_diffusion(in_pixels(), dataset, None, tmp_path / "run"))
     dataset.refresh()
