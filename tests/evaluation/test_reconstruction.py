@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from carrara.autoencoders import identity
+from carrara.autoencoders.point import PointEncoding
 from carrara.evaluation.reconstruction import batches, colour_shift, psnr, reconstruct, ssim
 from carrara.tensors import from_pixels, to_pixels
 
@@ -89,7 +90,7 @@ class Counted(identity.Autoencoder):
         super().__init__(identity.Config())
         self.counts: list[int] = []
 
-    def encode(self, image: torch.Tensor) -> identity.Encoding:
+    def encode(self, image: torch.Tensor) -> PointEncoding:
         self.counts.append(len(image))
         return super().encode(image)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from carrara.autoencoders import identity, kl
+from carrara.autoencoders import kl
+from carrara.autoencoders.point import PointEncoding
 from carrara.errors import UserError
 from carrara.training.autoencoding import AutoencoderRecipe
 from carrara.training.held_out import HeldOutJudge
@@ -26,9 +27,9 @@ class Darker(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.ones(1))
         self.calls: list[tuple[int, bool]] = []
 
-    def encode(self, image: Tensor) -> identity.Encoding:
+    def encode(self, image: Tensor) -> PointEncoding:
         self.calls.append((len(image), torch.is_autocast_enabled("cpu")))
-        return identity.Encoding(image)
+        return PointEncoding(image)
 
     def decode(self, latent: Tensor) -> Tensor:
         return latent - 0.1 * self.weight

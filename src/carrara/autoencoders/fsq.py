@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from carrara.autoencoders.point import PointEncoding
 from carrara.autoencoders.reconstruction import Reconstruction
 from carrara.autoencoders.trunk import Decoder, Encoder, TrunkConfig, check_size
 
@@ -51,32 +51,8 @@ class Config(TrunkConfig):
         return Autoencoder(self)
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """A single point, ``mean`` [b c h w] in (-1, 1): the latent before it is rounded, which decoding does."""
-
-    mean: Tensor
-
-    @property
-    def logvar(self) -> Tensor:
-        """-inf everywhere: no spread."""
-        return torch.full_like(self.mean, -torch.inf)
-
-    def mode(self) -> Tensor:
-        """The latent before it is rounded."""
-        return self.mean
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """The same, whatever the noise."""
-        return self.mean
-
-    def penalty(self) -> Tensor:
-        """Zero for every picture: [b]; rounding needs none."""
-        return self.mean.new_zeros(len(self.mean))
-
-
 class Autoencoder(nn.Module):
-    """encode(image [b c H W] in [-1, 1]) -> Encoding; decode(latent [b c H/f W/f]) rounds, then -> image."""
+    """encode(image [b c H W] in [-1, 1]) -> PointEncoding; decode(latent [b c H/f W/f]) rounds, then -> image."""
 
     steps: Tensor
 
@@ -91,10 +67,10 @@ class Autoencoder(nn.Module):
         self.from_latent = nn.Conv2d(width, width, 1) if config.projections else nn.Identity()
         self.register_buffer("steps", torch.tensor(config.levels) - 1.0, persistent=False)  # between the ends
 
-    def encode(self, image: Tensor) -> Encoding:
+    def encode(self, image: Tensor) -> PointEncoding:
         """The raw latent, not yet rounded; ValueError where a side is no multiple of the factor."""
         check_size(image, self.factor)
-        return Encoding(torch.tanh(self.to_latent(self.encoder(image)).float()))
+        return PointEncoding(torch.tanh(self.to_latent(self.encoder(image)).float()))
 
     def decode(self, latent: Tensor) -> Tensor:
         """Raw latents, rounded, to an image, roughly in [-1, 1], not clipped."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from carrara.autoencoders.point import PointEncoding
 from carrara.config import Config as Base
 
 
@@ -23,32 +22,8 @@ class Config(Base):
         return Autoencoder(self)
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """A single point, ``mean`` [b c h w]: the picture."""
-
-    mean: Tensor
-
-    @property
-    def logvar(self) -> Tensor:
-        """-inf everywhere: no spread."""
-        return torch.full_like(self.mean, -torch.inf)
-
-    def mode(self) -> Tensor:
-        """The picture."""
-        return self.mean
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """The picture, whatever the noise."""
-        return self.mean
-
-    def penalty(self) -> Tensor:
-        """Zero for every picture: [b]."""
-        return self.mean.new_zeros(len(self.mean))
-
-
 class Autoencoder(nn.Module):
-    """encode(image [b c h w] in [-1, 1]) -> Encoding of the same; decode(latent) -> the same."""
+    """encode(image [b c h w] in [-1, 1]) -> PointEncoding of the same; decode(latent) -> the same."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -57,9 +32,9 @@ class Autoencoder(nn.Module):
         # without it small errors in pure noise, divided by alpha = 0.006, become flat, glaring colours.
         self.limit = 1.0
 
-    def encode(self, image: Tensor) -> Encoding:
+    def encode(self, image: Tensor) -> PointEncoding:
         """The image as its own latent."""
-        return Encoding(image)
+        return PointEncoding(image)
 
     def decode(self, latent: Tensor) -> Tensor:
         """The latent as an image, not clipped."""

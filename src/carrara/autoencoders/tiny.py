@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from carrara.autoencoders.identity import Encoding
+from carrara.autoencoders.point import PointEncoding
 from carrara.autoencoders.reconstruction import Reconstruction
 from carrara.autoencoders.trunk import check_size
 from carrara.config import Config as Base
@@ -99,7 +99,7 @@ def _with_ends(layers: list[nn.Module]) -> nn.Sequential:
 
 
 class Autoencoder(nn.Module):
-    """encode(image [b c H W] in [-1, 1]) -> Encoding; decode(latent [b c H/f W/f]) -> image."""
+    """encode(image [b c H W] in [-1, 1]) -> PointEncoding; decode(latent [b c H/f W/f]) -> image."""
 
     # Latents are held softly within this: those of the published weights have a spread of about one.
     reach = 3.0
@@ -109,10 +109,12 @@ class Autoencoder(nn.Module):
         self.channels, self.factor = config.latent_channels, config.factor
         self.encoder, self.decoder = _encoder(config), _decoder(config)
 
-    def encode(self, image: Tensor) -> Encoding:
+    def encode(self, image: Tensor) -> PointEncoding:
         """One latent a picture; ValueError where a side is no multiple of the factor."""
         check_size(image, self.factor)
-        return Encoding(self.encoder((image + 1) / 2).float())  # the published weights see pixels in [0, 1]
+        return PointEncoding(
+            self.encoder((image + 1) / 2).float()
+        )  # the published weights see pixels in [0, 1]
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latents to an image, roughly in [-1, 1], not clipped."""

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from carrara.autoencoders.codebook import Codebook
+from carrara.autoencoders.point import PointEncoding
 from carrara.autoencoders.reconstruction import Reconstruction
 from carrara.autoencoders.trunk import Decoder, Encoder, TrunkConfig, check_size
 
@@ -36,24 +36,10 @@ class Config(TrunkConfig):
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """A single point, ``mean`` [b c h w]: the latent before it is quantized, which decoding does."""
+class Encoding(PointEncoding):
+    """The latent before it is quantized, which decoding does."""
 
-    mean: Tensor
     codebook: Codebook
-
-    @property
-    def logvar(self) -> Tensor:
-        """-inf everywhere: no spread."""
-        return torch.full_like(self.mean, -torch.inf)
-
-    def mode(self) -> Tensor:
-        """The latent before it is quantized."""
-        return self.mean
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """The same, whatever the noise."""
-        return self.mean
 
     def penalty(self) -> Tensor:
         """Mean squared distance to the nearest codes: [b]."""
