@@ -126,4 +126,4 @@ def test_components_by_name() -> None:
 
 def test_the_nearest_name() -> None:
     assert nearest("ddmi", ["ddim", "heun"]) == "; did you mean 'ddim'? (known: ddim, heun)"
-    assert nearest("zzz", ["ddim"]) == "; (known: ddim)"
+    assert nearest("zzz", ["ddim"]) == " (known: ddim)"

@@ -74,6 +74,11 @@ def train(
                 f"note: {start} was made at {begin.size} pixels; this trains at {chosen.size} (--set size=…)",
                 soft_wrap=True,
             )
+        if begin and begin.bits != chosen.bits:
+            console.print(
+                f"note: {start} was made for {begin.bits} bits; this trains at {chosen.bits} (--set bits=…)",
+                soft_wrap=True,
+            )
         run_autoencoder(with_network(chosen, begin), pictures, out, begin)
         console.print(f"next: carrara train text_ldm {dataset} --autoencoder {out} --out RUN", soft_wrap=True)
         return

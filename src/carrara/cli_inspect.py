@@ -38,6 +38,7 @@ def autoencoder(
 ) -> None:
     """Measure an autoencoder on held-out pictures: reconstruction, latents, and a verdict in words."""
     from carrara.cli import make_folder, model_in, open_autoencoder
+    from carrara.data.channels import check_channels
     from carrara.data.table import Dataset
     from carrara.evaluation.inspection import inspect
     from carrara.evaluation.inspection_page import inspection_page
@@ -47,6 +48,8 @@ def autoencoder(
     if out is not None and out.suffix.lower() != ".html":
         raise UserError(f"{out}: expected a name that ends in .html")
     opened, pictures = open_autoencoder(model), Dataset.open(dataset)
+    if note := check_channels(pictures, int(opened.config.image_channels), opened.bits):
+        console.print(f"note: {note}", soft_wrap=True)
     folder = model_in(model).resolve()
     name = "inspect.html" if folder.name == "model" else f"{folder.name}-inspect.html"
     page = out or folder.parent / name

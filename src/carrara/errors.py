@@ -12,5 +12,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that names the closest known spelling and the choices: ``"; did you mean 'ddim'? (known: …)"``."""
     choices = sorted(known)
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    meant = f"; did you mean {close[0]!r}?" if close else ";"
+    meant = f"; did you mean {close[0]!r}?" if close else ""
     return f"{meant} (known: {', '.join(choices)})" if choices else meant

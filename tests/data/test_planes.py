@@ -445,7 +445,7 @@ def test_a_mixed_set_that_can_be_converted(tmp_path: Path, make_png: Callable[..
     files |= {"a.png": make_png(10, mode="RGBA"), "d.png": png16(noise(9, 9, 3))}
     dataset = gather(tmp_path, files)
     assert channel_counts(dataset) == {1: 1, 3: 5, 4: 1}
-    fine = "1 of 7 pictures have 16 bits: they become 8, their finer steps are lost"
+    fine = "1 of 7 pictures have 16 bits: they become 8, their finer steps are lost (bits = 16 keeps them)"
     assert check_channels(dataset, 3) == f"1 of 7 pictures are grey: they become 3 channels; {fine}"
     assert check_channels(dataset, 1) == f"6 of 7 pictures are in colour: they become grey; {fine}"
     assert "6 of 7 pictures have no transparency: they become opaque" in str(check_channels(dataset, 4))
@@ -455,6 +455,17 @@ def test_a_mixed_set_that_can_be_converted(tmp_path: Path, make_png: Callable[..
         match=r"7 of the 7 pictures .* cannot become the 5 channels .*: 1 with 1, 5 with 3, 1 with 4",
     ):
         check_channels(dataset, 5)
+
+
+def test_a_palette_may_be_transparent_and_is_not_called_opaque(tmp_path: Path) -> None:
+    picture = Image.new("P", (4, 4), 1)
+    picture.putpalette([255, 0, 0, 0, 255, 0])
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", transparency=1)
+    dataset = gather(tmp_path, {"p.png": buffer.getvalue()})
+    assert dataset.column("mode") == ["P"]
+    assert check_channels(dataset, 4) is None
+    assert dataset.pictures([0], 4, 4)[0, 3].max() == 0
 
 
 def test_a_set_of_stacks(tmp_path: Path) -> None:

@@ -65,10 +65,13 @@ def check_channels(dataset: Dataset, channels: int, bits: int = 8) -> str | None
         notes.append(f"{grey} of {total} pictures are grey: they become {_channels(channels)}")
     if channels in (1, 2) and (colour := by_channels[3] + by_channels[4]):
         notes.append(f"{colour} of {total} pictures are in colour: they become grey")
-    if channels in (2, 4) and (opaque := by_channels[1] + by_channels[3]):
+    palettes = sum(n for mode, n in modes.items() if mode == "P")  # may be transparent; the mode does not say
+    if channels in (2, 4) and (opaque := by_channels[1] + by_channels[3] - palettes):
         notes.append(f"{opaque} of {total} pictures have no transparency: they become opaque")
     if bits == 8 and deep:
-        notes.append(f"{deep} of {total} pictures have 16 bits: they become 8, their finer steps are lost")
+        notes.append(
+            f"{deep} of {total} pictures have 16 bits: they become 8, their finer steps are lost (bits = 16 keeps them)"
+        )
     if bits == 16 and deep < total:
         notes.append(f"{total - deep} of {total} pictures have 8 bits: they become 16, without finer steps")
     return "; ".join(notes) or None
