@@ -328,7 +328,8 @@ def _said(config: TrunkConfig, size: int) -> dict[str, Any]:
     if config.patch > 1:
         raise UserError(
             f"diffusers cannot express it: patch is {config.patch}, and its autoencoders have none; "
-            "to export, train with --set autoencoder.patch=1 --set autoencoder.multipliers=[1,2,2] --set autoencoder.channels=32"
+            "to export, train with --set autoencoder.patch=1 --set autoencoder.multipliers=[1,2,2] "
+            "--set autoencoder.channels=32"
         )
     widths = [config.channels * multiplier for multiplier in config.multipliers]
     groups = {32 if width % 32 == 0 else 8 for width in widths}
