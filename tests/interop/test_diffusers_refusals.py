@@ -102,7 +102,10 @@ def test_the_folder_is_sound(folder: Path) -> None:
             "_class_name 'AsymmetricAutoencoderKL' is not supported; did you mean 'AutoencoderKL'? (known: "
             "AutoencoderKL, AutoencoderTiny, VQModel)",
         ),
-        ({"_class_name": "UNet2DConditionModel"}, "_class_name 'UNet2DConditionModel' is not supported; "),
+        (
+            {"_class_name": "UNet2DConditionModel"},
+            "_class_name 'UNet2DConditionModel' is not supported (known: ",
+        ),
     ],
 )
 def test_configurations_of_kl(folder: Path, said: dict[str, Any], line: str) -> None:
@@ -281,7 +284,8 @@ SMALL: dict[str, Any] = {"channels": 8, "blocks": 1, "multipliers": (1, 2)}
     [
         (
             kl.Config(**SMALL, patch=2),
-            "diffusers cannot express it: patch is 2, and its autoencoders have none",
+            "diffusers cannot express it: patch is 2, and its autoencoders have none; to export, train with "
+            "--set autoencoder.patch=1 --set autoencoder.multipliers=[1,2,2] --set autoencoder.channels=32",
         ),
         (
             kl.Config(**{**SMALL, "multipliers": (1, 4)}),
