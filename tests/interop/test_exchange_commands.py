@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,31 +9,10 @@ import torch
 from diffusers_cases import CASES, diffusers, enlivened, trunk
 
 from carrara.autoencoders.stored import load_autoencoder
-from carrara.cli import main
 from carrara.interop.diffusers_autoencoder import read
-from conftest import Finished, Trained, recipe_file, small_autoencoder, small_diffusion
+from conftest import Here, Trained, recipe_file, small_autoencoder, small_diffusion
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own
-
-Here = Callable[..., Finished]
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """here("adopt", …): the command in this process and in the test's folder, for speed."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> Finished:
-        monkeypatch.setattr(sys, "argv", ["carrara", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        captured = capsys.readouterr()
-        assert isinstance(left.value.code, int)
-        return Finished(left.value.code, captured.out, captured.err)
-
-    return run
 
 
 def test_adopting_and_exporting_again(here: Here, tmp_path: Path) -> None:

@@ -3,42 +3,20 @@
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from carrara.cli import main
 from conftest import (
     Command,
-    Finished,
+    Here,
     Trained,
     recipe_file,
     small_autoencoder,
     small_diffusion,
     write_pictures,
 )
-
-Here = Callable[..., Finished]
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """here("sample", …): the command in this process and in the test's folder, for speed."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> Finished:
-        monkeypatch.setattr(sys, "argv", ["carrara", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        captured = capsys.readouterr()
-        assert isinstance(left.value.code, int)
-        return Finished(left.value.code, captured.out, captured.err)
-
-    return run
 
 
 def below(folder: Path) -> set[str]:
