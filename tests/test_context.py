@@ -58,3 +58,15 @@ def test_to_moves_every_role() -> None:
     moved = context(1, image=True).to("meta")
     assert {value.device.type for value in moved.roles().values()} == {"meta"}
     assert moved.roles().keys() == {"tokens", "mask", "vector", "image"}
+
+
+def test_a_context_remembers_only_where_it_is_told_to() -> None:
+    context, owner, calls = Context(tokens=torch.ones(1, 2, 3)), object(), []
+    for c, times in ((context, 2), (context.remembering(), 1)):
+        calls.clear()
+        assert [c.once(owner, lambda: calls.append(1) or len(calls)) for _ in range(2)][-1] == times
+    remembered = context.remembering()
+    assert remembered.once(owner, lambda: "a") == remembered.once(owner, lambda: "b") == "a"
+    assert remembered.once(object(), lambda: "b") == "b"
+    assert remembered.roles().keys() == {"tokens"}
+    assert remembered.to("cpu").once(owner, lambda: "c") == "c", "what moved is another context"

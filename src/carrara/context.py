@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,30 @@ class Context:
     mask: Tensor | None = None
     vector: Tensor | None = None
     image: Tensor | None = None
+    memory: dict[int, Any] | None = field(default=None, init=False, compare=False, repr=False)
 
     def roles(self) -> dict[str, Tensor]:
         """The filled roles by name."""
-        return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+        names = (f.name for f in fields(self) if f.name != "memory")
+        return {name: v for name in names if (v := getattr(self, name)) is not None}
+
+    def remembering(self) -> Context:
+        """The same context for many steps of sampling: what `once` computes from it is computed once.
+
+        Not for training, where a gradient has to reach the condition at every step.
+        """
+        same = replace(self)
+        object.__setattr__(same, "memory", {})  # frozen for everyone else
+        return same
+
+    def once(self, owner: object, compute: Callable[[], T]) -> T:
+        """What ``owner`` (a layer) makes of this context alone, such as keys and values of its tokens."""
+        if self.memory is None:
+            return compute()
+        if id(owner) not in self.memory:
+            self.memory[id(owner)] = compute()
+        found: T = self.memory[id(owner)]
+        return found
 
     def where(self, keep: Tensor, other: Context) -> Context:
         """This context for the pictures where ``keep [b]`` is True, ``other`` (the null one) elsewhere."""
@@ -50,7 +73,7 @@ class Context:
 
     def to(self, device: torch.device | str) -> Context:
         """The same context on another device."""
-        return replace(self, **{name: value.to(device) for name, value in self.roles().items()})
+        return Context(**{name: value.to(device) for name, value in self.roles().items()})
 
     @staticmethod
     def stack(contexts: Sequence[Context]) -> Context:
