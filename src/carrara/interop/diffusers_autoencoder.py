@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,20 +22,19 @@ from carrara.interop.diffusers_configs import (
     expresses_scale,
     file_config,
 )
+from carrara.interop.diffusers_files import CONFIG, WEIGHTS, read_table, read_tensors, write_table
 from carrara.interop.diffusers_names import modern, names
 from carrara.model_folder import (
     ABOUT,
     PASSPORT,
     read_passport,
-    read_weights,
     write_folder,
     write_weights,
 )
 
-CONFIG, WEIGHTS, SCALE = "config.json", "diffusion_pytorch_model.safetensors", "latent_scale.json"
+SCALE = "latent_scale.json"
 _INSIDE = ("vae", "vqvae", "movq")  # where a pipeline's folder keeps its autoencoder
 _SIZE = 256  # where a file does not say
-_VARIANTS = ("", "fp32", "fp16", "bf16")  # of the same weights, in the order they are looked for
 
 
 def open_autoencoder(path: str | Path) -> StoredAutoencoder:
@@ -74,7 +71,7 @@ def read(path: str | Path, *, size: int | None = None, licence: str | None = Non
     folder = find(path)
     if folder is None:
         raise UserError(f"{path} is no autoencoder of diffusers: it has no {CONFIG}")
-    values = _json(folder / CONFIG)
+    values = read_table(folder / CONFIG)
     file = file_config(values, str(folder / CONFIG))
     try:
         config, scale, stated = file.adopt()
@@ -82,7 +79,7 @@ def read(path: str | Path, *, size: int | None = None, licence: str | None = Non
         raise UserError(f"{folder / CONFIG}: {error}") from None
     if size is not None and size % config.factor:
         raise UserError(f"size is {size}; this autoencoder needs a multiple of {config.factor}")
-    module = _filled(config, modern(_tensors(folder)) | _without(file), folder)
+    module = _filled(config, modern(read_tensors(folder)) | _without(file), folder)
     side = size or max(1, (stated or _SIZE) // config.factor) * config.factor
     source = {"format": "diffusers", "class": values["_class_name"], "from": path.resolve().name}
     passport = read_passport(folder) | {"carrara": __version__, "adopted": source}
@@ -106,10 +103,10 @@ def write(stored: StoredAutoencoder, folder: Path) -> list[str]:
     scale = stored.scale
 
     def fill(part: Path) -> None:
-        _write_json(part / CONFIG, said)
-        _write_json(part / PASSPORT, stored.passport)
+        write_table(part / CONFIG, said)
+        write_table(part / PASSPORT, stored.passport)
         if scale is not None and not expresses_scale(file, scale):
-            _write_json(part / SCALE, {"mean": scale.mean.tolist(), "std": scale.std.tolist()})
+            write_table(part / SCALE, {"mean": scale.mean.tolist(), "std": scale.std.tolist()})
         write_weights(part / WEIGHTS, tensors)
 
     write_folder(folder, fill)
@@ -184,49 +181,11 @@ def _identity(name: str, channels: int) -> dict[str, Tensor]:
     return {f"{name}.weight": torch.eye(channels)[:, :, None, None], f"{name}.bias": torch.zeros(channels)}
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    """The weights of a folder: in one file or in several with an index, in the widest precision there is."""
-    found = []
-    for file in folder.iterdir():
-        first, *words = file.name.split(".")
-        if first != "diffusion_pytorch_model" or "safetensors" not in words:
-            continue
-        variant = ".".join(word for word in words if word not in ("safetensors", "index", "json"))
-        if not re.search(r"-\d+-of-\d+$", variant):  # else one of several, which their index names
-            found.append((_VARIANTS.index(variant) if variant in _VARIANTS else len(_VARIANTS), file.name))
-    if not found:
-        raise UserError(_no_weights(folder))
-    chosen = folder / min(found)[1]
-    if chosen.suffix != ".json":
-        return read_weights(chosen)
-    shards = _json(chosen).get("weight_map")
-    if not isinstance(shards, dict) or not all(
-        isinstance(name, str) and Path(name).name == name for name in shards.values()
-    ):
-        raise UserError(f"{chosen} has no weight_map from names of weights to files beside it")
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(shards.values())):
-        tensors |= read_weights(folder / name)
-    return tensors
-
-
-def _no_weights(folder: Path) -> str:
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    if not pickles:
-        return f"{folder} is incomplete: it lacks {WEIGHTS}"
-    name = _json(folder / CONFIG).get("_class_name")
-    return (
-        f"{folder} has only {pickles[0]}, a pickle, which can run any program when it is opened; where you trust it, "
-        f'convert it: python -c "from diffusers import {name} as A; A.from_pretrained({str(folder)!r}, '
-        f'use_safetensors=False).save_pretrained({str(folder) + "-safe"!r})"'
-    )
-
-
 def _kept_scale(folder: Path, stated: LatentScale) -> LatentScale:
     """The scale for each channel that Carrara wrote beside a file which has no place for it."""
     if not (folder / SCALE).is_file():
         return stated
-    kept = _json(folder / SCALE)
+    kept = read_table(folder / SCALE)
     try:
         mean, std = (torch.tensor(kept[name], dtype=torch.float32) for name in ("mean", "std"))
     except (KeyError, TypeError, ValueError):
@@ -234,19 +193,3 @@ def _kept_scale(folder: Path, stated: LatentScale) -> LatentScale:
     if not (mean.shape == std.shape == stated.mean.shape and mean.isfinite().all() and (std > 0).all()):
         raise UserError(f"{folder / SCALE} does not hold mean and std, {len(stated.mean)} numbers each")
     return LatentScale(mean, std)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file} does not hold a table")
-    return values
-
-
-def _write_json(file: Path, values: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
