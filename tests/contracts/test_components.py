@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder, load_autoencoder
+from carrara.conditions.contract import Latent
 from carrara.config import Config, component, kinds, to_toml
 from carrara.context import Context
 from carrara.generation.model import Model, ModelConfig, build_network, load_model
@@ -32,9 +34,31 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "conditions": {"text": {"vocabulary": 300, "length": 12, "width": 16, "depth": 1, "heads": 2}},
-    "denoisers": {"unet": {"channels": 8, "multipliers": (1, 2), "blocks": 1, "head_width": 8}},
+    "denoisers": {
+        "unet": {"channels": 8, "multipliers": (1, 2), "blocks": 1, "head_width": 8},
+        "dit": {"width": 16, "depth": 2, "heads": 2},
+    },
 }
 CAPTIONS = ["a red disc", "ein rotes Quadrat", "红苹果", "a blue bar, longer than the others"]
+SIZE = (32, 48)  # height and width of the pictures that conditions are for
+
+
+class Words:
+    """`conditions.contract.Columns` from lists in memory, a value a picture."""
+
+    def __init__(self, **columns: list[Any]) -> None:
+        self.columns = columns
+        self.names = list(columns)
+        self.captions = {n.removeprefix("caption_"): n for n in columns if n.startswith("caption_")}
+
+    def values(self, column: str) -> list[Any]:
+        return self.columns[column]
+
+
+DATA = Words(caption_en=[*CAPTIONS, None], label=["disc", "square", "apple", "bar", None])
+LATENT = Latent(4, 8, 3, 8, lambda image: F.avg_pool2d(image, 8)[:, [0, 1, 2, 0]])
+# Four values that differ, by the form in which a condition takes them.
+VALUES: dict[str, list[Any]] = {"text": CAPTIONS, "label": ["disc", "square", "apple", "bar"]}
 
 
 def small(room: str, kind: str) -> Any:
@@ -215,18 +239,16 @@ def test_autoencoder_refuses_a_size_that_does_not_divide(autoencoder: Any) -> No
 @pytest.fixture(params=kinds("conditions"))
 def condition(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
-    module: nn.Module = small("conditions", request.param).learn(CAPTIONS)
-    module.kind = request.param  # type: ignore[assignment]
+    module: nn.Module = small("conditions", request.param).learn(DATA, LATENT)
+    module.kind, module.given = request.param, VALUES[module.form]  # type: ignore[assignment,index]
     return alive(module)
 
 
 def test_condition_fills_the_roles_that_it_tells(condition: Any) -> None:
-    context = condition(condition.prepare(CAPTIONS))
+    context = condition(condition.prepare(condition.given, SIZE))
     assert isinstance(context, Context)
     roles = context.roles()
-    assert roles.keys() - {"mask"} == {role for role in ("tokens", "vector") if getattr(condition, role)} | (
-        roles.keys() & {"image"}
-    )
+    assert roles.keys() - {"mask"} == {r for r in ("tokens", "vector", "image") if getattr(condition, r)}
     for name, value in roles.items():
         assert value.shape[0] == len(CAPTIONS), name
         assert value.isfinite().all(), name
@@ -237,11 +259,14 @@ def test_condition_fills_the_roles_that_it_tells(condition: Any) -> None:
         assert roles["mask"].any(1).all()
     if "vector" in roles:
         assert roles["vector"].shape == (len(CAPTIONS), condition.vector)
+    if "image" in roles:
+        height, width = (side // LATENT.factor for side in SIZE)
+        assert roles["image"].shape == (len(CAPTIONS), condition.image, height, width)
 
 
 def test_condition_null_is_the_absent_value(condition: Any) -> None:
-    null = condition(condition.prepare([None, None])).roles()
-    given = condition(condition.prepare([CAPTIONS[0], None])).roles()
+    null = condition(condition.prepare([None, None], SIZE)).roles()
+    given = condition(condition.prepare([condition.given[0], None], SIZE)).roles()
     assert null.keys() == given.keys()
     for name in null.keys() - {"mask"}:
         if name == "tokens":
@@ -254,7 +279,9 @@ def test_condition_null_is_the_absent_value(condition: Any) -> None:
 
 def test_condition_gradients(condition: Any) -> None:
     """Of what any caption touches: a row of a table of embeddings moves only where its token is read."""
-    context = condition(condition.prepare(CAPTIONS))
+    if not list(condition.parameters()):
+        pytest.skip("nothing to train")
+    context = condition(condition.prepare([*condition.given, None], SIZE))
     weights = {
         n: torch.randn(v.shape, generator=generator(5)) for n, v in context.roles().items() if n != "mask"
     }
@@ -264,15 +291,13 @@ def test_condition_gradients(condition: Any) -> None:
 def test_condition_knows_no_batch_and_no_chance(condition: Any) -> None:
     """A caption's context is the same alone and beside a longer one, whose padding it then has."""
     with torch.no_grad():
-        together = condition(condition.prepare(CAPTIONS)).roles()
-        for k, caption in enumerate(CAPTIONS):
-            alone = condition(condition.prepare([caption])).roles()
-            for name, value in alone.items():
-                if name in ("tokens", "mask"):
-                    length = value.shape[1]
-                    torch.testing.assert_close(together[name][k, :length], value[0], rtol=1e-4, atol=1e-5)
-                else:
-                    torch.testing.assert_close(together[name][k], value[0], rtol=1e-4, atol=1e-5)
+        together = condition(condition.prepare(condition.given, SIZE)).roles()
+        for k, value in enumerate(condition.given):
+            alone = condition(condition.prepare([value], SIZE)).roles()
+            for name, role in alone.items():
+                length = role.shape[1] if name in ("tokens", "mask") else None
+                mine = together[name][k] if length is None else together[name][k, :length]
+                torch.testing.assert_close(mine, role[0], rtol=1e-4, atol=1e-5)
             if "mask" in together:
                 assert not together["mask"][k, alone["mask"].shape[1] :].any()
 
@@ -282,13 +307,15 @@ def test_condition_on_disk(condition: Any, tmp_path: Path) -> None:
 
     condition.keep(tmp_path / "kept")
     write_weights(tmp_path / "weights.safetensors", condition.state_dict())
-    again = condition.config.restore(tmp_path / "kept").eval()
+    again = condition.config.restore(tmp_path / "kept", LATENT).eval()
     load_into(again, tmp_path / "weights.safetensors")
-    a, b = (c(c.prepare(CAPTIONS)).roles() for c in (condition, again))
+    a, b = (c(c.prepare(condition.given, SIZE)).roles() for c in (condition, again))
     assert all(torch.equal(a[name], b[name]) for name in a | b)
 
 
-def test_condition_draws_by_seed_alone(condition: Any) -> None:
+def test_text_is_drawn_from_its_languages_by_seed_alone(condition: Any) -> None:
+    if condition.kind != "text":
+        pytest.skip("has tests of its own")
     columns = {"caption_en": ["a", "b", None, None], "caption_de": ["A", None, "C", None]}
     seeds = [11, 12, 13, 14]
     drawn = condition.draw(columns, seeds, stream=16)
@@ -303,6 +330,27 @@ def test_condition_draws_by_seed_alone(condition: Any) -> None:
     assert share == pytest.approx(condition.config.dropout, abs=0.03)
     english = sum(row[0] == "a" for row in many) / sum(row[0] != "" for row in many)
     assert english == pytest.approx(0.5, abs=0.05)
+
+
+def test_condition_draws_by_seed_alone(condition: Any) -> None:
+    """The same for a picture alone and in any batch; the share without it is as configured."""
+    columns: dict[str, Any] = {"mirrored": torch.tensor([False, True, False, True])}
+    columns |= {name: DATA.columns[name][:4] for name in condition.config.reads(DATA)}
+    seeds = [11, 12, 13, 14]
+    if condition.derivations(condition.config.reads(DATA)):
+        pytest.skip("draws from what was derived: has tests of its own")
+
+    def prepared(values: Any) -> list[Tensor]:
+        return [v for v in condition(condition.prepare(values, SIZE)).roles().values() if v.is_floating_point()]
+
+    drawn = condition.draw(columns, seeds, stream=2)
+    assert all(map(torch.equal, prepared(drawn), prepared(condition.draw(columns, seeds, stream=2))))
+    for k in range(4):
+        alone = condition.draw({n: v[k : k + 1] for n, v in columns.items()}, [seeds[k]], stream=2)
+        assert all(map(torch.equal, prepared(alone), prepared(drawn[k : k + 1])))
+    many = [condition.draw(columns, [s, s + 1, s + 2, s + 3], stream=2) for s in range(0, 1600, 4)]
+    share = sum(value is None or value == "" for row in many for value in row) / (4 * len(many))
+    assert share == pytest.approx(condition.config.dropout, abs=0.03)
 
 
 # --- denoisers ---
@@ -399,7 +447,7 @@ def test_a_model_on_disk(kind: str, encoder: str | None, tmp_path: Path) -> None
     """Every denoiser with every condition: saved, opened, the same estimate."""
     torch.manual_seed(0)
     chosen = {"name": small("conditions", encoder)} if encoder else {}
-    conditions = nn.ModuleDict({name: alive(c.learn(CAPTIONS)) for name, c in chosen.items()})
+    conditions = nn.ModuleDict({name: alive(c.learn(DATA, LATENT)) for name, c in chosen.items()})
     config = ModelConfig(denoiser=small("denoisers", kind), conditions=chosen)
     stored = component("autoencoders", "kl").Config(**SMALL["autoencoders"]["kl"])
     autoencoder = StoredAutoencoder.of(stored.build(), stored, 16, {}).with_scale(
@@ -412,7 +460,7 @@ def test_a_model_on_disk(kind: str, encoder: str | None, tmp_path: Path) -> None
     assert (again.config, again.hash, again.passport) == (model.config, model.hash, {"seen": 8})
     assert (tmp_path / "m" / "recipe.toml").read_text() == "x = 1\n"
     z, t = torch.randn(2, *model.latent_shape, generator=generator(1)), torch.tensor([0.2, 0.8])
-    rows = [{"caption": CAPTIONS[0]}, {}]
+    rows = [{str(c.column): VALUES[str(c.form)][0] for c in conditions.values()}, {}]
     with torch.no_grad():
         out, same = (m.diffusion.denoise(z, t, m.context(rows)) for m in (model, again))
     assert torch.equal(out, same)

@@ -1,0 +1,54 @@
+"""Where a patch lies, as sines: added to it (Vaswani et al. 2017) or turned into its products (Su et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_FIXED = 10000.0  # the longest wave / 2 pi, in patches
+# Language models take 10,000 for texts of that length; a side has a few hundred patches at most, and
+# longer waves than that would be constants to every pair of them.
+_ROTARY = 100.0
+
+
+def waves(values: Tensor, count: int, longest: float) -> Tensor:
+    """Angles of ``values [n]`` at ``count`` geometric frequencies from 1 to just above 1 / longest: float64 [n c]."""
+    exponents = torch.arange(count, device=values.device, dtype=torch.float64) / count
+    return values.double()[:, None] * torch.exp(exponents * -math.log(longest))
+
+
+def fixed(height: int, width: int, channels: int, spread: int | None, device: torch.device) -> Tensor:
+    """What is added to patches, row by row: [height * width, channels], of which the first half tells the column."""
+    sines = []
+    for count in (width, height):
+        angles = waves(_places(count, spread, device), channels // 4, _FIXED)
+        sines.append(torch.cat([angles.sin(), angles.cos()], 1).float())
+    x, y = sines
+    return torch.cat([x.expand(height, -1, -1), y[:, None].expand(-1, width, -1)], 2).flatten(0, 1)
+
+
+def rotary(height: int, width: int, head: int, spread: int | None, device: torch.device) -> Tensor:
+    """Cosines and sines that ``rotate`` turns heads of width ``head`` by: [2, height * width, head / 2].
+
+    Half of the pairs turn with the row, half with the column (axial), so the product of two patches' vectors
+    depends on how far apart they lie and not on where.
+    """
+    y, x = (waves(_places(count, spread, device), head // 4, _ROTARY) for count in (height, width))
+    angles = torch.cat([y[:, None].expand(-1, width, -1), x.expand(height, -1, -1)], 2).flatten(0, 1)
+    return torch.stack([angles.cos(), angles.sin()]).float()
+
+
+def rotate(vectors: Tensor, rotation: Tensor) -> Tensor:
+    """``vectors [b n ... head]`` turned by ``rotation [2 n head/2]``: element i with element i + head/2."""
+    cos, sin = (part.view(len(part), *(1,) * (vectors.ndim - 3), -1) for part in rotation)
+    first, second = vectors.chunk(2, -1)
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    return turned.to(vectors.dtype)
+
+
+def _places(count: int, spread: int | None, device: torch.device) -> Tensor:
+    """Numbers of the patches along a side; with ``spread`` they run over that many, however many there are."""
+    places = torch.arange(count, device=device, dtype=torch.float32)
+    return places if spread is None else places / (count / spread)
