@@ -19,6 +19,22 @@ def reference(x: Tensor, norm: GroupNorm, scale: Tensor | None, shift: Tensor | 
     return out * (1 + scale.double())[..., None, None] + shift.double()[..., None, None]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_activation_is_part_of_the_norm(dtype: torch.dtype) -> None:
+    """One function of both keeps x alone for the gradient."""
+    norm, x, _ = case(dtype, False, True)
+    weight = torch.randn(x.shape, generator=generator(2))
+    together, apart = norm(x, silu=True), F.silu(norm(x))
+    torch.testing.assert_close(together, apart, rtol=0, atol=0)
+    got, wanted = (
+        torch.autograd.grad((out.float() * weight).sum(), [x, norm.weight, norm.bias])
+        for out in (together, apart)
+    )
+    for a, b in zip(got, wanted, strict=True):
+        assert b.abs().max() > 0.1
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+
+
 def case(dtype: torch.dtype, adaptive: bool, last: bool) -> tuple[GroupNorm, Tensor, list[Tensor]]:
     """A norm away from its start, x off centre and [3 16 5 7], and what adapts it."""
     draw = generator(1)
@@ -55,8 +71,10 @@ def test_group_norm_is_pytorch_s(dtype: torch.dtype, tolerance: float, adaptive:
         assert error < tolerance, (name, error)
 
 
-@pytest.mark.parametrize("pairs", [1, 2])
-def test_the_fast_norm_s_gradient_is_that_of_its_forward(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("pairs", "silu"), [(1, False), (2, False), (2, True)])
+def test_the_fast_norm_s_gradient_is_that_of_its_forward(
+    pairs: int, silu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By finite differences in double precision (its sums, kept in float32 for speed, in double here)."""
     monkeypatch.setattr(torch, "float32", torch.float64)
     monkeypatch.setattr(Tensor, "float", Tensor.double)
@@ -65,7 +83,7 @@ def test_the_fast_norm_s_gradient_is_that_of_its_forward(pairs: int, monkeypatch
     scale = torch.randn(pairs, 8, generator=draw, dtype=torch.float64)
     shift = torch.randn(pairs, 8, generator=draw, dtype=torch.float64)
     leaves = tuple(v.requires_grad_() for v in (x, scale, shift))
-    assert torch.autograd.gradcheck(lambda *a: _ChannelsLastGroupNorm.apply(*a, 2, 1e-5), leaves)
+    assert torch.autograd.gradcheck(lambda *a: _ChannelsLastGroupNorm.apply(*a, 2, 1e-5, silu), leaves)
 
 
 def test_group_norm_needs_whole_groups() -> None:

@@ -13,33 +13,39 @@ class _ChannelsLastGroupNorm(torch.autograd.Function):
     """Group normalization over [b n c] rows with statistics in float32 and the arithmetic in x's own dtype.
 
     PyTorch's own CPU kernel takes two to five times as long in bfloat16, more than the convolution it follows
-    where channels are few. ``scale`` and ``shift`` are [1 c] or [b c] (one pair a picture: adaptive norm).
+    where channels are few; under CUDA's autocast it computes and leaves float32. ``scale`` and ``shift`` are
+    [1 c] or [b c] (one pair a picture: adaptive norm). With ``silu`` the activation after it is part of it, so
+    that only x is kept for the gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, silu: bool
+    ) -> Tensor:
         b, n, c = x.shape
         size = n * (c // groups)
-        mean = x.sum(1, dtype=torch.float32).view(b, groups, -1).sum(2) / size  # b g
-        square = (x * x).sum(1, dtype=torch.float32).view(b, groups, -1).sum(2) / size
+        total, squares = _sums(x)  # b c
+        mean = total.view(b, groups, -1).sum(2) / size  # b g
+        square = squares.view(b, groups, -1).sum(2) / size
         inverse = (square - mean * mean).clamp_min(0).add(eps).rsqrt()
-        gain = scale.float() * inverse.repeat_interleave(c // groups, 1)  # b c
-        offset = shift.float() - mean.repeat_interleave(c // groups, 1) * gain
-        ctx.save_for_backward(x, scale, mean, inverse)
-        ctx.groups = groups
-        return torch.addcmul(offset.to(x.dtype)[:, None], x, gain.to(x.dtype)[:, None])
+        ctx.save_for_backward(x, scale, shift, mean, inverse)
+        ctx.groups, ctx.silu = groups, silu
+        out = _normalized(x, scale, shift, mean, inverse)
+        return F.silu(out, inplace=True) if silu else out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, mean, inverse = ctx.saved_tensors
+        x, scale, shift, mean, inverse = ctx.saved_tensors
         (d,) = grads
         b, n, c = x.shape
         groups, width = ctx.groups, c // ctx.groups
         size = n * width
         d = d.contiguous()
+        if ctx.silu:
+            d = torch.ops.aten.silu_backward(d, _normalized(x, scale, shift, mean, inverse))
         mean_c, inverse_c = mean.repeat_interleave(width, 1), inverse.repeat_interleave(width, 1)
-        d_shift = d.sum(1, dtype=torch.float32)  # b c
-        d_scale = ((d * x).sum(1, dtype=torch.float32) - mean_c * d_shift) * inverse_c
+        d_shift = _sum(d)  # b c
+        d_scale = (_sum(d * x) - mean_c * d_shift) * inverse_c
         # dx = inverse * (g - mean(g) - xhat * mean(g * xhat)) with g = scale * d, gathered as d*k + x*k1 + k0
         weight = scale.float().expand(b, c)
         about = (d_shift * weight).view(b, groups, -1).sum(2) / size * inverse
@@ -51,7 +57,28 @@ class _ChannelsLastGroupNorm(torch.autograd.Function):
         dx = dx.addcmul_(d, k.to(x.dtype)[:, None])
         if scale.shape[0] == 1:
             d_scale, d_shift = d_scale.sum(0, keepdim=True), d_shift.sum(0, keepdim=True)
-        return dx, d_scale.to(scale.dtype), d_shift.to(scale.dtype), None, None
+        return dx, d_scale.to(scale.dtype), d_shift.to(shift.dtype), None, None, None
+
+
+def _normalized(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
+    """``(x - mean) * inverse * scale + shift`` of rows [b n c] with moments [b g]."""
+    width = x.shape[2] // mean.shape[1]
+    gain = scale.float() * inverse.repeat_interleave(width, 1)  # b c
+    offset = shift.float() - mean.repeat_interleave(width, 1) * gain
+    return torch.addcmul(offset.to(x.dtype)[:, None], x, gain.to(x.dtype)[:, None])
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Sums [b c] of rows [b n c] in float32; on a CPU a copy in float32 is faster than to convert within."""
+    return x.float().sum(1) if x.device.type == "cpu" else x.sum(1, dtype=torch.float32)
+
+
+def _sums(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums and sums of squares [b c] of rows [b n c], in float32."""
+    if x.device.type == "cpu":
+        precise = x.float()
+        return precise.sum(1), precise.square().sum(1)
+    return x.sum(1, dtype=torch.float32), torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square()
 
 
 class GroupNorm(nn.Module):
@@ -65,22 +92,26 @@ class GroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """``x [b c h w]``, ``scale [b c]``, ``shift [b c]``; the same shape back."""
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, *, silu: bool = False
+    ) -> Tensor:
+        """``x [b c h w]``, ``scale [b c]``, ``shift [b c]``; the same shape back, after SiLU if asked."""
         gain, offset = self.weight[None], self.bias[None]
         if scale is not None and shift is not None:
             gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
         b, c, h, w = x.shape
-        if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        if x.dtype == torch.bfloat16:
             rows = x.permute(0, 2, 3, 1).reshape(b, h * w, c)
             out: Tensor = _ChannelsLastGroupNorm.apply(  # type: ignore[no-untyped-call]
-                rows, gain, offset, self.groups, self.eps
+                rows, gain, offset, self.groups, self.eps, silu
             )
             return out.view(b, h, w, c).permute(0, 3, 1, 2)
         if scale is None:
-            return torch.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-        plain = torch.group_norm(x, self.groups, eps=self.eps)
-        return torch.addcmul(offset[..., None, None].to(x.dtype), plain, gain[..., None, None].to(x.dtype))
+            out = torch.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        else:
+            plain = torch.group_norm(x, self.groups, eps=self.eps)
+            out = torch.addcmul(offset[..., None, None].to(x.dtype), plain, gain[..., None, None].to(x.dtype))
+        return F.silu(out) if silu else out
 
 
 # Up to this many scores a head the plain products are faster on a CPU than the fused kernel (five times in its
