@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,195 +12,320 @@ from torch import Tensor, nn
 
 from carrara.config import Config as Base
 from carrara.context import Context
-from carrara.layers import GroupNorm, attend, zero
+from carrara.denoisers.time_features import time_features
+from carrara.denoisers.unet_blocks import (
+    Change,
+    Resample,
+    ResidualBlock,
+    SelfAttention,
+    SpatialTransformer,
+    Stage,
+    norm,
+)
+from carrara.errors import UserError
+from carrara.layers import zero
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
 
 
 class Config(Base):
     """The shape of the U-Net; the published ones differ only in these numbers."""
 
     kind: Literal["unet"] = "unet"
-    channels: int = Field(128, ge=8, multiple_of=8, description="Width of the first level.")
-    multipliers: tuple[int, ...] = Field((1, 2), min_length=1, description="Width of each level / channels.")
+    channels: int = Field(128, ge=2, multiple_of=2, description="Width of the first layer.")
+    multipliers: tuple[int | float, ...] = Field(
+        (1, 2), min_length=1, max_length=16, description="Width of each level / channels."
+    )
     patch: int = Field(
         1, ge=1, description="Space-to-depth at both ends: the first level works at size / patch."
     )
-    blocks: int = Field(2, ge=1, description="Residual blocks a level going down (one more going up).")
+    blocks: Positive | tuple[Positive, ...] = Field(
+        2, description="Residual blocks a level going down (one more going up); one number or one a level."
+    )
     attention: tuple[int, ...] = Field((1, 2), description="Down-sampling factors at which levels attend.")
-    depth: int = Field(1, ge=1, description="Transformer blocks at each place that attends.")
-    head_width: int = Field(64, ge=1, description="Channels an attention head.")
+    depth: Natural | tuple[Natural, ...] = Field(
+        1,
+        description="Transformer blocks at each place that attends, one number or one a level (the middle has the "
+        "last); 0 is self-attention by itself.",
+    )
+    heads: Positive | tuple[Positive, ...] | None = Field(
+        None, description="Attention heads, one number or one a level; without it head_width says how many."
+    )
+    head_width: int = Field(64, ge=1, description="Channels an attention head, where heads is not given.")
+    projections: Literal["linear", "convolution"] = Field(
+        "linear", description="First and last layer of a transformer: how their weights are kept."
+    )
+    middle_blocks: Literal[0, 1, 2] = Field(2, description="Residual blocks between down and up.")
+    middle_attention: bool | None = Field(
+        None, description="Attend between the middle's two blocks; without it, if any level attends."
+    )
+    middle_groups: Natural | None = Field(
+        None, description="Norm groups of the middle's self-attention of depth 0; 0 leaves the norm out."
+    )
     scale_shift: bool = Field(True, description="Time and vector scale and shift the norm (else are added).")
+    resample_blocks: bool | tuple[bool, ...] = Field(
+        False,
+        description="Change the size inside residual blocks, not by a convolution; for all or for each change, "
+        "down first, then up.",
+    )
+    asymmetric: bool = Field(
+        False,
+        description="Convolutions that halve the size pad below and right only, as in DDPM's TensorFlow.",
+    )
+    vector_layers: Literal["mlp", "linear", "none"] = Field(
+        "mlp", description="Layers between the context's vector and the time embedding that it is added to."
+    )
+    embedding: int | None = Field(
+        None, ge=1, description="Width of the time embedding; without it 4 * channels."
+    )
+    frequency_shift: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="1 makes the slowest wave of the time 10000 steps long, 0 a little shorter.",
+    )
+    first_step: Literal[0, 1] = Field(
+        1, description="Number of the step t = 1/1000; 0 for networks trained with steps 0 to 999."
+    )
+    unit_input: bool = Field(
+        False, description="The input counts as values in [0, 1] and is stretched to [-1, 1] first."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of features dropped in residual blocks.")
+    groups: Positive | None = Field(
+        None, description="Norm groups everywhere; without it 32 where that divides the width, else 8."
+    )
+    eps: float = Field(1e-5, gt=0, description="Smallest variance that group norms see.")
+    transformer_eps: float = Field(1e-5, gt=0, description="The same at the entrance of transformers.")
+    learnt_variance: bool = Field(
+        False, description="Twice the output channels; the second half is a learnt variance."
+    )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(round(self.channels * multiplier) for multiplier in self.multipliers)
+
+    @property
+    def middle_attends(self) -> bool:
+        """Whether there is attention between the middle's blocks."""
+        wanted = bool(self.attention) if self.middle_attention is None else self.middle_attention
+        return wanted and self.middle_blocks == 2
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """The roles of a context that this network can read."""
+        transforms = any(self.attends(k) and self.depth_at(k) for k in range(len(self.multipliers)))
+        transforms |= bool(self.middle_attends and self.depth_at(-1))
+        return frozenset({"vector", "image"} | ({"tokens"} if transforms else set()))
+
+    def attends(self, level: int) -> bool:
+        """Whether this level does, going down and up."""
+        return 2**level in self.attention
+
+    def blocks_at(self, level: int) -> int:
+        """Residual blocks of this level going down."""
+        return self.blocks[level] if isinstance(self.blocks, tuple) else self.blocks
+
+    def depth_at(self, level: int) -> int:
+        """Transformer blocks at each of this level's places that attend."""
+        return self.depth[level] if isinstance(self.depth, tuple) else self.depth
+
+    def heads_at(self, level: int) -> int:
+        """Attention heads of this level."""
+        if self.heads is None:
+            return self.widths[level] // self.head_width
+        return self.heads[level] if isinstance(self.heads, tuple) else self.heads
+
+    def change_at(self, index: int) -> bool:
+        """Whether the change of size of this number, down first, then up, happens inside a residual block."""
+        if isinstance(self.resample_blocks, tuple):
+            return self.resample_blocks[index]
+        return self.resample_blocks
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Config:
-        last = len(self.multipliers) - 1
-        for level, multiple in enumerate(self.multipliers):
-            width = self.channels * multiple
-            attends = 2**level in self.attention or (level == last and self.attention)  # the middle does too
-            if attends and width % self.head_width:
-                raise ValueError(
-                    f"level {level} has {width} channels, no multiple of head_width {self.head_width}"
-                )
+    def _lengths_fit(self) -> Config:
+        levels = len(self.multipliers)
+        for name, wanted in (
+            ("blocks", levels),
+            ("depth", levels),
+            ("heads", levels),
+            ("resample_blocks", 2 * levels - 2),
+        ):
+            given = getattr(self, name)
+            if isinstance(given, tuple) and len(given) != wanted:
+                what = "changes of size" if name == "resample_blocks" else "levels"
+                raise ValueError(f"{name} has {len(given)} entries for {wanted} {what}")
+        if self.middle_attention and self.middle_blocks < 2:
+            raise ValueError(
+                f"middle_attention stands between two blocks, but middle_blocks is {self.middle_blocks}"
+            )
         return self
 
-    def build(self, *, channels: int, tokens: int | None = None, vector: int | None = None) -> UNet:
+    @model_validator(mode="after")
+    def _widths_divide(self) -> Config:
+        for level, (width, multiplier) in enumerate(zip(self.widths, self.multipliers, strict=True)):
+            where = f"level {level} has {width} channels"
+            if multiplier <= 0 or abs(width - self.channels * multiplier) > 1e-6 * width:
+                raise ValueError(f"{self.channels} channels times {multiplier} is no width of a level")
+            if width % (groups := self.groups or 8):
+                raise ValueError(f"{where}, no multiple of the {groups} norm groups")
+            if not (self.attends(level) or (level == len(self.widths) - 1 and self.middle_attends)):
+                continue
+            if self.heads is None and width % self.head_width:
+                raise ValueError(f"{where}, no multiple of head_width {self.head_width}")
+            if width % self.heads_at(level):
+                raise ValueError(f"{where}, no multiple of its {self.heads_at(level)} heads")
+        if self.channels % (groups := self.groups or 8):
+            raise ValueError(f"the first layer has {self.channels} channels, no multiple of {groups}")
+        if self.middle_groups and self.widths[-1] % self.middle_groups:
+            raise ValueError(
+                f"the middle has {self.widths[-1]} channels, no multiple of {self.middle_groups}"
+            )
+        if self.frequency_shift and self.channels == 2:
+            raise ValueError("two channels hold one wave, whose frequency cannot be shifted")
+        return self
+
+    def build(
+        self, *, channels: int, tokens: int | None = None, vector: int | None = None, image: int | None = None
+    ) -> UNet:
         """The network for a latent of ``channels`` and the context's roles by their widths."""
-        return UNet(self, channels, tokens, vector)
-
-
-class ResidualBlock(nn.Module):
-    """norm, SiLU, convolution, twice; the time embedding enters at the second norm."""
-
-    def __init__(self, inner: int, outer: int, embedding: int, scale_shift: bool) -> None:
-        super().__init__()
-        self.scale_shift = scale_shift
-        self.norm1, self.conv1 = _norm(inner), nn.Conv2d(inner, outer, 3, padding=1)
-        self.embed = nn.Linear(embedding, 2 * outer if scale_shift else outer)
-        self.norm2, self.conv2 = _norm(outer), zero(nn.Conv2d(outer, outer, 3, padding=1))
-        self.skip = nn.Conv2d(inner, outer, 1) if inner != outer else nn.Identity()
-
-    def forward(self, x: Tensor, embedding: Tensor, context: Context) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        e = self.embed(embedding)
-        h = self.norm2(h, *e.chunk(2, 1)) if self.scale_shift else self.norm2(h + e[..., None, None])
-        out: Tensor = self.skip(x) + self.conv2(F.silu(h))
-        return out
-
-
-class TransformerBlock(nn.Module):
-    """Self-attention, attention to the context's tokens, gated feed-forward, each around a skip."""
-
-    def __init__(self, width: int, heads: int, tokens: int | None) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out1 = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width) if tokens else None
-        if tokens:
-            self.query, self.out2 = nn.Linear(width, width, bias=False), nn.Linear(width, width)
-            self.key_value = nn.Linear(tokens, 2 * width, bias=False)
-        self.gate, self.out3 = nn.Linear(width, 8 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        query, key, value = self.qkv(self.norm1(x)).chunk(3, -1)
-        x = x + self.out1(attend(query, key, value, self.heads))
-        if self.norm2 is not None and context.tokens is not None:
-            key, value = self.key_value(context.tokens).chunk(2, -1)
-            x = x + self.out2(attend(self.query(self.norm2(x)), key, value, self.heads, context.mask))
-        up, gate = self.gate(self.norm3(x)).chunk(2, -1)
-        out: Tensor = x + self.out3(up * F.gelu(gate))
-        return out
-
-
-class SpatialTransformer(nn.Module):
-    """Transformer blocks over all positions of a feature map, around a skip."""
-
-    def __init__(self, width: int, head_width: int, depth: int, tokens: int | None) -> None:
-        super().__init__()
-        self.norm, self.inward = _norm(width), nn.Linear(width, width)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(width, width // head_width, tokens) for _ in range(depth)
-        )
-        self.outward = zero(nn.Linear(width, width))
-
-    def forward(self, x: Tensor, embedding: Tensor, context: Context) -> Tensor:
-        rows = self.inward(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))  # b n c
-        for block in self.blocks:
-            rows = block(rows, context)
-        out: Tensor = x + self.outward(rows).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-        return out
-
-
-class Resample(nn.Module):
-    """Half the size by a strided convolution, or double it by nearest neighbour and a convolution."""
-
-    def __init__(self, channels: int, up: bool) -> None:
-        super().__init__()
-        self.up = up
-        self.conv = nn.Conv2d(channels, channels, 3, stride=1 if up else 2, padding=1)
-
-    def forward(self, x: Tensor, embedding: Tensor, context: Context) -> Tensor:
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="nearest") if self.up else x)
-        return out
+        embedding = self.embedding or 4 * self.channels
+        if self.vector_layers == "none" and vector not in (None, embedding):
+            raise UserError(
+                f"vector_layers is 'none', which takes a vector as wide as the time embedding, {embedding}; "
+                f"the conditions give {vector}"
+            )
+        return UNet(self, channels, tokens, vector, image)
 
 
 class UNet(nn.Module):
     """(z [b c h w], t [b] in [0, 1], context) -> [b c h w]; sides are multiples of ``factor``."""
 
-    def __init__(self, config: Config, channels: int, tokens: int | None, vector: int | None) -> None:
+    def __init__(
+        self, config: Config, channels: int, tokens: int | None, vector: int | None, image: int | None
+    ) -> None:
         super().__init__()
-        width, embedding = config.channels, 4 * config.channels
-        channels *= config.patch**2
-        self.patch, self.width, self.levels = config.patch, width, len(config.multipliers)
+        self.config, self.image = config, image
+        width, embedding = config.channels, config.embedding or 4 * config.channels
+        self.levels = len(config.multipliers)
         self.factor = config.patch * 2 ** (self.levels - 1)
         self.time = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-        self.vector = (
-            nn.Sequential(nn.Linear(vector, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-            if vector
-            else None
-        )
+        self.vector = _vector(config.vector_layers, vector, embedding) if vector else None
 
-        def stage(inner: int, outer: int, factor: int) -> nn.ModuleList:
-            parts: list[nn.Module] = [ResidualBlock(inner, outer, embedding, config.scale_shift)]
-            if factor in config.attention:
-                parts.append(SpatialTransformer(outer, config.head_width, config.depth, tokens))
-            return nn.ModuleList(parts)
+        def block(inner: int, outer: int, change: Change | None = None) -> ResidualBlock:
+            return ResidualBlock(
+                inner,
+                outer,
+                embedding,
+                config.scale_shift,
+                groups=config.groups,
+                eps=config.eps,
+                dropout=config.dropout,
+                change=change,
+            )
 
-        self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
+        def attention(level: int) -> nn.Module:
+            width, heads = config.widths[level], config.heads_at(level)
+            if depth := config.depth_at(level):
+                eps, convolution = config.transformer_eps, config.projections == "convolution"
+                return SpatialTransformer(
+                    width, heads, depth, tokens, groups=config.groups, eps=eps, convolution=convolution
+                )
+            groups, normed = config.groups, True
+            if level < 0 and config.middle_groups is not None:
+                groups, normed = config.middle_groups, config.middle_groups > 0
+            return SelfAttention(width, heads, groups=groups, eps=config.eps, normed=normed)
+
+        def stage(inner: int, level: int) -> Stage:
+            parts: list[nn.Module] = [block(inner, config.widths[level])]
+            return Stage([*parts, attention(level)] if config.attends(level) else parts)
+
+        changes = iter(range(2 * self.levels))
+
+        def resample(width: int, change: Change) -> nn.Module:
+            if config.change_at(next(changes)):
+                return block(width, width, change)
+            return Resample(width, change == "up", config.asymmetric)
+
+        self.conv_in = nn.Conv2d((channels + (image or 0)) * config.patch**2, width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, inner = [width], width
-        for level, multiple in enumerate(config.multipliers):
-            for _ in range(config.blocks):
-                self.down.append(stage(inner, width * multiple, 2**level))
-                inner = width * multiple
+        for level, outer in enumerate(config.widths):
+            for _ in range(config.blocks_at(level)):
+                self.down.append(stage(inner, level))
+                inner = outer
                 skips.append(inner)
             if level < self.levels - 1:
-                self.down.append(nn.ModuleList([Resample(inner, up=False)]))
+                self.down.append(Stage([resample(inner, "down")]))
                 skips.append(inner)
-        self.middle = nn.ModuleList(
-            [
-                *stage(inner, inner, max(config.attention, default=0)),
-                ResidualBlock(inner, inner, embedding, config.scale_shift),
-            ]
-        )
-        for level, multiple in reversed(list(enumerate(config.multipliers))):
-            for block in range(config.blocks + 1):
-                parts = stage(inner + skips.pop(), width * multiple, 2**level)
-                inner = width * multiple
-                if level and block == config.blocks:
-                    parts.append(Resample(inner, up=True))
+        self.middle = Stage()
+        for index in range(config.middle_blocks):
+            if index and config.middle_attends:
+                self.middle.append(attention(-1))
+            self.middle.append(block(inner, inner))
+        for level, outer in reversed(list(enumerate(config.widths))):
+            for index in range(config.blocks_at(level) + 1):
+                parts = stage(inner + skips.pop(), level)
+                inner = outer
+                if level and index == config.blocks_at(level):
+                    parts.append(resample(inner, "up"))
                 self.up.append(parts)
-        self.norm_out = _norm(inner)
-        self.conv_out = zero(nn.Conv2d(inner, channels, 3, padding=1))
+        self.norm_out = norm(inner, config.groups, config.eps)
+        out = channels * (2 if config.learnt_variance else 1) * config.patch**2
+        self.conv_out = zero(nn.Conv2d(inner, out, 3, padding=1))
+
+    def blocks(self) -> list[nn.Module]:
+        """The layers between the ends in the order they run: units of checkpointing and compilation."""
+        return list(self._parts())
+
+    def _parts(self) -> Iterator[nn.Module]:
+        for stages in (self.down, [self.middle], self.up):
+            for stage in stages:
+                yield from stage.children()
 
     def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
-        embedding = self.time(time_features(t, self.width).to(z.dtype))
+        """float32; [b 2c h w] with a learnt variance. ValueError where sides are no multiples of ``factor``."""
+        embedding = self.embed(t, context)
+        x = self.conv_in(self.prepare(z, context))
+        skips = [x]
+        for stage in self.down:
+            x = stage(x, embedding, context)
+            skips.append(x)
+        x = self.middle(x, embedding, context)
+        for stage in self.up:
+            x = stage(torch.cat([x, skips.pop()], 1), embedding, context)
+        out: Tensor = self.conv_out(self.norm_out(x, silu=True)).float()
+        return F.pixel_shuffle(out, self.config.patch) if self.config.patch > 1 else out
+
+    def embed(self, t: Tensor, context: Context) -> Tensor:
+        """What the blocks are told of time and vector: [b e]."""
+        config = self.config
+        waves = time_features(
+            t, config.channels, first_step=config.first_step, frequency_shift=config.frequency_shift
+        )
+        embedding = self.time(waves.to(self.conv_in.weight.dtype))
         if self.vector is not None and context.vector is not None:
             embedding = embedding + self.vector(context.vector)
-        embedding = F.silu(embedding)
-        x = self.conv_in(F.pixel_unshuffle(z, self.patch) if self.patch > 1 else z)
-        skips = [x]
-        for parts in self.down:
-            x = _through(parts, x, embedding, context)
-            skips.append(x)
-        x = _through(self.middle, x, embedding, context)
-        for parts in self.up:
-            x = _through(parts, torch.cat([x, skips.pop()], 1), embedding, context)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(x))).float()
-        return F.pixel_shuffle(out, self.patch) if self.patch > 1 else out
+        return F.silu(embedding)
+
+    def prepare(self, z: Tensor, context: Context) -> Tensor:
+        """z beside the context's image, stretched and folded into patches where the configuration says so."""
+        if any(side % self.factor for side in z.shape[2:]):
+            raise ValueError(f"sides of {tuple(z.shape[2:])} are not multiples of {self.factor}")
+        if self.image is not None:
+            if context.image is None:
+                raise ValueError(
+                    f"this network reads an image of {self.image} channels beside z, and has none"
+                )
+            z = torch.cat([z, context.image.to(z.dtype)], 1)
+        z = 2 * z - 1 if self.config.unit_input else z
+        return F.pixel_unshuffle(z, self.config.patch) if self.config.patch > 1 else z
 
 
-def time_features(t: Tensor, width: int, longest: float = 10000.0) -> Tensor:
-    """Sines and cosines of 1000 t [b] at geometric frequencies: [b width]."""
-    frequencies = torch.exp(torch.arange(width // 2, device=t.device) * (-math.log(longest) / (width // 2)))
-    angles = 1000.0 * t.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], 1)
-
-
-def _through(parts: nn.Module, x: Tensor, embedding: Tensor, context: Context) -> Tensor:
-    for part in parts.children():
-        x = part(x, embedding, context)
-    return x
-
-
-def _norm(channels: int) -> GroupNorm:
-    return GroupNorm(channels, groups=32 if channels % 32 == 0 else 8, eps=1e-5)
+def _vector(layers: Literal["mlp", "linear", "none"], width: int, embedding: int) -> nn.Module:
+    if layers == "none":
+        return nn.Identity()
+    if layers == "linear":
+        return nn.Linear(width, embedding)
+    return nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))

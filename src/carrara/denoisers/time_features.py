@@ -1,0 +1,27 @@
+"""Sines and cosines of the time at geometric frequencies (Vaswani et al. 2017; Ho et al. 2020, appendix B)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+LONGEST = 10000.0  # slowest wave, in steps
+
+
+def time_features(t: Tensor, width: int, *, first_step: int = 1, frequency_shift: float = 0.0) -> Tensor:
+    """``t [b]`` in [0, 1] to float32 ``[b width]``: cosines, then sines of the step's number.
+
+    t = 1/1000 has the number ``first_step``. ``frequency_shift`` 1 lets the slowest wave be ``LONGEST`` itself.
+    """
+    steps = 1000.0 * t.double()
+    if t.dtype == torch.float32:
+        # float32 holds n/1000 with an error of up to 3e-5 steps: enough to be seen in the sines of late steps.
+        steps = steps + (steps.mul(1e4).round().div(1e4) - steps).detach()
+    steps = (steps + (first_step - 1)).float()
+    # In float32, product before quotient: the very numbers that the published networks were trained with.
+    half = width // 2
+    exponent = -math.log(LONGEST) * torch.arange(half, dtype=torch.float32, device=t.device)
+    angles = steps[:, None] * (exponent / (half - frequency_shift)).exp()
+    return torch.cat([angles.cos(), angles.sin()], 1)
