@@ -31,10 +31,10 @@ from carrara.generation.model import Model, load_model
 from carrara.recipes.catalogue import named
 from carrara.recipes.quickstart import LANGUAGES
 from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask
+from carrara.training.conditioning import reads_of
 from carrara.training.diffusing import DiffusionTask
 from carrara.training.loop import TrainConfig, TrainingState, train
 from carrara.training.parallel import Placement
-from carrara.training.stages import words_of
 
 PROMPTS = 48
 
@@ -143,9 +143,9 @@ def main() -> None:
         second,
         fresh.network.train(),
         fresh.conditions.train(),
-        latents=column,
+        latents=[column],
         scale=model.autoencoder.scale,
-        words=words_of(second.model, dataset),
+        words={n: {c: c for c in r} for n, r in reads_of(second.model, dataset).items()},
         device=placement.device,
     )
     state = TrainingState(task.modules, config, placement)

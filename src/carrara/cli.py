@@ -214,6 +214,8 @@ def run_diffusion(
 ) -> None:
     """Latents where they are missing, then stage two with a bar; None goes with a recipe for pixels."""
     from carrara.data.latents import variants
+    from carrara.generation.model import latent_of
+    from carrara.training.conditioning import derive_for, learned, reads_of
     from carrara.training.parallel import Placement
     from carrara.training.stages import fitted, scale_note, train_diffusion
 
@@ -228,8 +230,15 @@ def run_diffusion(
         encode_missing(dataset, autoencoder, placement, variants(recipe.flip, recipe.crops))
         if note := scale_note(recipe, autoencoder, dataset):
             console.print(note, soft_wrap=True)
+    worked_on = fitting.pixels.autoencoder() if fitting.pixels else autoencoder
+    assert worked_on is not None
+    conditions = learned(fitting.model, dataset, latent_of(worked_on), fitting.train.seed)
+    with Bar("conditions") as bar:
+        for report in derive_for(conditions, reads_of(fitting.model, dataset), dataset):
+            bar.show(report.done / max(1, report.total), f"{report.done} of {report.total} pictures")
     console.print(f"training the diffusion model ({placement})", soft_wrap=True)
-    watch("diffusion", train_diffusion(fitting, dataset, autoencoder, out), out)
+    trained = train_diffusion(fitting, dataset, autoencoder, out, conditions=conditions)
+    watch("diffusion", trained, out)
 
 
 def watch(title: str, reports: Iterator[Report], out: Path) -> None:

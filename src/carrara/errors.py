@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_SHOWN = 40  # names in a message
+
 
 class UserError(ValueError):
     """What the user gave is at fault; the command line prints the message alone and exits with status 2."""
@@ -13,4 +15,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     choices = sorted(known)
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     meant = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{meant} (known: {', '.join(choices)})" if choices else meant
+    shown = ", ".join(choices[:_SHOWN]) + (f" … {len(choices)} in all" if len(choices) > _SHOWN else "")
+    return f"{meant} (known: {shown})" if choices else meant

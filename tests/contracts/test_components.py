@@ -33,7 +33,10 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
             "decoder_blocks": (1, 1),
         },
     },
-    "conditions": {"text": {"vocabulary": 300, "length": 12, "width": 16, "depth": 1, "heads": 2}},
+    "conditions": {
+        "text": {"vocabulary": 300, "length": 12, "width": 16, "depth": 1, "heads": 2},
+        "label": {"width": 16},
+    },
     "denoisers": {
         "unet": {"channels": 8, "multipliers": (1, 2), "blocks": 1, "head_width": 8},
         "dit": {"width": 16, "depth": 2, "heads": 2},
@@ -341,7 +344,9 @@ def test_condition_draws_by_seed_alone(condition: Any) -> None:
         pytest.skip("draws from what was derived: has tests of its own")
 
     def prepared(values: Any) -> list[Tensor]:
-        return [v for v in condition(condition.prepare(values, SIZE)).roles().values() if v.is_floating_point()]
+        return [
+            v for v in condition(condition.prepare(values, SIZE)).roles().values() if v.is_floating_point()
+        ]
 
     drawn = condition.draw(columns, seeds, stream=2)
     assert all(map(torch.equal, prepared(drawn), prepared(condition.draw(columns, seeds, stream=2))))

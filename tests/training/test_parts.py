@@ -1,6 +1,7 @@
 """The parts of training by themselves: budget, average of the weights, Muon, the learning rate's shape."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -113,8 +114,18 @@ def test_orthogonalised_matrices_have_singular_values_about_one(shape: tuple[int
     assert likeness.min() > 0.95
 
 
+class Words:
+    """A table with one caption."""
+
+    captions: ClassVar = {"en": "caption_en"}
+    names = ("caption_en",)
+
+    def values(self, column: str) -> list[str]:
+        return ["a b"]
+
+
 def modules() -> dict[str, nn.Module]:
-    encoder = text.Config(vocabulary=300, width=16, depth=2, heads=2).learn(["a b"])
+    encoder = text.Config(vocabulary=300, width=16, depth=2, heads=2).learn(Words())
     network = unet.Config(channels=8, multipliers=(1, 2), head_width=8).build(
         channels=4, tokens=16, vector=16
     )

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from carrara.context import Context
+from carrara.tensors import sample_uniform
 
 Size = tuple[int, int]
 """Height and width in pixels of the pictures that are trained on or made."""
@@ -130,3 +131,9 @@ class Condition(Protocol):
     def remarks(self, value: Any) -> list[str]:
         """Sentences that a user should know of a request's value; UserError where it cannot be used."""
         ...
+
+
+def dropped(seeds: Sequence[int], share: float, *, stream: int) -> list[bool]:
+    """Which pictures of a batch train without the condition of this ``stream``: about ``share`` of all."""
+    chosen: list[bool] = (sample_uniform(seeds, stream=16 * stream) < share).tolist()
+    return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from pydantic import Field, model_validator
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
+from carrara.conditions.contract import Columns, Derivation, Form, Latent, Size, dropped
 from carrara.config import Config as Base
 from carrara.context import Context
 from carrara.errors import UserError
@@ -42,11 +44,12 @@ class Config(Base):
             raise ValueError(f"width is {self.width}, no multiple of {self.heads} heads")
         return self
 
-    def columns(self, captions: Mapping[str, str]) -> list[str]:
-        """The caption columns to draw from, of those that the data has (language -> column name).
+    def reads(self, data: Columns) -> list[str]:
+        """The caption columns to draw from; an empty list where there are no captions.
 
-        UserError where a language is asked for that no caption has; an empty list where there are no captions.
+        UserError where a language is asked for that no caption has.
         """
+        captions = data.captions
         unknown = [language for language in self.languages if language not in captions]
         if unknown and captions:
             known = ", ".join(sorted(captions))
@@ -55,11 +58,12 @@ class Config(Base):
             captions[language] for language in (self.languages or sorted(captions)) if language in captions
         ]
 
-    def learn(self, captions: Iterable[str]) -> TextEncoder:
-        """A new encoder whose tokens are learned from these captions."""
+    def learn(self, data: Columns, latent: Latent | None = None) -> TextEncoder:
+        """A new encoder whose tokens are learned from the captions to train on."""
+        captions = (text for column in self.reads(data) for text in data.values(column) if text)
         return TextEncoder(self, learn_tokenizer(captions, self.vocabulary))
 
-    def restore(self, folder: Path) -> TextEncoder:
+    def restore(self, folder: Path, latent: Latent | None = None) -> TextEncoder:
         """The encoder with the tokenizer that a model folder keeps; its weights are loaded afterwards."""
         file = folder / _TOKENIZER
         if not file.is_file():
@@ -107,6 +111,8 @@ class TextEncoder(nn.Module):
     """ids [b l] -> Context(tokens [b l d], mask [b l], vector [b d]); the empty caption is the null."""
 
     column = "caption"  # what it reads of a request
+    form: Form = "text"
+    image = None
 
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -123,13 +129,18 @@ class TextEncoder(nn.Module):
         folder.mkdir(parents=True)
         self.tokenizer.save(str(folder / _TOKENIZER))
 
-    def draw(self, columns: Mapping[str, Sequence[Any]], seeds: Sequence[int], *, stream: int) -> list[str]:
+    def derivations(self, columns: Sequence[str]) -> Sequence[Derivation]:
+        """Nothing: what it makes of a caption changes while it learns."""
+        return ()
+
+    def draw(self, columns: Mapping[str, Any], seeds: Sequence[int], *, stream: int) -> list[str]:
         """One caption a picture, in one of its languages, and sometimes none: a function of seeds and stream."""
-        choice = sample_uniform(seeds, stream=2 * stream).tolist()
-        dropped = (sample_uniform(seeds, stream=2 * stream + 1) < self.config.dropout).tolist()
+        choice = sample_uniform(seeds, stream=16 * stream + 1).tolist()
+        without = dropped(seeds, self.config.dropout, stream=stream)
+        written = [values for name, values in columns.items() if name.startswith("caption")]
         captions = []
-        for index, (pick, drop) in enumerate(zip(choice, dropped, strict=True)):
-            known = [values[index] for values in columns.values() if values[index]]
+        for index, (pick, drop) in enumerate(zip(choice, without, strict=True)):
+            known = [values[index] for values in written if values[index]]
             captions.append("" if drop or not known else known[int(pick * len(known))])
         return captions
 
@@ -137,7 +148,26 @@ class TextEncoder(nn.Module):
         """How many of a caption's tokens lie beyond the window and are not read."""
         return max(0, 1 + len(self.tokenizer.encode(caption).ids) - self.config.length)
 
-    def prepare(self, captions: Sequence[str | None]) -> Tensor:
+    def remarks(self, value: str | None) -> list[str]:
+        """Says which words are beyond the window, and which letters no caption had."""
+        prompt, found = value or "", []
+        if cut := self.cut(prompt):
+            found.append(
+                f"the last {cut} tokens of the prompt are beyond the model's window and are not read"
+            )
+        known = set[str]().union(*(scripts(word) for word in self._words()))
+        if strange := sorted(scripts(prompt) - known):
+            names = ", ".join(script.capitalize() for script in strange)
+            learned = ", ".join(self.config.languages) or "its captions"
+            found.append(f"no caption was written in {names} letters; the model learned: {learned}")
+        return found
+
+    def _words(self) -> list[str]:
+        """What each token stands for, as text; halves of characters are left out."""
+        decoded = (self.tokenizer.decode([i]) for i in range(self.tokenizer.get_vocab_size()))
+        return [word for word in decoded if "\ufffd" not in word]
+
+    def prepare(self, captions: Sequence[str | None], size: Size | None = None) -> Tensor:
         """ids [b l], padded with zeros to the longest; no caption is the empty one."""
         start = self.tokenizer.token_to_id(_START)
         rows = [
@@ -157,3 +187,8 @@ class TextEncoder(nn.Module):
         x = self.norm(x)
         weights = mask / mask.sum(1, keepdim=True)
         return Context(tokens=x, mask=mask, vector=(x * weights[..., None]).sum(1))
+
+
+def scripts(text: str) -> set[str]:
+    """The scripts of a text's letters, by the first word of their Unicode names: LATIN, CJK, ARABIC …"""
+    return {unicodedata.name(c, "UNKNOWN").split()[0] for c in text if c.isalpha()}

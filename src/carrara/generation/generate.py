@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from carrara.autoencoders.tiling import decode_any_size
+from carrara.conditions.contract import Size
 from carrara.config import Config, OneOf, parse
 from carrara.diffusion.grids import GRIDS
 from carrara.diffusion.guidance import cfg
@@ -31,7 +32,13 @@ class Settings(Config):
     grid: OneOf("time grid", GRIDS) = Field(  # type: ignore[valid-type]
         "shifted", description="Where the steps are."
     )
-    guidance: float = Field(2.0, ge=0, description="How strongly the prompt pulls; 1 is off.")
+    guidance: float = Field(2.0, ge=0, description="How strongly the conditions pull; 1 is off.")
+    height: int | None = Field(None, ge=1, description="In pixels; the model's own where it is not said.")
+    width: int | None = Field(None, ge=1, description="In pixels; the model's own where it is not said.")
+
+    def size(self, model: Model) -> Size:
+        """Height and width of the pictures."""
+        return self.height or model.size, self.width or model.size
 
 
 def settings_for(model: Model, given: Mapping[str, Any]) -> Settings:
@@ -74,7 +81,7 @@ def denoise(
     times = GRIDS[settings.grid](settings.steps, diffusion.schedule)
     noise = PictureNoise(settings.seed, numbers)
     sigma = float(diffusion.schedule.sigma(times[0]))
-    z = sigma * noise.draw(model.latent_shape, device=device)
+    z = sigma * noise.draw(model.latent_of(settings.size(model)), device=device)
     guided = _guided(model, rows, settings)
     for step in SAMPLERS[settings.sampler](guided, z, times, diffusion.schedule, noise=noise):
         yield Moment(step.index + 1, settings.steps, step.z, step.x0)
@@ -112,10 +119,9 @@ def generate(
 
 def _guided(model: Model, rows: Sequence[Mapping[str, Any]], settings: Settings) -> Any:
     """z, t -> x0: both guidance branches in one call of the network, and only where guidance is on."""
-    context = model.context(rows)
-    diffusion = model.diffusion
-    nulls = [{name: row.get("negative") for name in _columns(model)} for row in rows]
-    both = model.context([*rows, *nulls]) if model.conditions else context
+    diffusion, size = model.diffusion, settings.size(model)
+    context = model.context(rows, size).remembering()
+    both = model.context([*rows, *(_free(model, row) for row in rows)], size).remembering()
 
     def conditional(z: Tensor, t: Tensor) -> Tensor:
         return diffusion.denoise(z, t, context)
@@ -131,5 +137,14 @@ def _guided(model: Model, rows: Sequence[Mapping[str, Any]], settings: Settings)
     return lambda z, t: guided(z, t).clamp(-limit, limit)
 
 
-def _columns(model: Model) -> list[str]:
-    return [str(c.column) for c in model.conditions.values()]
+def _free(model: Model, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The request of the branch that guidance leads away from.
+
+    Words become the negative ones; what was never left out in training stays, for the network knows no null.
+    """
+    free: dict[str, Any] = {}
+    for name, encoder in model.conditions.items():
+        column, form = str(encoder.column), str(encoder.form)
+        kept = model.config.conditions[name].dropout == 0
+        free[column] = row.get(column) if kept else row.get("negative") if form == "text" else None
+    return free

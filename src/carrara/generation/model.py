@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from carrara.autoencoders.stored import StoredAutoencoder, load_autoencoder
+from carrara.conditions.contract import Inputs, Latent, Size
 from carrara.config import Component, Config, OneOf, parse
 from carrara.context import Context
 from carrara.denoisers import unet
@@ -54,25 +55,63 @@ def bind(config: ModelConfig, network: nn.Module) -> Diffusion:
 
 
 def build_network(config: ModelConfig, conditions: nn.ModuleDict, channels: int) -> nn.Module:
-    """The denoiser, fitted to the latent's channels and to what the conditions fill."""
-    encoders: list[Any] = list(conditions.values())
-    tokens = [int(encoder.tokens) for encoder in encoders if encoder.tokens]
-    vector = sum(int(encoder.vector) for encoder in encoders if encoder.vector)
-    if len(set(tokens)) > 1:
-        raise UserError(f"conditions give tokens of widths {tokens}; a denoiser attends to one width")
+    """The denoiser, fitted to the latent's channels and to what the conditions fill.
+
+    UserError where a condition fills a role that this denoiser does not read, or tokens differ in width.
+    """
+    encoders: dict[str, Any] = dict(conditions.items())
+    widths = {
+        role: {name: int(width) for name, e in encoders.items() if (width := getattr(e, role))}
+        for role in ("tokens", "vector", "image")
+    }
+    read: Collection[str] = getattr(config.denoiser, "roles", ("tokens", "vector"))
+    for role, filled in widths.items():
+        if filled and role not in read:
+            raise UserError(
+                f"the condition {next(iter(filled))!r} fills the role {role!r}, which this "
+                f"{config.denoiser.kind} does not read (it reads: {', '.join(sorted(read)) or 'none'})"
+            )
+    if len(set(widths["tokens"].values())) > 1:
+        told = ", ".join(f"{name} {width}" for name, width in widths["tokens"].items())
+        raise UserError(
+            f"conditions give tokens of different widths ({told}); a denoiser attends to one width"
+        )
     network: nn.Module = config.denoiser.build(
-        channels=channels, tokens=tokens[0] if tokens else None, vector=vector or None
+        channels=channels,
+        tokens=next(iter(widths["tokens"].values()), None),
+        vector=sum(widths["vector"].values()) or None,
+        **({"image": sum(widths["image"].values())} if widths["image"] else {}),
     )
     return network
 
 
-def joined(conditions: nn.ModuleDict, values: Mapping[str, Any], device: torch.device) -> Context:
-    """The context of all conditions, each given its own values (a list, one a picture)."""
+def latent_of(autoencoder: StoredAutoencoder) -> Latent:
+    """What conditions are fitted to: the latents of an autoencoder that has its scale."""
+    module: Any = autoencoder.module
+
+    def encode(image: Tensor) -> Tensor:
+        assert autoencoder.scale is not None
+        with torch.no_grad():
+            mean: Tensor = module.encode(image).mode()
+        return autoencoder.scale.scale(mean)
+
+    channels = int(autoencoder.config.image_channels)
+    return Latent(int(module.channels), int(module.factor), channels, autoencoder.bits, encode)
+
+
+def joined(conditions: nn.ModuleDict, values: Mapping[str, Any], size: Size, device: torch.device) -> Context:
+    """The context of all conditions, each given its own values (a list, one a picture), for pictures of ``size``."""
     context = Context()
     for name, encoder in conditions.items():
-        inputs = encoder.prepare(values[name])  # type: ignore[operator]
-        context = context.join(encoder(inputs.to(device)))
+        inputs = encoder.prepare(values[name], size)  # type: ignore[operator]
+        context = context.join(encoder(_on(inputs, device)))
     return context
+
+
+def _on(inputs: Inputs, device: torch.device) -> Inputs:
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    return {name: value.to(device) for name, value in inputs.items()}
 
 
 @dataclass
@@ -103,9 +142,19 @@ class Model:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """[c h w] of what is sampled."""
-        side = self.size // int(self.autoencoder.module.factor)  # type: ignore[arg-type]
-        return int(self.autoencoder.module.channels), side, side  # type: ignore[arg-type]
+        """[c h w] of what is sampled where nothing else is asked for."""
+        return self.latent_of((self.size, self.size))
+
+    def latent_of(self, size: Size) -> tuple[int, int, int]:
+        """[c h w] of the latent of a picture; UserError where its sides do not fit."""
+        factor = int(self.autoencoder.module.factor)  # type: ignore[arg-type]
+        step = factor * int(self.network.factor)  # type: ignore[arg-type]
+        if wrong := [side for side in size if side < step or side % step]:
+            raise UserError(
+                f"pictures of {size[1]} x {size[0]} pixels cannot be made: "
+                f"{wrong[0]} is not a multiple of {step}"
+            )
+        return int(self.autoencoder.module.channels), size[0] // factor, size[1] // factor  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str) -> Model:
         """Moves every part; returns itself."""
@@ -113,10 +162,10 @@ class Model:
             part.to(device)
         return self
 
-    def context(self, rows: Sequence[Mapping[str, Any]]) -> Context:
+    def context(self, rows: Sequence[Mapping[str, Any]], size: Size | None = None) -> Context:
         """The context of requests: each condition reads its column of the row, null where it is absent."""
         values = {name: [row.get(str(c.column)) for row in rows] for name, c in self.conditions.items()}
-        return joined(self.conditions, values, self.device)
+        return joined(self.conditions, values, size or (self.size, self.size), self.device)
 
     def save(self, path: Path, extra: Mapping[str, str] | None = None) -> None:
         """Writes the model folder, whole or not at all; ``extra`` are text files to lie beside the weights."""
@@ -162,8 +211,9 @@ def load_model(path: str | Path) -> Model:
         raise UserError(
             f"{path / 'autoencoder'} is damaged: its model.toml lacks the mean and std of each latent channel"
         )
+    latent = latent_of(autoencoder)
     conditions = nn.ModuleDict(
-        {name: c.restore(path / f"condition_{name}") for name, c in config.conditions.items()}
+        {name: c.restore(path / f"condition_{name}", latent) for name, c in config.conditions.items()}
     )
     network = build_network(config, conditions, int(autoencoder.module.channels))
     load_into(network, path / "denoiser.safetensors")

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from carrara.autoencoders import identity
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder
+from carrara.conditions.contract import Size
 from carrara.config import Config, OneOf
 from carrara.context import Context
 from carrara.diffusion.schedules import SCHEDULES
 from carrara.diffusion.times import TIMES
+from carrara.diffusion.weightings import WEIGHTINGS, output_weight
 from carrara.generation.model import ModelConfig, bind, joined
 from carrara.tensors import from_pixels, sample_noise, sample_uniform
 from carrara.training.loop import TrainConfig, TrainingState
@@ -23,7 +25,7 @@ from carrara.training.loop import TrainConfig, TrainingState
 if TYPE_CHECKING:
     from carrara.data.loader import Loaded
 
-# Streams of a sample's randomness; conditions use 16 and on.
+# Streams of a sample's randomness; conditions use 16 and on, sixteen each.
 _POSTERIOR, _NOISE, _TIME, _FLIP, _VARIANT = 1, 2, 3, 4, 5
 
 
@@ -60,10 +62,19 @@ class DiffusionRecipe(Config):
     times_shift: float = Field(
         1.0, gt=0, description="Moves the times towards the noise (Esser et al., eq. 23)."
     )
+    weighting: OneOf("weighting", WEIGHTINGS) | None = Field(  # type: ignore[valid-type]
+        None, description="How much an error at each time counts; none is the plain error of the output."
+    )
+    weighting_options: dict[str, float] = Field({}, description="Its options, for example gamma.")
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
     def _options_fit(self) -> DiffusionRecipe:
+        if self.weighting:
+            schedule = SCHEDULES[self.model.schedule](**self.model.schedule_options)
+            WEIGHTINGS[self.weighting](torch.tensor([0.5]), schedule, **self.weighting_options)
+        elif self.weighting_options:
+            raise ValueError("'weighting_options' are there without a 'weighting'")
         if self.pixels and (self.flip or self.crops != 1):
             raise ValueError("'flip' and 'crops' are for latents; pictures are mirrored by 'pixels.flip'")
         schedule = SCHEDULES[self.model.schedule](**self.model.schedule_options)
@@ -84,25 +95,47 @@ class DiffusionTask:
         *,
         latents: Sequence[str],
         scale: LatentScale,
-        words: Mapping[str, list[str]],
+        words: Mapping[str, Mapping[str, str]],
         device: torch.device,
+        factor: int = 1,
+        mirrored: Sequence[bool] = (False,),
     ) -> None:
+        """``latents`` are the columns of all variants, ``mirrored`` says which of them; ``words`` what each
+
+        condition reads, and the column that holds it; ``factor`` is the autoencoder's.
+        """
         self.recipe, self.device, self.latents, self.scale = recipe, device, latents, scale
+        self.factor, self.mirrored = factor, torch.tensor(list(mirrored))
         self.conditions, self.words = conditions, words
         self.modules: Mapping[str, nn.Module] = {
             "denoiser": nn.ModuleDict({"network": network, "conditions": conditions})
         }
         self.diffusion = bind(recipe.model, network)
-        self.columns = (*latents, *{column for columns in words.values() for column in columns})
+        self.columns = (
+            *latents,
+            *sorted({c for held in words.values() for c in held.values()} - set(latents)),
+        )
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
         """One term, the mean squared error against the parameterization's target."""
         seeds = [int(s) for s in batch.seeds]
-        raw = self.raw(batch, seeds)
+        raw, mirrored = self.raw(batch, seeds)
+        size = (raw.shape[2] * self.factor, raw.shape[3] * self.factor)
         latent = self.scale.scale(raw).to(self.device).contiguous(memory_format=torch.channels_last)
         noise = sample_noise(seeds, raw.shape[1:], stream=_NOISE).to(self.device)
-        loss = self.diffusion.loss(latent, noise, self.draw_times(seeds), self.context(batch))
+        times, context = self.draw_times(seeds), self.context(batch, mirrored, size)
+        loss = self.diffusion.loss(latent, noise, times, context)
+        if self.recipe.weighting:
+            loss = loss * self.weight(times)
         return {"denoising": loss.mean()}
+
+    def weight(self, times: Tensor) -> Tensor:
+        """What the error of the output at ``times [b]`` counts."""
+        schedule = self.diffusion.schedule
+        weight = WEIGHTINGS[str(self.recipe.weighting)](
+            times.double(), schedule, **self.recipe.weighting_options
+        )
+        return output_weight(weight, times, schedule, self.diffusion.parameterization).float()
 
     def between(self, state: TrainingState) -> str:
         """Nothing to do between steps."""
@@ -112,10 +145,10 @@ class DiffusionTask:
         """Nothing besides the loss."""
         return {}
 
-    def raw(self, batch: Loaded, seeds: list[int]) -> Tensor:
-        """Raw latents ``float32 [b c h w]``: the pictures, some of them mirrored, or draws from the posteriors.
+    def raw(self, batch: Loaded, seeds: list[int]) -> tuple[Tensor, Tensor]:
+        """Raw latents ``float32 [b c h w]``: the pictures, some of them mirrored, or draws from the posteriors;
 
-        Where a picture is stored in several variants, one is drawn.
+        and which are mirrored, ``bool [b]``. Where a picture is stored in several variants, one is drawn.
         """
         variants = [torch.as_tensor(batch.columns[column]) for column in self.latents]
         if self.recipe.pixels is None:
@@ -124,12 +157,13 @@ class DiffusionTask:
             for index, variant in enumerate(variants):  # only what was drawn becomes floats
                 stored[drawn == index] = variant[drawn == index].float()
             mean, std = stored.chunk(2, 1)
-            return mean + std * sample_noise(seeds, mean.shape[1:], stream=_POSTERIOR)
+            return mean + std * sample_noise(seeds, mean.shape[1:], stream=_POSTERIOR), self.mirrored[drawn]
         image = from_pixels(variants[0])
-        if self.recipe.pixels.flip:
-            mirrored = sample_uniform(seeds, stream=_FLIP) < 0.5
-            image[mirrored] = image[mirrored].flip(-1)
-        return image
+        mirrored = sample_uniform(seeds, stream=_FLIP) < 0.5
+        if not self.recipe.pixels.flip:
+            mirrored = torch.zeros_like(mirrored)
+        image[mirrored] = image[mirrored].flip(-1)
+        return image, mirrored
 
     def draw_times(self, seeds: list[int]) -> Tensor:
         """Training times ``float32 [b]``."""
@@ -138,11 +172,20 @@ class DiffusionTask:
         shift = self.recipe.times_shift
         return (shift * t / (1 + (shift - 1) * t)).float().to(self.device)
 
-    def context(self, batch: Loaded) -> Context:
-        """Each condition draws from its columns and sometimes drops what it drew."""
-        inputs: dict[str, Any] = {}
-        for index, (name, encoder) in enumerate(self.conditions.items()):
-            columns = {column: batch.columns[column] for column in self.words[name]}
-            values = encoder.draw(columns, [int(s) for s in batch.seeds], stream=16 + index)  # type: ignore[operator]
-            inputs[name] = values
-        return joined(self.conditions, inputs, self.device)
+    def context(self, batch: Loaded, mirrored: Tensor, size: Size) -> Context:
+        """Each condition draws from its columns, pictures mirrored as z is, and sometimes drops what it drew."""
+        seeds = [int(s) for s in batch.seeds]
+        drawn: dict[str, Any] = {}
+        for stream, (name, encoder) in enumerate(self.conditions.items(), 1):
+            columns = {c: _as_seen(batch.columns[held], mirrored) for c, held in self.words[name].items()}
+            drawn[name] = encoder.draw({**columns, "mirrored": mirrored}, seeds, stream=stream)  # type: ignore[operator]
+        return joined(self.conditions, drawn, size, self.device)
+
+
+def _as_seen(column: Any, mirrored: Tensor) -> Any:
+    """A column of pictures [b ... h w] with those mirrored whose latents are; any other as it is."""
+    if not isinstance(column, Tensor) or column.ndim < 3 or column.is_floating_point():
+        return column
+    bits = column.view(torch.int16) if column.dtype == torch.uint16 else column  # which cannot be indexed
+    bits = torch.where(mirrored.reshape(-1, *(1,) * (bits.ndim - 1)), bits.flip(-1), bits)
+    return bits.view(column.dtype)

@@ -20,9 +20,11 @@ from carrara.data.channels import check_channels
 from carrara.data.loader import load
 from carrara.errors import UserError
 from carrara.evaluation.pretrained import VISIBLE_CHANNELS
-from carrara.generation.model import Model, ModelConfig, build_network
+from carrara.generation.model import Model, build_network, latent_of
+from carrara.tensors import mix
 from carrara.training import adversary
 from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask, with_network
+from carrara.training.conditioning import derived_columns, learned, reads_of
 from carrara.training.diffusing import DiffusionRecipe, DiffusionTask, Pixels
 from carrara.training.held_out import HeldOutJudge
 from carrara.training.loop import Report, TrainConfig, TrainingState
@@ -134,24 +136,25 @@ def scale_note(recipe: DiffusionRecipe, autoencoder: StoredAutoencoder, dataset:
     return latents.scale_note(autoencoder.scale, measured) if measured else None
 
 
-def words_of(config: ModelConfig, dataset: Dataset) -> dict[str, list[str]]:
-    """For each condition the columns it draws from."""
-    return {name: c.columns(dataset.captions) for name, c in config.conditions.items()}
-
-
 def fitted(recipe: DiffusionRecipe, dataset: Dataset) -> DiffusionRecipe:
     """The recipe without the conditions for which the data has no words: then it trains unconditionally."""
-    words = words_of(recipe.model, dataset)
-    kept = {name: c for name, c in recipe.model.conditions.items() if words[name]}
+    reads = reads_of(recipe.model, dataset)
+    kept = {name: c for name, c in recipe.model.conditions.items() if reads[name]}
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"conditions": kept})})
 
 
 def train_diffusion(
-    recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder | None, folder: Path
+    recipe: DiffusionRecipe,
+    dataset: Dataset,
+    autoencoder: StoredAutoencoder | None,
+    folder: Path,
+    *,
+    conditions: nn.ModuleDict | None = None,
 ) -> Iterator[Report]:
     """Stage two, on stored latents (``data.latents.encode``) or, without an autoencoder, on the recipe's pixels.
 
-    In the end the model lies in ``folder/model``.
+    In the end the model lies in ``folder/model``. ``conditions`` are those that `conditioning.learned` gave for
+    the recipe's seed, where they are at hand already.
     """
     if recipe.pixels:
         autoencoder = recipe.pixels.autoencoder()
@@ -167,15 +170,14 @@ def train_diffusion(
         autoencoder = scaled(autoencoder, dataset, columns)
     assert autoencoder.scale is not None
     placement = Placement.choose(precision=recipe.train.precision)
-    torch.manual_seed(recipe.train.seed)
-    words = words_of(recipe.model, dataset)
-    train_rows = dataset.indices("train")
-    conditions = nn.ModuleDict()
-    for name, config in recipe.model.conditions.items():
-        found = dataset.take(train_rows, words[name])
-        conditions[name] = config.learn(text for texts in found.values() for text in texts if text)
-    network = build_network(recipe.model, conditions, int(autoencoder.module.channels))  # type: ignore[arg-type]
-    check_side(network, autoencoder.size // int(autoencoder.module.factor))  # type: ignore[arg-type]
+    latent, reads = latent_of(autoencoder), reads_of(recipe.model, dataset)
+    if conditions is None:
+        conditions = learned(recipe.model, dataset, latent, recipe.train.seed)
+    words = derived_columns(conditions, reads, dataset)
+    torch.manual_seed(mix(recipe.train.seed, 1) >> 1)
+    network = build_network(recipe.model, conditions, latent.channels)
+    check_side(network, autoencoder.size // latent.factor)
+    autoencoder.module.to(placement.device)
     task = DiffusionTask(
         recipe,
         network,
@@ -184,12 +186,15 @@ def train_diffusion(
         scale=autoencoder.scale,
         words=words,
         device=placement.device,
+        factor=latent.factor,
+        mirrored=[] if recipe.pixels else [v.flip for v in latents.variants(recipe.flip, recipe.crops)],
     )
     state = TrainingState(task.modules, recipe.train, placement)
-    batches = partial(_batches, dataset, list(task.columns), recipe.train, recipe.pixels, 8)
+    pixels = recipe.pixels or Pixels(size=autoencoder.size, channels=latent.image_channels)
+    batches = partial(_batches, dataset, list(task.columns), recipe.train, pixels, autoencoder.bits)
     yield from run.train(task, state, batches)
     state.averages["denoiser"].copy_to(task.modules["denoiser"])
-    passport = _passport(dataset, state, autoencoder) | {"autoencoder": autoencoder.hash, "columns": words}
+    passport = _passport(dataset, state, autoencoder) | {"autoencoder": autoencoder.hash, "columns": reads}
     Model(recipe.model, network, conditions, autoencoder, passport).save(run.model, {RECIPE: to_toml(recipe)})
 
 

@@ -1,0 +1,88 @@
+"""What conditions need of a data set before training: the columns they read, what they learn, what is derived."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from carrara.conditions.contract import Derivation, Latent
+from carrara.data.derive import Progress, derive, derived
+from carrara.errors import UserError
+from carrara.generation.model import ModelConfig
+
+if TYPE_CHECKING:
+    from carrara.data.table import Dataset
+
+_AT_A_TIME = 4096
+
+
+class TrainingRows:
+    """`conditions.contract.Columns` of a data set: its rows to train on."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    @property
+    def captions(self) -> Mapping[str, str]:
+        """Language to caption column."""
+        return self.dataset.captions
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Every column."""
+        return self.dataset.columns
+
+    def values(self, column: str) -> Iterator[Any]:
+        """The values of a column over the rows to train on, in order."""
+        rows = self.dataset.indices("train")
+        for first in range(0, len(rows), _AT_A_TIME):
+            yield from self.dataset.take(rows[first : first + _AT_A_TIME], [column])[column]
+
+
+def reads_of(config: ModelConfig, dataset: Dataset) -> dict[str, list[str]]:
+    """For each condition the columns it draws from; UserError where it cannot do without one that is not there."""
+    rows = TrainingRows(dataset)
+    return {name: c.reads(rows) for name, c in config.conditions.items()}
+
+
+def learned(config: ModelConfig, dataset: Dataset, latent: Latent, seed: int) -> nn.ModuleDict:
+    """New encoders of all conditions, their weights a function of the seed."""
+    torch.manual_seed(seed)
+    rows = TrainingRows(dataset)
+    return nn.ModuleDict({name: c.learn(rows, latent) for name, c in config.conditions.items()})
+
+
+def derive_for(
+    conditions: nn.ModuleDict, reads: Mapping[str, Sequence[str]], dataset: Dataset
+) -> Generator[Progress, None, None]:
+    """Derives what the conditions want computed once, where it is not there yet."""
+    for name, encoder in conditions.items():
+        for wanted in encoder.derivations(reads[name]):  # type: ignore[operator]
+            if derived(dataset, wanted.name, wanted.key) is None:
+                yield from derive(
+                    dataset,
+                    wanted.name,
+                    wanted.key,
+                    lambda columns, wanted=wanted: wanted.function(columns[wanted.column]),  # type: ignore[misc]
+                    batch=wanted.batch,
+                    columns=(wanted.column,),
+                )
+
+
+def derived_columns(
+    conditions: nn.ModuleDict, reads: Mapping[str, Sequence[str]], dataset: Dataset
+) -> dict[str, dict[str, str]]:
+    """For each condition, from the columns it reads to those that hold what was derived of them."""
+    found: dict[str, dict[str, str]] = {}
+    for name, encoder in conditions.items():
+        wanted: Sequence[Derivation] = encoder.derivations(reads[name])  # type: ignore[operator]
+        found[name] = {column: column for column in reads[name]}
+        for one in wanted:
+            column = derived(dataset, one.name, one.key)
+            if column is None:
+                raise UserError(f"{dataset.path} lacks what the condition {name!r} needs; train it again")
+            found[name][one.column] = column
+    return found
