@@ -28,7 +28,9 @@ class Adopted(NamedTuple):
     size: int | None
 
 
-def _only(*supported: Any) -> AfterValidator:
+def only(*supported: Any) -> AfterValidator:
+    """Of a field: one of these values; any other is named beside them."""
+
     def check(value: Any) -> Any:
         if value not in supported:
             raise ValueError(f"{value!r} is not supported; Carrara has {' or '.join(map(repr, supported))}")
@@ -42,9 +44,9 @@ Blocks = Annotated[int, Field(ge=0, le=64)]  # far more than any has: a damaged 
 Widths = Annotated[tuple[Count, ...], Field(min_length=1, max_length=16)]
 Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Silu = Annotated[str, _only("silu", "swish")]
-Down = Annotated[str, _only("DownEncoderBlock2D", "AttnDownEncoderBlock2D")]
-Up = Annotated[str, _only("UpDecoderBlock2D", "AttnUpDecoderBlock2D")]
+Silu = Annotated[str, only("silu", "swish")]
+Down = Annotated[str, only("DownEncoderBlock2D", "AttnDownEncoderBlock2D")]
+Up = Annotated[str, only("UpDecoderBlock2D", "AttnUpDecoderBlock2D")]
 Size = Count | Annotated[tuple[Count, ...], Field(min_length=1)] | None
 
 
@@ -58,7 +60,7 @@ class Trunk(Config):
     block_out_channels: Widths = (64,)
     layers_per_block: Annotated[Blocks, Field(ge=1)] = 1
     act_fn: Silu = "silu"
-    norm_num_groups: Annotated[int, _only(32, 8)] = 32
+    norm_num_groups: Annotated[int, only(32, 8)] = 32
     mid_block_add_attention: bool = True
     sample_size: Size = None
     scaling_factor: Factor = 0.18215
@@ -120,7 +122,7 @@ class VQModel(Trunk):
     latent_channels: Count = 3
     num_vq_embeddings: Count = 256
     vq_embed_dim: Count | None = None
-    norm_type: Annotated[str, _only("group")] = "group"
+    norm_type: Annotated[str, only("group")] = "group"
     lookup_from_codebook: bool = False  # concerns decoding from numbers of codes, which is not asked for here
     force_upcast: bool = False
 
@@ -166,10 +168,10 @@ class AutoencoderTiny(Config):
     encoder_block_out_channels: Widths = (64, 64, 64, 64)
     decoder_block_out_channels: Widths = (64, 64, 64, 64)
     block_out_channels: tuple[Count, ...] | None = None  # the decoder's again, in every file
-    act_fn: Annotated[str, _only("relu")] = "relu"
-    upsample_fn: Annotated[str, _only("nearest")] = "nearest"
+    act_fn: Annotated[str, only("relu")] = "relu"
+    upsample_fn: Annotated[str, only("nearest")] = "nearest"
     latent_channels: Count = 4
-    upsampling_scaling_factor: Annotated[int, _only(2)] = 2
+    upsampling_scaling_factor: Annotated[int, only(2)] = 2
     num_encoder_blocks: tuple[Blocks, ...] = (1, 3, 3, 3)
     num_decoder_blocks: tuple[Blocks, ...] = (3, 3, 3, 1)
     latent_magnitude: Number = 3.0  # this and the next concern keeping latents in bytes, not the network
