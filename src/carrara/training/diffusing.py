@@ -177,9 +177,13 @@ class DiffusionTask:
         seeds = [int(s) for s in batch.seeds]
         drawn: dict[str, Any] = {}
         for stream, (name, encoder) in enumerate(self.conditions.items(), 1):
-            columns = {c: _as_seen(batch.columns[held], mirrored) for c, held in self.words[name].items()}
-            drawn[name] = encoder.draw({**columns, "mirrored": mirrored}, seeds, stream=stream)  # type: ignore[operator]
+            drawn[name] = encoder.draw(self.read_by(name, batch, mirrored), seeds, stream=stream)  # type: ignore[operator]
         return joined(self.conditions, drawn, size, self.device)
+
+    def read_by(self, name: str, batch: Loaded, mirrored: Tensor) -> dict[str, Any]:
+        """What a condition draws from: its columns, pictures mirrored as z is, and which those are."""
+        columns = {c: _as_seen(batch.columns[held], mirrored) for c, held in self.words[name].items()}
+        return {**columns, "mirrored": mirrored}
 
 
 def _as_seen(column: Any, mirrored: Tensor) -> Any:
