@@ -123,7 +123,7 @@ class DiT(nn.Module):
         self, config: Config, channels: int, tokens: int | None, vector: int | None, image: int | None
     ) -> None:
         super().__init__()
-        self.config, self.factor = config, config.patch
+        self.config, self.factor, self.tokens = config, config.patch, tokens
         width, inner = config.width, (channels + (image or 0)) * config.patch**2
         first = nn.Linear(inner, config.bottleneck, bias=False) if config.bottleneck else nn.Identity()
         self.conv_in = nn.Sequential(first, nn.Linear(config.bottleneck or inner, width))
@@ -177,7 +177,7 @@ class DiT(nn.Module):
             x = block(
                 x, steer if self.modulation is None else self.modulation(steer), rotation, context, mask
             )
-        scale, shift = self.modulation_out(embeddings[0]).chunk(2, 1)
+        shift, scale = self.modulation_out(embeddings[0]).chunk(2, 1)
         x = self.conv_out(_steered(x[:, beside:], config.norm, _EPS, scale, shift)).float()
         return F.pixel_shuffle(x.mT.unflatten(2, (height, width)), patch)
 
