@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import torch
 from pydantic import AfterValidator, Field
@@ -239,14 +239,17 @@ BY_KIND: Mapping[str, type[AutoencoderKL | VQModel | AutoencoderTiny]] = {
 }
 
 
-def file_config(values: Mapping[str, Any], where: str) -> AutoencoderKL | VQModel | AutoencoderTiny:
-    """The table of a ``config.json`` as the class that it names; UserError where that is not one of ours."""
+F = TypeVar("F", bound=Config)
+
+
+def named_config(values: Mapping[str, Any], where: str, classes: Mapping[str, type[F]], what: str) -> F:
+    """The table of a ``config.json`` as the class that it names; UserError where that is not one of these."""
     name = values.get("_class_name")
     if not isinstance(name, str):
-        raise UserError(f"{where} names no _class_name: it does not describe an autoencoder of diffusers")
-    if name not in CLASSES:
-        raise UserError(f"{where}: _class_name {name!r} is not supported{nearest(name, CLASSES)}")
-    model = CLASSES[name]
+        raise UserError(f"{where} names no _class_name: it does not describe {what} of diffusers")
+    if name not in classes:
+        raise UserError(f"{where}: _class_name {name!r} is not supported{nearest(name, classes)}")
+    model = classes[name]
     # Keys of another version of diffusers that ask for nothing are passed over; others might change the network.
     known = {
         key: value
@@ -254,6 +257,11 @@ def file_config(values: Mapping[str, Any], where: str) -> AutoencoderKL | VQMode
         if not key.startswith("_") and (key in model.model_fields or not (value is None or value is False))
     }
     return parse(model, known, where=where)
+
+
+def file_config(values: Mapping[str, Any], where: str) -> AutoencoderKL | VQModel | AutoencoderTiny:
+    """The table of an autoencoder's ``config.json``; UserError where its class is not one of ours."""
+    return named_config(values, where, CLASSES, "an autoencoder")
 
 
 class _One(NamedTuple):
