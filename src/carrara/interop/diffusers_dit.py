@@ -158,21 +158,18 @@ def write_dit(
             "classes only"
         )
     else:
-        with torch.no_grad():
-            table = network.vector(
-                table.to(network.conv_out.weight)
-            )  # what layers make of a class, once for all
+        with torch.no_grad():  # what our layers make of each class, once for all
+            table = network.vector(table.to(network.conv_out.weight))
     tensors = {
         name: value.detach().float().cpu().contiguous().clone()
         for name, value in _theirs(network.state_dict(), table, config).items()
     }
     said["num_embeds_ada_norm"] = len(table) - 1
 
+    file = DiTTransformer2DModel(**said).model_dump(exclude={"attention_type"})
+
     def fill(part: Path) -> None:
-        write_table(
-            part / CONFIG,
-            {"_class_name": _CLASS, **DiTTransformer2DModel(**said).model_dump(exclude={"attention_type"})},
-        )
+        write_table(part / CONFIG, {"_class_name": _CLASS, **file})
         write_table(part / PASSPORT, passport or {})
         write_weights(part / WEIGHTS, tensors)
 
