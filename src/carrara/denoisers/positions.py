@@ -30,22 +30,25 @@ def fixed(height: int, width: int, channels: int, spread: int | None, device: to
 
 
 def rotary(height: int, width: int, head: int, spread: int | None, device: torch.device) -> Tensor:
-    """Cosines and sines that ``rotate`` turns heads of width ``head`` by: [2, height * width, head / 2].
+    """Cosines and signed sines that ``rotate`` turns heads of width ``head`` by: [2, height * width, head].
 
     Half of the pairs turn with the row, half with the column (axial), so the product of two patches' vectors
     depends on how far apart they lie and not on where.
     """
     y, x = (waves(_places(count, spread, device), head // 4, _ROTARY) for count in (height, width))
     angles = torch.cat([y[:, None].expand(-1, width, -1), x.expand(height, -1, -1)], 2).flatten(0, 1)
-    return torch.stack([angles.cos(), angles.sin()]).float()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)]).float()
 
 
 def rotate(vectors: Tensor, rotation: Tensor) -> Tensor:
-    """``vectors [b n ... head]`` turned by ``rotation [2 n head/2]``: element i with element i + head/2."""
-    cos, sin = (part.view(len(part), *(1,) * (vectors.ndim - 3), -1) for part in rotation)
-    first, second = vectors.chunk(2, -1)
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
-    return turned.to(vectors.dtype)
+    """``vectors [b n ... head]`` turned by ``rotation [2 n head]``: element i with element i + head/2.
+
+    In the vectors' own precision, in which products of mixed ones are ten times slower on a CPU.
+    """
+    shape = vectors.shape[1], *(1,) * (vectors.ndim - 3), vectors.shape[-1]
+    cos, sin = rotation.to(vectors.dtype).view(2, *shape)
+    return torch.addcmul(vectors * cos, vectors.roll(vectors.shape[-1] // 2, -1), sin)
 
 
 def _places(count: int, spread: int | None, device: torch.device) -> Tensor:
