@@ -13,7 +13,8 @@ from carrara.config import component, kinds
 from carrara.denoisers import unet
 from carrara.training.budget import Budget
 from carrara.training.ema import Ema, power_of
-from carrara.training.loop import TrainConfig, TrainingState, _shape_of_lr
+from carrara.training.learning_rate import share
+from carrara.training.loop import TrainConfig, TrainingState
 from carrara.training.losses import TERMS
 from carrara.training.optim import Muon, orthogonalise, split_parameters
 from carrara.training.parallel import Placement
@@ -56,10 +57,8 @@ def state_of(module: nn.Module, **config: object) -> TrainingState:
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
-    state = state_of(nn.Linear(2, 2), budget="100steps", warmup=10, cooldown=0.4)
-    shape = []
-    for state.step in range(100):
-        shape.append(_shape_of_lr(state, Budget.parse("100steps")))
+    config = TrainConfig(budget="100steps", warmup=10, cooldown=0.4)
+    shape = [share(config, used=step / 100, step=step) for step in range(100)]
     assert shape[:10] == pytest.approx([k / 10 for k in range(1, 11)])
     assert shape[10:61] == [1.0] * 51
     assert shape[60:] == pytest.approx([(100 - k) / 40 for k in range(60, 100)])

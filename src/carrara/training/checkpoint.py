@@ -11,13 +11,39 @@ from typing import Any
 from torch import Tensor
 
 from carrara.errors import UserError
-from carrara.model_folder import read_weights, write_folder, write_weights
+from carrara.model_folder import write_folder, write_weights
 
 KEEP = 2
+BEST = "best"  # folder beside the newest ones, of the one that did best on held-out pictures
 
 
-def save(folder: Path, seen: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Path:
-    """Writes ``folder/<seen>``, then removes all but the newest two. UserError on a full disk; the last stays."""
+class Damaged(UserError):
+    """A checkpoint whose files cannot be read; an older one may be whole."""
+
+
+def save(
+    folder: Path, seen: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], *, keep: int = KEEP
+) -> Path:
+    """Writes ``folder/<seen>``, then removes all but the newest ``keep``.
+
+    UserError on a full disk; those that were there stay.
+    """
+    path = _write(folder, seen, tensors, numbers)
+    for old in all_of(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def save_only(folder: Path, seen: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Path:
+    """Writes ``folder/<seen>``, then removes every other: there is never a moment without one."""
+    path = _write(folder, seen, tensors, numbers)
+    for other in all_of(folder):
+        if other != path:
+            shutil.rmtree(other, ignore_errors=True)
+    return path
+
+
+def _write(folder: Path, seen: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Path:
     path = place(folder, seen)
     if path.is_dir():  # the same state already; writing it again would only open a moment without it
         return path
@@ -29,8 +55,6 @@ def save(folder: Path, seen: int, tensors: Mapping[str, Tensor], numbers: Mappin
     write_folder(path, fill)
     for half in (*folder.glob("*.part"), *folder.glob("*.old")):  # of a run that was killed while it wrote
         shutil.rmtree(half, ignore_errors=True)
-    for old in _all(folder)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
     return path
 
 
@@ -41,18 +65,29 @@ def place(folder: Path, seen: int) -> Path:
 
 def newest(folder: Path) -> Path | None:
     """The latest whole checkpoint, None where there is none."""
-    found = _all(folder)
+    found = all_of(folder)
     return found[-1] if found else None
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and numbers of a checkpoint."""
+def all_of(folder: Path) -> list[Path]:
+    """The whole checkpoints of a folder, the oldest first."""
+    return sorted(p for p in folder.glob("*") if p.name.isdigit()) if folder.is_dir() else []
+
+
+def set_aside(path: Path) -> Path:
+    """Gives a damaged checkpoint another name, so that it is neither loaded nor lost; returns where it is now."""
+    aside = path.with_name(path.name + ".damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    return path.rename(aside)
+
+
+def load(path: Path, *, only: tuple[str, ...] = ("",)) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors (whose names begin with one of ``only``) and numbers of a checkpoint; Damaged where unreadable."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         numbers: dict[str, Any] = json.loads((path / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"checkpoint {path} is damaged: {error}") from None
-    return read_weights(path / "state.safetensors"), numbers
-
-
-def _all(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("*") if p.name.isdigit()) if folder.is_dir() else []
+        with safe_open(str(path / "state.safetensors"), "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(only)}, numbers  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError) as error:
+        raise Damaged(f"checkpoint {path} is damaged: {error}") from None

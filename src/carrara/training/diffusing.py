@@ -21,6 +21,7 @@ from carrara.diffusion.weightings import WEIGHTINGS, output_weight
 from carrara.generation.model import ModelConfig, bind, joined
 from carrara.tensors import from_pixels, sample_noise, sample_uniform
 from carrara.training.loop import TrainConfig, TrainingState
+from carrara.training.validation import Validation, ValidationConfig
 
 if TYPE_CHECKING:
     from carrara.data.loader import Loaded
@@ -67,6 +68,7 @@ class DiffusionRecipe(Config):
     )
     weighting_options: dict[str, float] = Field({}, description="Its options, for example gamma.")
     train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
 
     @model_validator(mode="after")
     def _options_fit(self) -> DiffusionRecipe:
@@ -111,6 +113,7 @@ class DiffusionTask:
             "denoiser": nn.ModuleDict({"network": network, "conditions": conditions})
         }
         self.diffusion = bind(recipe.model, network)
+        self.validation: Validation | None = None
         self.columns = (
             *latents,
             *sorted({c for held in words.values() for c in held.values()} - set(latents)),
@@ -138,12 +141,16 @@ class DiffusionTask:
         return output_weight(weight, times, schedule, self.diffusion.parameterization).float()
 
     def between(self, state: TrainingState) -> str:
-        """Nothing to do between steps."""
-        return ""
+        """Now and then the validation looks at the averaged weights."""
+        return self.validation.between(state) if self.validation else ""
+
+    def finished(self, state: TrainingState) -> str:
+        """Why the validation would end the training now, or ""."""
+        return self.validation.finished(state) if self.validation else ""
 
     def measures(self) -> Mapping[str, float]:
-        """Nothing besides the loss."""
-        return {}
+        """The held-out loss as last measured."""
+        return self.validation.measures() if self.validation else {}
 
     def raw(self, batch: Loaded, seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Raw latents ``float32 [b c h w]``: the pictures, some of them mirrored, or draws from the posteriors;

@@ -17,17 +17,21 @@ def power_of(width: float) -> float:
 
 
 class Ema:
-    """Averages a module's parameters; the older the step, the less it counts, whatever the run's length."""
+    """Averages a module's parameters; the older the step, the less it counts, whatever the run's length.
+
+    It needs no warm-up: the first step's weights are the whole average after it, so what the module was
+    initialised with never counts. Parameters that are frozen stay as they are and have no average.
+    """
 
     def __init__(self, module: nn.Module, width: float = 0.05) -> None:
         self.gamma = power_of(width)
-        self.average = {name: p.detach().clone() for name, p in module.named_parameters()}
+        self.average = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """After step number ``step`` (from 1): weight (1 - 1/step)^(gamma + 1) stays with the past (their eq. 127)."""
         keep = (1 - 1 / step) ** (self.gamma + 1)
-        now = [p.detach() for _, p in module.named_parameters()]
+        now = [p.detach() for n, p in module.named_parameters() if n in self.average]
         torch._foreach_lerp_(list(self.average.values()), now, 1 - keep)
 
     @torch.no_grad()

@@ -1,17 +1,62 @@
-"""Optimizers: AdamW, and Muon (Jordan et al. 2024), which orthogonalises the update of every hidden matrix."""
+"""Optimizers: AdamW, also with its averages in 8 bits, and Muon (Jordan et al. 2024), which orthogonalises updates."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    from carrara.training.train_config import TrainConfig
+
 # Quintic Newton-Schulz coefficients of the Muon reference: singular values end between 0.7 and 1.2 in five steps.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def make_optimizer(module: nn.Module, config: TrainConfig, *, fast_bf16: bool) -> torch.optim.Optimizer:
+    """The optimizer that the configuration names; Muon multiplies in bfloat16 where the machine does that fast.
+
+    UserError where the library for 8 bits is not installed.
+    """
+    if config.optimizer == "muon":
+        products = torch.bfloat16 if fast_bf16 else torch.float32
+        return Muon(
+            module, config.lr, betas=config.betas, weight_decay=config.weight_decay, products=products
+        )
+    options: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw8bit":
+        made: torch.optim.Optimizer = _bitsandbytes().optim.AdamW8bit(
+            module.parameters(), config.lr, **options
+        )
+        return made
+    return torch.optim.AdamW(module.parameters(), config.lr, fused=True, **options)
+
+
+def _bitsandbytes() -> Any:
+    """The library, without its remarks on what else could be installed.
+
+    Its AdamW (Dettmers et al. 2022) keeps both averages in 8 bits, in blocks of 256 numbers with a scale each;
+    tensors of fewer than 4096 numbers stay in float32. On a CPU it is slower than AdamW.
+    """
+    log = logging.getLogger("bitsandbytes")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        import bitsandbytes
+    except ImportError:
+        raise UserError(
+            "train.optimizer is adamw8bit, which needs bitsandbytes: pip install 'carrara[eightbit]'"
+        ) from None
+    finally:
+        log.setLevel(level)
+    return bitsandbytes
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5, *, products: torch.dtype = torch.bfloat16) -> Tensor:

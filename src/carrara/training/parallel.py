@@ -1,12 +1,22 @@
-"""Where and how precisely a model runs: device, precision and memory format, applied from outside of it."""
+"""Where and how a model runs: device, precision, memory format, compiled or computed twice; applied from outside."""
 
 from __future__ import annotations
 
 import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from types import MethodType
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    from carrara.training.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -49,3 +59,90 @@ def _cpu_has_bf16() -> bool:
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as info:
         return "bf16" in info.read()  # avx512_bf16, amx_bf16, or ARM's bf16
     return False
+
+
+# --- blocks: what is compiled, and computed twice ---
+
+
+def prepare(modules: Iterable[nn.Module], config: TrainConfig, placement: Placement) -> None:
+    """Makes the blocks of these modules compiled and checkpointed, as the configuration says; weights keep their names.
+
+    UserError where nothing can be compiled on this machine.
+    """
+    if not config.checkpointing and not config.compile:
+        return
+    if config.compile:
+        _check_compiler(placement.device)
+        # A U-Net's blocks share their code but not their shapes: every shape is a graph of its own.
+        torch._dynamo.config.recompile_limit = 512
+        torch._dynamo.config.accumulated_recompile_limit = 4096
+    compiled: dict[type[nn.Module], Callable[..., Any]] = {}
+    for module in modules:
+        if config.compile and not _owners(module):
+            # Stage one asks for gradients of single terms before the backward pass proper.
+            torch._functorch.config.donated_buffer = False
+        for block in blocks(module):
+            forward: Callable[..., Any] = type(block).forward
+            if config.compile:
+                forward = compiled.setdefault(type(block), torch.compile(forward, dynamic=False))
+            if config.checkpointing:
+                forward = _twice(forward)
+            block.forward = MethodType(
+                forward, block
+            )  # bound, so that a copy of the block runs the copy's weights
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The units of a module: what its networks name in ``blocks()``.
+
+    Where none does (autoencoders), the composed members of its sequences: residual and attention blocks, but not
+    single layers, nor a codebook, which must see a batch only once.
+    """
+    owners: list[Any] = _owners(module)
+    return [block for owner in owners for block in owner.blocks()] if owners else list(_members(module))
+
+
+def _owners(module: nn.Module) -> list[nn.Module]:
+    return [part for part in module.modules() if callable(getattr(type(part), "blocks", None))]
+
+
+def _members(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(module, nn.Sequential) and any(True for _ in child.children()):
+            yield child
+        else:
+            yield from _members(child)
+
+
+def _twice(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward pass that keeps only what enters it and runs again in the backward pass (Chen et al. 2016).
+
+    The state of the random generators is kept too, so that layers drop the same again.
+    """
+
+    def run(block: nn.Module, *inputs: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(block, *inputs, **named)
+        return checkpoint(forward, block, *inputs, use_reentrant=False, **named)
+
+    return run
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Compiles a trifle; UserError where that fails, as without a C++ compiler (CPU) or Triton (CUDA)."""
+    never_seen = float(time.time_ns() % 1_000_003)  # so that no cache answers in the compiler's place
+
+    def trifle(x: Tensor) -> Tensor:
+        return (x + never_seen).sin()
+
+    try:
+        torch.compile(trifle)(torch.ones(3, device=device))
+    except Exception as error:
+        needed = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler (g++ or clang++)"
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
+        raise UserError(
+            f"train.compile does not work on this machine ({reason}): it needs {needed}; install it, "
+            "or leave train.compile at false"
+        ) from None

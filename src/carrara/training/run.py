@@ -1,22 +1,32 @@
-"""A run folder: the recipe, checkpoints, metrics and TensorBoard events; continues where it was killed."""
+"""A run folder: the recipe, checkpoints, metrics and TensorBoard events; continues where it was killed.
+
+While it is trained, ``unfinished`` is a whole model folder with the weights that training began from: what opens a
+model (previews, averages) takes everything but the weights from there.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from carrara.config import Config, read_toml, to_toml
 from carrara.data.writer import lock
 from carrara.errors import UserError
 from carrara.training import checkpoint
 from carrara.training.loop import Report, Task, TrainingState, train
+from carrara.training.post_hoc import Snapshots
 
 RECIPE, METRICS, CHECKPOINTS, EVENTS, MODEL = "recipe.toml", "metrics.jsonl", "checkpoints", "events", "model"
+UNFINISHED, AVERAGES = "unfinished", "averages"
 LOG_EVERY = 10  # steps
 _FIRST_FILES = {"run.json", RECIPE + ".part"}  # all that a run killed at its very start can have left
 
@@ -34,7 +44,7 @@ class Run:
         self.folder = folder
         self._recipe, self._about = to_toml(recipe), dict(made_from)
         if (folder / RECIPE).is_file():
-            _same(folder, self._recipe, self._about)
+            _same(folder, recipe, self._about)
         elif folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file; give a new folder with --out")
         elif folder.exists() and {p.name for p in folder.iterdir()} - _FIRST_FILES:
@@ -59,33 +69,45 @@ class Run:
         """Whether the model is there."""
         return (self.model / "model.toml").is_file()
 
-    def train(self, task: Task, state: TrainingState, load: Any) -> Iterator[Report]:
-        """Trains to the end of the budget, from the newest checkpoint on.
+    def train(
+        self, task: Task, state: TrainingState, load: Any, begun: Callable[[Path], object] | None = None
+    ) -> Iterator[Report]:
+        """Trains to the end of the budget, from the newest checkpoint on that is whole.
 
-        ``load(start)`` gives batches from a number of pictures seen. The reports of steps that a kill undid
-        are taken out of the log. When the iterator is closed early (Ctrl-C), the state is saved first.
+        ``load(start)`` gives batches from a number of pictures seen; ``begun(folder)`` writes the model as it is
+        now into ``unfinished``. The reports of steps that a kill undid are taken out of the log. When the iterator
+        is closed early (Ctrl-C), the state is saved first.
         """
-        if (last := checkpoint.newest(self.folder / CHECKPOINTS)) is not None:
-            state.restore(last)
+        checkpoints = self.folder / CHECKPOINTS
+        notes = self._resume(state)
         saved = time.monotonic()
         held = None
         try:
             self._begin()
             held = lock(self.folder)
+            if begun and not (self.folder / UNFINISHED).is_dir() and not self.finished:
+                begun(self.folder / UNFINISHED)
+            snapshots = Snapshots(self.folder / AVERAGES, state)
             with closing(_Log(self.folder, state)) as log, closing(load(state.seen)) as batches:
                 try:
+                    yield from (Report.remark(state, note) for note in notes)
                     for report in train(task, batches, state):
+                        if report.best:
+                            state.save(checkpoints / checkpoint.BEST, best=True)
+                            continue
                         log.write(report)
+                        snapshots.after(state)
                         if time.monotonic() - saved > state.config.save_every:
-                            state.save(self.folder / CHECKPOINTS)
+                            state.save(checkpoints)
                             saved = time.monotonic()
                         yield report
                 except GeneratorExit:  # between two steps: the state is whole
-                    state.save(self.folder / CHECKPOINTS)
+                    state.save(checkpoints)
                     raise
-                state.save(self.folder / CHECKPOINTS)
+                snapshots.store(state)
+                state.save(checkpoints)
         except (UserError, OSError) as error:  # a loss is no longer finite, or the disk is full
-            last = checkpoint.newest(self.folder / CHECKPOINTS)
+            last = checkpoint.newest(checkpoints)
             reason = (
                 f"cannot write {self.folder}: {error.strerror or error}"
                 if isinstance(error, OSError)
@@ -95,6 +117,31 @@ class Run:
         finally:
             if held is not None:
                 os.close(held)
+
+    def finish(self, save: Callable[[Path], object]) -> None:
+        """Has the finished model written; what stood for it meanwhile goes."""
+        save(self.model)
+        shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
+
+    def _resume(self, state: TrainingState) -> list[str]:
+        """Takes up the newest checkpoint that can be read; those that cannot get another name, and a note each.
+
+        Damaged where there are some but none can be read.
+        """
+        damaged: list[checkpoint.Damaged] = []
+        for path in reversed(checkpoint.all_of(self.folder / CHECKPOINTS)):
+            try:
+                state.restore(path)
+            except checkpoint.Damaged as error:
+                damaged.append(error)
+                continue
+            for bad in checkpoint.all_of(self.folder / CHECKPOINTS):
+                if bad > path:
+                    checkpoint.set_aside(bad)
+            return [f"{error}; going on from {path.name}, the one before" for error in damaged]
+        if damaged:
+            raise damaged[0]
+        return []
 
 
 class _Log:
@@ -107,10 +154,11 @@ class _Log:
         self._lines = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
         self._events = SummaryWriter(str(folder / EVENTS), purge_step=state.step)
         self._since = (time.monotonic(), state.seen)
+        self._state = state
 
     def write(self, report: Report) -> None:
         """Logs the report if its step is one of those logged; the rate is pictures a second since the last."""
-        if report.step % LOG_EVERY:
+        if report.step % LOG_EVERY or not report.losses:
             return
         before, self._since = self._since, (time.monotonic(), report.seen)
         rate = (report.seen - before[1]) / max(1e-9, self._since[0] - before[0])
@@ -122,6 +170,10 @@ class _Log:
             "rate": round(rate, 1),
             "spent": round(report.spent, 2),
         }
+        if report.step == LOG_EVERY:
+            values |= self._state.measured
+        if (device := self._state.placement.device).type == "cuda":
+            values["peak_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
         self._lines.write(json.dumps({"step": report.step, "seen": report.seen, **values}) + "\n")
         self._lines.flush()
         for name, value in values.items():
@@ -156,11 +208,16 @@ def _cut_log(file: Path, step: int) -> None:
     os.replace(part, file)
 
 
-def _same(folder: Path, text: str, about: dict[str, str]) -> None:
-    """UserError that names the first difference between a run's recipe or data and what is asked for now."""
+def _same(folder: Path, recipe: Config, about: dict[str, str]) -> None:
+    """UserError that names the first difference between a run's recipe or data and what is asked for now.
+
+    A field that came to the recipes after the run was begun has its default.
+    """
     import tomllib
 
-    before, now = read_toml(folder / RECIPE), tomllib.loads(text)
+    before, now = read_toml(folder / RECIPE), tomllib.loads(to_toml(recipe))
+    with contextlib.suppress(ValueError):
+        before = tomllib.loads(to_toml(type(recipe).model_validate(before)))
     if before != now:
         key, was, wanted = _difference(before, now)
         raise UserError(

@@ -30,6 +30,7 @@ from carrara.training.held_out import HeldOutJudge
 from carrara.training.loop import Report, TrainConfig, TrainingState
 from carrara.training.parallel import Placement
 from carrara.training.run import RECIPE, Run
+from carrara.training.validation import Validation
 
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
@@ -66,19 +67,25 @@ def train_autoencoder(
     state = TrainingState(task.modules, recipe.train, placement, own=own)
     pixels = Pixels(size=recipe.size, channels=recipe.network.image_channels)
     batches = partial(_batches, dataset, list(task.columns), recipe.train, pixels, recipe.bits)
+
+    def stored(**more: Any) -> StoredAutoencoder:
+        passport = _passport(dataset, state, start) | ({"start": start.hash} if start else {}) | more
+        return StoredAutoencoder.of(module, recipe.network, recipe.size, passport, recipe.bits)
+
+    def begun(path: Path) -> None:
+        stored().save(path)
+        module.train()
+
     report = None
-    for report in run.train(task, state, batches):
+    for report in run.train(task, state, batches, begun):
         yield report
     undone = bool(state.numbers.get("over"))  # and said so at the time
     note = opponent.finish(state, judge.psnr(state)) if opponent else ""
     if note and report and not undone:
         yield replace(report, losses={}, measures={}, note=note)
     state.averages["autoencoder"].copy_to(module)
-    passport = _passport(dataset, state, start) | ({"start": start.hash} if start else {})
-    if opponent:
-        passport["discriminator"] = note
-    stored = StoredAutoencoder.of(module, recipe.network, recipe.size, passport, recipe.bits)
-    stored.save(run.model, {RECIPE: to_toml(recipe)})
+    finished = stored(**({"discriminator": note} if opponent else {}))
+    run.finish(lambda path: finished.save(path, {RECIPE: to_toml(recipe)}))
 
 
 def check_autoencoder(
@@ -189,13 +196,23 @@ def train_diffusion(
         factor=latent.factor,
         mirrored=[] if recipe.pixels else [v.flip for v in latents.variants(recipe.flip, recipe.crops)],
     )
+    if recipe.validation.looks:
+        task.validation = Validation(recipe.validation, task, dataset, autoencoder, folder)
     state = TrainingState(task.modules, recipe.train, placement)
     pixels = recipe.pixels or Pixels(size=autoencoder.size, channels=latent.image_channels)
     batches = partial(_batches, dataset, list(task.columns), recipe.train, pixels, autoencoder.bits)
-    yield from run.train(task, state, batches)
+
+    def save(path: Path) -> None:
+        passport = _passport(dataset, state, autoencoder) | {
+            "autoencoder": autoencoder.hash,
+            "columns": reads,
+        }
+        model = Model(recipe.model, network, conditions, autoencoder, passport)
+        model.save(path, {RECIPE: to_toml(recipe)})
+
+    yield from run.train(task, state, batches, save)
     state.averages["denoiser"].copy_to(task.modules["denoiser"])
-    passport = _passport(dataset, state, autoencoder) | {"autoencoder": autoencoder.hash, "columns": reads}
-    Model(recipe.model, network, conditions, autoencoder, passport).save(run.model, {RECIPE: to_toml(recipe)})
+    run.finish(save)
 
 
 def check_pictures(dataset: Dataset) -> None:

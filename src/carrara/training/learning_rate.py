@@ -1,0 +1,41 @@
+"""The learning rate's course: a warm-up, then one of a few shapes over the budget, be it of time or of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from carrara.training.train_config import TrainConfig
+
+
+def wsd(used: float, cooldown: float) -> float:
+    """Warm-up, stable, decay (Hu et al. 2024, "MiniCPM"): a plateau, then a linear fall to zero.
+
+    The last part is where most of the detail is learnt.
+    """
+    return min(1.0, (1 - used) / cooldown) if cooldown else 1.0
+
+
+def cosine(used: float, cooldown: float) -> float:
+    """Half a cosine over the whole budget, down to zero (Loshchilov & Hutter 2017, without restarts)."""
+    return (1 + math.cos(math.pi * used)) / 2
+
+
+def constant(used: float, cooldown: float) -> float:
+    """No fall: for runs that are to go on, and where averaged weights take the place of one."""
+    return 1.0
+
+
+SCHEDULES: dict[str, Callable[[float, float], float]] = {"wsd": wsd, "cosine": cosine, "constant": constant}
+"""(share of the budget used, cooldown) -> share of the highest rate."""
+
+
+def share(config: TrainConfig, *, used: float, step: int) -> float:
+    """Share of the highest rate for the step after ``step`` others, when ``used`` of the budget is gone.
+
+    The warm-up counts steps, because that is what an optimizer's averages need; it multiplies the shape.
+    """
+    rise = min(1.0, (step + 1) / max(1, config.warmup))
+    return rise * SCHEDULES[config.lr_schedule](used, config.cooldown)

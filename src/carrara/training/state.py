@@ -1,0 +1,143 @@
+"""Everything that changes while training: what a checkpoint holds, and how it is taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from carrara.errors import UserError
+from carrara.training import checkpoint
+from carrara.training.budget import Budget
+from carrara.training.ema import Ema
+from carrara.training.optim import make_optimizer
+from carrara.training.parallel import Placement, prepare
+from carrara.training.train_config import TrainConfig, written
+
+
+@dataclass
+class TrainingState:
+    """Modules, their optimizers and averages, and progress.
+
+    ``own`` says how a module is trained that is not trained as ``config`` says (its optimizer and learning rate);
+    ``numbers`` are the task's. ``averages`` are those of length ``config.ema``, by module; ``further`` those of
+    the other lengths, by length (see `written`) and module. ``best`` is the lowest held-out measure so far,
+    ``measured`` what the first step was found to need.
+    """
+
+    modules: Mapping[str, nn.Module]
+    config: TrainConfig
+    placement: Placement
+    seen: int = 0
+    step: int = 0
+    spent: float = 0.0
+    own: Mapping[str, TrainConfig] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
+    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
+    averages: dict[str, Ema] = field(default_factory=dict)
+    further: dict[str, dict[str, Ema]] = field(default_factory=dict)
+    best: float | None = None
+    measured: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, module in self.modules.items():
+            self.placement.place(module)
+            self.optimizers[name] = make_optimizer(
+                module, self.own.get(name, self.config), fast_bf16=self.placement.bf16
+            )
+            self.averages[name] = Ema(module, self.config.ema)
+        for length in (*self.config.ema_lengths, *self.config.posthoc):
+            if written(length) != written(self.config.ema) and written(length) not in self.further:
+                self.further[written(length)] = {n: Ema(m, length) for n, m in self.modules.items()}
+        prepare(self.modules.values(), self.config, self.placement)
+
+    @property
+    def fraction(self) -> float:
+        """Share of the budget used, from 0 to 1."""
+        return Budget.parse(self.config.budget).fraction(spent=self.spent, step=self.step)
+
+    def averages_of(self, length: float) -> Mapping[str, Ema]:
+        """The averages of one of the lengths that are kept, by module; KeyError for another."""
+        if written(length) == written(self.config.ema):
+            return self.averages
+        return self.further[written(length)]
+
+    def average(self) -> None:
+        """Takes the weights after step number ``step`` into every average."""
+        for averages in (self.averages, *self.further.values()):
+            for name, module in self.modules.items():
+                averages[name].update(module, self.step)
+
+    def save(self, folder: Path, *, best: bool = False) -> Path:
+        """Writes a checkpoint under ``folder``; as its only one with ``best``, else beside the newest others."""
+        tensors: dict[str, Tensor] = {}
+        for name, module in self.modules.items():
+            tensors |= {f"module.{name}.{k}": v for k, v in module.state_dict().items()}
+            for index, values in self.optimizers[name].state_dict()["state"].items():
+                # Some optimizers count their steps in a plain number.
+                tensors |= {f"optimizer.{name}.{index}.{k}": torch.as_tensor(v) for k, v in values.items()}
+        for prefix, ema in self._averages():
+            tensors |= {f"{prefix}{key}": value for key, value in ema.average.items()}
+        numbers: dict[str, Any] = {"step": self.step, "spent": self.spent, "task": self.numbers}
+        numbers |= {"best": self.best, "measured": self.measured}
+        if best:
+            return checkpoint.save_only(folder, self.seen, tensors, numbers)
+        return checkpoint.save(folder, self.seen, tensors, numbers, keep=self.config.keep)
+
+    def restore(self, path: Path) -> None:
+        """Takes up a checkpoint. Damaged where its files are, else UserError where it does not fit these modules."""
+        tensors, numbers = checkpoint.load(path)
+        try:
+            seen, step, spent = int(numbers["seen"]), int(numbers["step"]), float(numbers["spent"])
+            task = dict(numbers["task"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise checkpoint.Damaged(f"checkpoint {path} is damaged: its numbers lack {error}") from None
+        try:
+            self._take(tensors)
+        except (RuntimeError, KeyError) as error:
+            raise UserError(
+                f"checkpoint {path} does not fit this recipe: {str(error).splitlines()[0]}"
+            ) from None
+        self.seen, self.step, self.spent = seen, step, spent
+        self.best, self.measured = numbers.get("best"), dict(numbers.get("measured", {}))
+        self.numbers.clear()
+        self.numbers.update(task)
+
+    def roll_back(self, path: Path) -> None:
+        """Weights, averages and optimizers as they were in a checkpoint; progress and the task's numbers stay."""
+        self._take(checkpoint.load(path)[0])
+
+    def _take(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, module in self.modules.items():
+            module.load_state_dict(_under(tensors, f"module.{name}."))
+            states: dict[int, dict[str, Any]] = {}
+            for key, value in _under(tensors, f"optimizer.{name}.").items():
+                index, _, inner = key.partition(".")
+                plain = value.ndim == 0 and not value.is_floating_point()
+                states.setdefault(int(index), {})[inner] = value.item() if plain else value
+            optimizer = self.optimizers[name]
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+            # Fused kernels go by memory, not by index: what is loaded takes its parameter's memory format.
+            for parameter, inner_state in optimizer.state.items():
+                for key, value in inner_state.items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        inner_state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        for prefix, ema in self._averages():
+            for key, value in ema.average.items():
+                value.copy_(tensors[prefix + key])
+
+    def _averages(self) -> Iterator[tuple[str, Ema]]:
+        """Each average with what its tensors' names begin with in a checkpoint."""
+        for name, ema in self.averages.items():
+            yield f"average.{name}.", ema
+        for length, averages in self.further.items():
+            for name, ema in averages.items():
+                yield f"average_{length}.{name}.", ema
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
