@@ -71,6 +71,7 @@ def test_training_draws_a_variant_for_each_sample_by_its_seed() -> None:
         scale=scale,
         words={},
         device=torch.device("cpu"),
+        mirrored=(False, True),
     )
     assert task.columns == ("a", "b")
     seeds = np.arange(400, dtype=np.uint64)
@@ -78,12 +79,15 @@ def test_training_draws_a_variant_for_each_sample_by_its_seed() -> None:
         name: torch.cat([torch.full((400, 2, 1, 1), value), torch.zeros(400, 2, 1, 1)], 1).half()
         for name, value in (("a", 1.0), ("b", 2.0))
     }
-    drawn = task.raw(Loaded(seeds.astype(np.int64), 0, seeds, columns), [int(s) for s in seeds])[:, 0, 0, 0]
+    batch = Loaded(seeds.astype(np.int64), 0, seeds, columns)
+    latents, mirrored = task.raw(batch, [int(s) for s in seeds])
+    drawn = latents[:, 0, 0, 0]
+    assert torch.equal(mirrored, drawn == 2)
     assert set(drawn.tolist()) == {1.0, 2.0}
     assert 160 < int((drawn == 1).sum()) < 240
     few = {name: values[100:110] for name, values in columns.items()}
     batch = Loaded(seeds[100:110].astype(np.int64), 0, seeds[100:110], few)
-    assert torch.equal(task.raw(batch, list(range(100, 110)))[:, 0, 0, 0], drawn[100:110])
+    assert torch.equal(task.raw(batch, list(range(100, 110)))[0][:, 0, 0, 0], drawn[100:110])
 
 
 class Halves(TorchDispatchMode):
@@ -110,11 +114,12 @@ def test_only_the_variant_that_was_drawn_becomes_floats(number: int) -> None:
         scale=scale,
         words={},
         device=torch.device("cpu"),
+        mirrored=[False] * number,
     )
     seeds = np.arange(50, dtype=np.uint64)
     columns = {name: torch.randn(50, 4, 3, 3).half() for name in names}
     with Halves() as halves:
-        raw = task.raw(Loaded(seeds.astype(np.int64), 0, seeds, columns), [int(s) for s in seeds])
+        raw, _ = task.raw(Loaded(seeds.astype(np.int64), 0, seeds, columns), [int(s) for s in seeds])
     assert halves.count == 50 * 4 * 3 * 3
     noise = sample_noise([int(s) for s in seeds], (2, 3, 3), stream=1)
     possible = torch.stack([c[:, :2].float() + c[:, 2:].float() * noise for c in columns.values()])
@@ -130,7 +135,13 @@ def test_the_scale_is_measured_over_all_variants(carrara: Command, trained: Trai
     dataset = Dataset.open(trained.dataset.path)
     columns = stored_latents(recipe, model, dataset)
     assert encoded(dataset, model, variants(True, 1)) == columns
-    both = torch.cat([batch.double() for column in columns for batch in moments_of(dataset, column)])
+    both = torch.cat(
+        [
+            batch.double()
+            for column in columns
+            for batch in moments_of(dataset, column, dataset.indices("train"))
+        ]
+    )
     found = scaled(model, dataset, columns).scale
     assert found is not None
     assert torch.allclose(found.mean.double(), both[:, :4].mean((0, 2, 3)), atol=1e-5)

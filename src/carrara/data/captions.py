@@ -1,4 +1,4 @@
-"""The words that lie beside pictures: ``x.txt``, ``x.de.txt``, ``metadata.csv``, ``.jsonl`` or ``.parquet``."""
+"""What is said beside pictures: ``x.txt``, ``x.de.txt``, ``x.boxes.json``, ``metadata.csv``, ``.jsonl`` …"""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ ABOUT_THE_COLLECTION = (
     "changelog",
 )
 HELD_OUT = ("held_out", "held-out", "heldout", "test", "val", "valid", "validation", "dev")
-_COLUMNS = ("file_name", "file", "text", "caption", "label", "split", "group", "licence", "license")
+BOXES = ("boxes", "objects")  # the columns of a table that may say them
+BOXES_SUFFIX = ".boxes.json"
+_COLUMNS = ("file_name", "file", "text", "caption", "label", "split", "group", "licence", "license", *BOXES)
 _MAX_TEXT = 1 << 20
 
 
@@ -42,6 +44,7 @@ class Words:
     group: str | None = None
     split: str | None = None
     licence: str | None = None
+    boxes: str | None = None
 
     def over(self, other: Words) -> Words:
         """These words, with another's where these say nothing."""
@@ -51,6 +54,7 @@ class Words:
             self.group or other.group,
             self.split or other.split,
             self.licence or other.licence,
+            self.boxes or other.boxes,
         )
 
 
@@ -62,10 +66,7 @@ def from_texts(
     ``x.txt`` and ``x.png.txt`` describe ``x.png``, ``x.de.txt`` does in German. UserError where there are
     several texts and not one has its picture.
     """
-    named: dict[str, list[str]] = defaultdict(list)
-    for picture in pictures:
-        named[picture].append(picture)
-        named[os.path.splitext(picture)[0]].append(picture)
+    named = by_name(pictures)
     captions: dict[str, dict[str, str]] = defaultdict(dict)
     rejected, matched = [], 0
     for text in texts:
@@ -98,11 +99,43 @@ def from_texts(
     return {picture: Words(found) for picture, found in captions.items()}, rejected
 
 
+def from_boxes(
+    root: Path, files: Sequence[str], pictures: Sequence[str]
+) -> tuple[dict[str, Words], list[Rejected]]:
+    """The boxes in files beside pictures, as text and by picture; files that name no picture are rejected."""
+    named = by_name(pictures)
+    words: dict[str, Words] = {}
+    rejected = []
+    for file in files:
+        described = named.get(file[: -len(BOXES_SUFFIX)], [])
+        if not described:
+            rejected.append(Rejected(_shown(file), "boxes without their picture"))
+            continue
+        try:
+            text = _read_text(os.path.join(root, file))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            rejected.append(Rejected(_shown(file), f"boxes that cannot be read: {reason}"))
+            continue
+        words |= {picture: Words(boxes=text) for picture in described}
+    return words, rejected
+
+
+def by_name(pictures: Sequence[str]) -> dict[str, list[str]]:
+    """What lies beside ``x.png`` may call it ``x`` or ``x.png``: the pictures that a name means."""
+    named: dict[str, list[str]] = defaultdict(list)
+    for picture in pictures:
+        named[picture].append(picture)
+        named[os.path.splitext(picture)[0]].append(picture)
+    return named
+
+
 def from_metadata(path: Path, pictures: Collection[str]) -> tuple[dict[str, Words], list[Rejected]]:
     """The words in a metadata table, by picture; rows that name no picture, or one twice, are rejected.
 
     Columns: ``file_name`` or ``file``; ``text`` or ``caption``; ``caption_<language>``; ``label``, ``split``,
-    ``group``, ``licence``. UserError where the table cannot be read or none of its rows has its picture.
+    ``group``, ``licence``, ``boxes`` or ``objects``. UserError where the table cannot be read or none of its rows has
+    its picture.
     """
     words: dict[str, Words] = {}
     rejected: list[Rejected] = []
@@ -150,6 +183,7 @@ def row_words(row: dict[str, str], where: str) -> Words:
         group=tidy(row.get("group")),
         split=split,
         licence=tidy(row.get("licence") or row.get("license")),
+        boxes=next((said for name in BOXES if (said := tidy(row.get(name)))), None),
     )
 
 

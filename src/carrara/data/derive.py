@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from carrara.data.table import DERIVED_KEY, DERIVED_SHAPE, TABLE, Dataset
+from carrara.data.buckets import Size
+from carrara.data.table import DERIVED_FROM, DERIVED_KEY, DERIVED_SHAPE, TABLE, Dataset
 from carrara.data.writer import lock
 
 if TYPE_CHECKING:
@@ -30,9 +31,12 @@ if TYPE_CHECKING:
     from carrara.data.pictures import Crop
 
 STAGING = "derive.partial"
+# What a picture's bytes decide; whatever else a column is derived from, a later import may change.
+_FIXED = frozenset({"id", "image", "width", "height", "mode"})
 
 Key = Mapping[str, Any]
 Function = Callable[[Mapping[str, "Column"]], npt.NDArray[Any]]
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,11 @@ def column_name(name: str, key: Key) -> str:
     return f"{name}_{hashlib.sha256(_canonical(key).encode()).hexdigest()[:8]}"
 
 
-def derived(dataset: Dataset, name: str, key: Key) -> str | None:
-    """The column, if made under exactly this key and there for every row; None where it must be derived."""
+def derived(dataset: Dataset, name: str, key: Key, rows: Rows | None = None) -> str | None:
+    """The column, if made under exactly this key and there for all ``rows`` (None: for every row); None where it
+    must be derived."""
     column = column_name(name, key)
-    if not _made_under(dataset, column, key) or len(_missing(dataset, column)):
+    if not _made_under(dataset, column, key) or len(_missing(dataset, column, rows)):
         return None
     return column
 
@@ -74,18 +79,19 @@ def derive(
     *,
     batch: int,
     columns: Sequence[str] = ("image",),
-    size: int | None = None,
+    rows: Rows | None = None,
+    size: Size | None = None,
     channels: int = 3,
     bits: int = 8,
     crop: Crop = "centre",
 ) -> Generator[Progress, None, None]:
-    """Computes the column for every row that lacks it and adds it to the table; ``dataset`` then has it.
+    """Computes the column for those of ``rows`` (None: every row) that lack it; ``dataset`` then has it.
 
-    ``function`` gets ``columns`` as `loader.load` gives them (``image`` as ``[b channels size size]``, uint8
-    or with 16 ``bits`` uint16, the square that ``crop`` names; as bytes without ``size``) for ``batch`` rows
-    at a time, always the same ones, and returns float16 or float32 ``[b, *shape]``. Started again after a
-    kill it goes on after the last whole batch. ValueError where values are not finite or their shape changes;
-    UserError where another process writes to the data set, or a picture cannot have these channels.
+    ``function`` gets ``columns`` as `loader.load` gives them (``image`` as ``[b channels h w]``, uint8 or with
+    16 ``bits`` uint16, the part that ``crop`` names; as bytes without ``size``) for ``batch`` rows at a time,
+    always the same ones, and returns float16 or float32 ``[b, *shape]``. Started again after a kill it goes on
+    after the last whole batch. ValueError where values are not finite or their shape changes; UserError where
+    another process writes to the data set, or a picture cannot have these channels.
     """
     from carrara.data.loader import Fetch
 
@@ -96,12 +102,12 @@ def derive(
         if column in dataset.columns and not _made_under(dataset, column, key):
             dataset.table.drop_columns([column])
             dataset.refresh()
-        missing = _missing(dataset, column)
+        missing = _missing(dataset, column, rows)
         if len(missing):
             staging = _Staging(dataset, column, key, missing, batch)
             fetch = Fetch(dataset, columns, size=size, channels=channels, bits=bits, crop=crop)
             yield from _compute(staging, function, fetch)
-            _publish(dataset, staging)
+            _publish(dataset, staging, sorted(set(columns) - _FIXED))
             staging.remove()
             dataset.refresh()
         yield Progress(len(missing), len(missing), column)
@@ -193,26 +199,25 @@ def _compute(staging: _Staging, function: Function, fetch: Fetch) -> Iterator[Pr
             yield Progress(staging.done, total)
 
 
-def _publish(dataset: Dataset, staging: _Staging) -> None:
+def _publish(dataset: Dataset, staging: _Staging, changeable: list[str]) -> None:
     """One new version of the table that has the values."""
     import lance
     import pyarrow as pa
 
-    values = staging.read()
+    values, total = staging.read(), len(dataset)
     if staging.column not in dataset.columns:
-        schema = pa.schema([_field(staging, values.shape[1])])
-        step = max(1, 2**25 // max(1, values.nbytes // len(values)))
-        parts = (
-            pa.record_batch([_arrow(values[s : s + step])], schema=schema)
-            for s in range(0, len(values), step)
-        )
+        field = _field(staging, values.shape[1], changeable, whole=len(values) == total)
+        schema = pa.schema([field])
+        parts = (pa.record_batch([p], schema=schema) for p in _every_row(staging, values, total, field.type))
         dataset.table.add_columns(pa.RecordBatchReader.from_batches(schema, parts))
         return
     changed, fields = [], list[int]()
     ids = dataset.take_arrow(staging.missing, ["id"])["id"]
-    update = pa.table({"id": ids, staging.column: _arrow(values)})
+    field = dataset.table.schema.field(staging.column)
+    update = pa.table({"id": ids, staging.column: _arrow(values, field.type)})
+    here = set(ids.to_pylist())
     for fragment in dataset.table.get_fragments():
-        if fragment.count_rows(f"{staging.column} IS NULL"):
+        if not here.isdisjoint(fragment.to_table(columns=["id"])["id"].to_pylist()):
             metadata, fields = fragment.update_columns(update, left_on="id", right_on="id")
             changed.append(metadata)
     operation = lance.LanceOperation.Update(updated_fragments=changed, fields_modified=fields)
@@ -220,18 +225,40 @@ def _publish(dataset: Dataset, staging: _Staging) -> None:
     lance.LanceDataset.commit(where, operation, read_version=dataset.table.version)
 
 
-def _field(staging: _Staging, numbers: int) -> pa.Field:
+def _every_row(
+    staging: _Staging, values: npt.NDArray[Any], total: int, kind: pa.DataType
+) -> Iterator[pa.Array]:
+    """The values of all rows in order, some megabytes at a time; none for rows that were not asked for."""
+    step = max(1, 2**25 // max(1, values.nbytes // len(values)))
+    for start in range(0, total, step):
+        first, last = np.searchsorted(staging.missing, (start, start + step))
+        there = np.isin(np.arange(start, min(start + step, total)), staging.missing[first:last])
+        yield _arrow(values[first:last], kind, there)
+
+
+def _field(staging: _Staging, numbers: int, changeable: list[str], *, whole: bool) -> pa.Field:
+    """A list of fixed size holds room for absent values too, so a column of some rows only is of free ones."""
     import pyarrow as pa
 
     kind = pa.float16() if staging.dtype == np.float16 else pa.float32()
     metadata = {DERIVED_KEY: _canonical(staging.key), DERIVED_SHAPE: json.dumps(staging.shape)}
-    return pa.field(staging.column, pa.list_(kind, numbers), metadata=metadata)
+    if changeable:
+        metadata[DERIVED_FROM] = json.dumps(changeable)
+    return pa.field(staging.column, pa.list_(kind, numbers if whole else -1), metadata=metadata)
 
 
-def _arrow(values: npt.NDArray[Any]) -> pa.FixedSizeListArray:
+def _arrow(
+    values: npt.NDArray[Any], kind: pa.DataType, there: npt.NDArray[np.bool_] | None = None
+) -> pa.Array:
+    """``values`` as lists; with ``there``, [rows], they are those of the rows where it holds."""
     import pyarrow as pa
 
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+    flat, numbers = pa.array(values.reshape(-1)), values.shape[1]
+    if pa.types.is_fixed_size_list(kind):
+        return pa.FixedSizeListArray.from_arrays(flat, numbers)
+    there = np.ones(len(values), bool) if there is None else there
+    offsets = np.concatenate([[0], np.cumsum(there) * numbers]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=pa.array(~there))
 
 
 def _made_under(dataset: Dataset, column: str, key: Key) -> bool:
@@ -241,9 +268,10 @@ def _made_under(dataset: Dataset, column: str, key: Key) -> bool:
     return bool(metadata.get(DERIVED_KEY) == _canonical(key).encode())
 
 
-def _missing(dataset: Dataset, column: str) -> npt.NDArray[np.int64]:
-    """The rows that have no value yet."""
-    return dataset.indices(None, f"{column} IS NULL" if column in dataset.columns else None)
+def _missing(dataset: Dataset, column: str, rows: Rows | None) -> Rows:
+    """Those of ``rows``, ascending, that have no value yet."""
+    missing = dataset.indices(None, f"{column} IS NULL" if column in dataset.columns else None)
+    return missing if rows is None else np.intersect1d(missing, rows)
 
 
 def _canonical(key: Key) -> str:

@@ -13,12 +13,14 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli_w
 from pydantic import Field
 
 from carrara.config import Config, parse, read_toml
+from carrara.data.beside import check, id_column
+from carrara.data.boxes import COLUMN, canonical
 from carrara.data.pictures import examine
 from carrara.data.rows import BadPicture, Rejected, Row, caption_column, content_id, tidy
 from carrara.data.table import ABOUT, FORMAT, REJECTED, TABLE, UNFINISHED, Dataset, nearest_path
@@ -35,6 +37,7 @@ class Options(Config):
     subset: str = Field(
         default="default", description="emoji: 'default', 'all', or category names with commas between"
     )
+    count: int | None = Field(default=None, ge=1, description="scenes: how many; 4000 if nothing is said")
     licence: str | None = Field(
         default=None, description="the licence of the pictures that name none themselves"
     )
@@ -101,7 +104,7 @@ def import_pictures(
 ) -> Generator[Progress, None, None]:
     """Brings every picture of ``source`` into the data set ``destination``, made where there is none.
 
-    ``source`` is a folder, a Parquet file or the word "emoji"; options are the fields of Options. Yields
+    ``source`` is a folder, a Parquet file or the word "emoji" or "scenes"; options are the fields of Options. Yields
     progress; the last report holds the summary. Killed at any moment and started again, it ends in the same
     table. Adding is by content: the same bytes are one row; words that changed in the source since its last
     import are changed in place. Raises UserError where the source or the destination cannot be used; then
@@ -112,6 +115,8 @@ def import_pictures(
     name, importer = _importer(source)
     if name == "folder":
         _check_folder(Path(source))
+    if chosen.count is not None and name != "scenes":
+        raise UserError(f"a count is for 'scenes'; {source} is imported whole")
     _check_destination(destination)
     survey = importer.survey(source, chosen)
     digest = hashlib.sha256(f"{survey.digest} {chosen.held_out}".encode()).hexdigest()
@@ -155,16 +160,25 @@ def _run(items: Iterator[Row | Rejected], writer: Writer, total: int) -> Iterato
         if isinstance(looked, Rejected):
             writer.reject(looked.source, looked.reason)
         else:
-            writer.add(looked)
+            for left in looked.left_out:  # before the picture, with which they are remembered
+                writer.note({"file": left.source, "reason": left.reason})
+            writer.add(looked.record)
         pictures += isinstance(item, Row)
         yield Progress(pictures, total, writer.added, len(writer.rejected) - writer.duplicates)
 
 
-def _in_order(items: Iterable[Row | Rejected]) -> Iterator[tuple[Row | Rejected, Record | Rejected]]:
+class Looked(NamedTuple):
+    """The record of a row, and what of the row could not be used."""
+
+    record: Record
+    left_out: list[Rejected]
+
+
+def _in_order(items: Iterable[Row | Rejected]) -> Iterator[tuple[Row | Rejected, Looked | Rejected]]:
     """Each item with what came of looking at it."""
     threads = min(4, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="carrara-import")
-    waiting: deque[tuple[Row | Rejected, Future[Record | Rejected]]] = deque()
+    waiting: deque[tuple[Row | Rejected, Future[Looked | Rejected]]] = deque()
     try:
         for item in items:
             waiting.append((item, pool.submit(_look, item)))
@@ -177,8 +191,8 @@ def _in_order(items: Iterable[Row | Rejected]) -> Iterator[tuple[Row | Rejected,
         pool.shutdown(cancel_futures=True)
 
 
-def _look(item: Row | Rejected) -> Record | Rejected:
-    """The record of a row, its picture decoded once to be sure of it."""
+def _look(item: Row | Rejected) -> Looked | Rejected:
+    """The record of a row, its pictures decoded once to be sure of them."""
     if isinstance(item, Rejected):
         return item
     try:
@@ -189,7 +203,8 @@ def _look(item: Row | Rejected) -> Record | Rejected:
     except OSError as error:
         return Rejected(item.source, f"cannot be read: {error.strerror or error}")
     captions = {caption_column(lang): text for lang, raw in item.captions.items() if (text := tidy(raw))}
-    return {
+    more, left_out = _more(item, width, height)
+    record = {
         "id": content_id(data),
         "image": data,
         "width": width,
@@ -202,7 +217,31 @@ def _look(item: Row | Rejected) -> Record | Rejected:
         "source": item.source,
         "licence": tidy(item.licence),
         **captions,
+        **more,
     }
+    return Looked(record, left_out)
+
+
+def _more(item: Row, width: int, height: int) -> tuple[Record, list[Rejected]]:
+    """The boxes and the pictures beside a picture of this size, and what of them cannot be used."""
+    found: Record = {}
+    left_out = []
+    if item.boxes is not None:
+        try:
+            found[COLUMN] = canonical(item.boxes, width, height, item.box_names)
+        except ValueError as error:
+            left_out.append(Rejected(item.source, f"its boxes: {str(error)[:200]}"))
+    for name, beside in item.beside.items():
+        try:
+            data = beside.read()
+            check(name, data, width, height)
+        except BadPicture as error:
+            left_out.append(Rejected(beside.source, f"a {name} that cannot be used: {error}"))
+        except OSError as error:
+            left_out.append(Rejected(beside.source, f"cannot be read: {error.strerror or error}"))
+        else:
+            found |= {name: data, id_column(name): content_id(data)}
+    return found, left_out
 
 
 def _importer(source: str) -> tuple[str, Any]:
@@ -211,7 +250,7 @@ def _importer(source: str) -> tuple[str, Any]:
         if module.matches(source):
             return name, module
     path = Path(source)
-    expected = "expected a folder of pictures, Parquet, or the word 'emoji'"
+    expected = "expected a folder of pictures, Parquet, or the word 'emoji' or 'scenes'"
     if path.exists():
         raise UserError(f"{source} is a file; {expected}")
     raise UserError(f"there is no source {source!r}; {expected}{nearest_path(path)}")

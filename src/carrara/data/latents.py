@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from carrara.autoencoders.scale import LatentScale
+from carrara.data.buckets import Size, extent
 from carrara.data.channels import check_channels
-from carrara.data.derive import Progress, derive, derived
-from carrara.data.loader import Fetch
+from carrara.data.derive import Progress, Rows, derive, derived
+from carrara.data.loader import Bucket, Fetch
 from carrara.data.order import Batch
 from carrara.data.table import Dataset
 from carrara.errors import UserError
@@ -59,11 +60,17 @@ def variants(flip: bool, crops: int) -> list[Variant]:
     ]
 
 
-def latent_key(autoencoder: StoredAutoencoder, variant: Variant = CENTRE) -> Mapping[str, Any]:
-    """What makes a latent what it is: the autoencoder's weights, the picture's size, depth and crop, the code."""
+def latent_key(
+    autoencoder: StoredAutoencoder, variant: Variant = CENTRE, size: Size | None = None
+) -> Mapping[str, Any]:
+    """What makes a latent what it is: the autoencoder's weights, the picture's size, depth and crop, the code.
+
+    ``size`` is a bucket's, where it is not the autoencoder's own.
+    """
+    height, width = extent(size or autoencoder.size)
     return {
         "autoencoder": autoencoder.hash,
-        "size": autoencoder.size,
+        "size": height if height == width else [height, width],
         "bits": autoencoder.bits,
         "crop": variant.crop,
         "flip": variant.flip,
@@ -71,9 +78,20 @@ def latent_key(autoencoder: StoredAutoencoder, variant: Variant = CENTRE) -> Map
     }
 
 
-def encoded(dataset: Dataset, autoencoder: StoredAutoencoder, wanted: Sequence[Variant]) -> list[str] | None:
-    """The columns of all ``wanted`` variants; None where one is not there for every row, or was made otherwise."""
-    found = [derived(dataset, "latent", latent_key(autoencoder, variant)) for variant in wanted]
+def encoded(
+    dataset: Dataset,
+    autoencoder: StoredAutoencoder,
+    wanted: Sequence[Variant],
+    *,
+    rows: Rows | None = None,
+    size: Size | None = None,
+) -> list[str] | None:
+    """The columns of all ``wanted`` variants; None where one is not there for all ``rows``, or was made otherwise.
+
+    ``rows`` and ``size`` are those of a bucket; without them every row and the autoencoder's own size.
+    """
+    keys = [latent_key(autoencoder, variant, size) for variant in wanted]
+    found = [derived(dataset, "latent", key, rows) for key in keys]
     columns = [column for column in found if column is not None]
     return columns if len(columns) == len(found) else None
 
@@ -85,9 +103,12 @@ def encode(
     *,
     variant: Variant = CENTRE,
     autocast: Autocast = contextlib.nullcontext,
+    rows: Rows | None = None,
+    size: Size | None = None,
 ) -> Generator[Progress, None, None]:
     """Derives the column ``latent_…`` float16 [2c h w]: raw posterior means, then standard deviations.
 
+    ``rows`` and ``size`` are those of a bucket; without them every row and the autoencoder's own size.
     The network computes under ``autocast()``, for example in bfloat16. UserError where the pictures cannot have
     the autoencoder's channels.
     """
@@ -105,13 +126,15 @@ def encode(
         return both.to("cpu", torch.float16).numpy()
 
     most = PIXELS if device.type == "cpu" else 8 * PIXELS
+    height, width = extent(size or autoencoder.size)
     yield from derive(
         dataset,
         "latent",
-        latent_key(autoencoder, variant),
+        latent_key(autoencoder, variant, size),
         moments,
-        batch=max(1, min(512, most // autoencoder.size**2)),
-        size=autoencoder.size,
+        batch=max(1, min(512, most // (height * width))),
+        rows=rows,
+        size=(height, width),
         channels=channels,
         bits=autoencoder.bits,
         crop=variant.crop,
@@ -125,15 +148,20 @@ def _to_device(pixels: Tensor, device: torch.device) -> Tensor:
     return from_pixels(pixels).to(device)
 
 
-def measured_scale(dataset: Dataset, columns: Sequence[str]) -> LatentScale:
-    """Mean and standard deviation of each channel over the stored latents to train on, all ``columns`` together."""
-    return LatentScale.measure(batch for column in columns for batch in moments_of(dataset, column))
+def measured_scale(dataset: Dataset, columns: Sequence[str], buckets: Sequence[Bucket] = ()) -> LatentScale:
+    """Mean and standard deviation of each channel over the stored latents to train on, all ``columns`` together.
+
+    With ``buckets``, ``columns`` are the names that these share, and their rows are measured.
+    """
+    train = () if buckets else (dataset.indices("train"),)
+    parts = [(column, rows) for column in columns for rows in train]
+    parts += [(bucket.columns[column], bucket.rows) for bucket in buckets for column in columns]
+    return LatentScale.measure(batch for column, rows in parts for batch in moments_of(dataset, column, rows))
 
 
-def moments_of(dataset: Dataset, column: str, *, split: str = "train", batch: int = 1024) -> Iterator[Tensor]:
-    """The stored ``[b 2c h w]`` of a split, in order, for measuring the latent scale."""
+def moments_of(dataset: Dataset, column: str, rows: Rows, *, batch: int = 1024) -> Iterator[Tensor]:
+    """The stored ``[b 2c h w]`` of these rows, in order, for measuring the latent scale."""
     fetch = Fetch(dataset, [column], size=None, channels=3)
-    rows = dataset.indices(split)
     for start in range(0, len(rows), batch):
         found = fetch(Batch(rows[start : start + batch], 0, np.empty(0, np.uint64))).columns[column]
         assert isinstance(found, Tensor)

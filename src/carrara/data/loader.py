@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from carrara.data.order import Batch, batches
+from carrara.data.beside import KINDS
+from carrara.data.buckets import Size, extent
+from carrara.data.order import Batch, batches, bucketed
 from carrara.data.table import DERIVED_SHAPE, Dataset
 from carrara.errors import UserError
 
@@ -23,20 +26,37 @@ if TYPE_CHECKING:
     from carrara.data.pictures import Crop
 
 IN_MEMORY = 512 * 2**20
-_STORED = {8: torch.uint8, 16: torch.int16}  # torch cannot put uint16 at an index; int16 has the same bytes
 
 T = TypeVar("T")
 Column = Tensor | list[Any]
+_Part = tuple[npt.NDArray[np.int64], Size | None, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A batch with its columns: tensors for pictures, derived columns and numbers; lists for words."""
+    """A batch with its columns: tensors for pictures, derived columns and numbers; lists for words.
+
+    ``bucket`` is the one that the batch is from; 0 where there are none.
+    """
 
     rows: npt.NDArray[np.int64]
     seen: int
     seeds: npt.NDArray[np.uint64]
     columns: Mapping[str, Column]
+    bucket: int = 0
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The rows that are trained on at one (height, width).
+
+    ``columns`` maps names that all buckets share to the bucket's own derived columns, as in
+    ``{"latent.0": "latent_1234abcd"}``.
+    """
+
+    rows: npt.NDArray[np.int64]
+    size: tuple[int, int]
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def load(
@@ -47,34 +67,53 @@ def load(
     seed: int,
     start: int = 0,
     split: str | None = "train",
-    size: int | None = None,
+    rows: npt.NDArray[np.int64] | None = None,
+    buckets: Sequence[Bucket] = (),
+    size: Size | None = None,
     channels: int = 3,
     bits: int = 8,
     ahead: int = 4,
 ) -> Generator[Loaded, None, None]:
     """Batches without end, in the order that (seed, start) fixes, at most ``ahead`` of them in advance.
 
-    ``image`` comes as ``[b channels size size]``, uint8 or with 16 ``bits`` uint16 (needs ``size``), a derived
-    column as float16 or float32 ``[b, *shape]``, whole numbers as int64 ``[b]``, words as a list with None
-    where there are none.
-    Closing the iterator stops the thread. UserError where the split is empty or a column does not exist.
+    They are of the split, or of ``rows`` where given, or of ``buckets``: then each batch is from one of them, at
+    its size and with its columns under their shared names, and ``start`` is a multiple of ``batch``.
+
+    ``image`` comes as ``[b channels h w]``, uint8 or with 16 ``bits`` uint16, a picture beside it as `beside.read`
+    says (both need a size), a derived column as float16 or float32 ``[b, *shape]``, whole numbers as int64
+    ``[b]``, words as a list with None where there are none.
+    Closing the iterator stops the thread. UserError where there are no rows or a column does not exist; no bucket
+    may be empty.
     """
-    rows = dataset.indices(split)
-    if len(rows) == 0:
-        raise UserError(
-            f"{dataset.path} has no pictures in the split {split!r}; it has {len(dataset)} in all"
-        )
-    if "image" in columns and size is None:
-        raise ValueError("the column 'image' needs a size")
-    dataset.take(rows[:1], columns)  # names a missing column here rather than in the thread
-    fetch = Fetch(dataset, columns, size=size, channels=channels, bits=bits, keep=rows)
-    return in_background(map(fetch, batches(rows, batch=batch, seed=seed, start=start)), ahead=ahead)
+    if buckets and (size is not None or rows is not None):
+        raise ValueError("buckets bring their own rows and sizes")
+    if not buckets and size is None and (pictured := [c for c in columns if _is_picture(c)]):
+        raise ValueError(f"the column {pictured[0]!r} needs a size")
+    if buckets:
+        order = bucketed([bucket.rows for bucket in buckets], batch=batch, seed=seed, start=start)
+        parts: list[_Part] = [(bucket.rows, bucket.size, bucket.columns) for bucket in buckets]
+    else:
+        where = f"the split {split!r}" if rows is None else "the rows to train on"
+        rows = dataset.indices(split) if rows is None else rows
+        if len(rows) == 0:
+            raise UserError(f"{dataset.path} has no pictures in {where}; it has {len(dataset)} in all")
+        order = batches(rows, batch=batch, seed=seed, start=start)
+        parts = [(rows, size, {})]
+    fetches = []
+    held = sum(len(part) * _decoded_bytes(columns, area, channels, bits) for part, area, _ in parts)
+    for part, area, own in parts:
+        keep = part if held <= IN_MEMORY else None
+        fetch = Fetch(dataset, columns, size=area, channels=channels, bits=bits, keep=keep, own=own)
+        dataset.take(part[:1], fetch.stored)  # names a missing column here rather than in the thread
+        fetches.append(fetch)
+    return in_background((fetches[found.bucket](found) for found in order), ahead=ahead)
 
 
 class Fetch:
-    """Turns a Batch into its columns; decoded pictures stay in memory where all of ``keep`` fit into 512 MB.
+    """Turns a Batch into its columns; decoded pictures of ``keep``, if given, stay in memory.
 
-    With ``size`` None the column ``image`` comes as the bytes themselves.
+    With ``size`` None the columns of pictures come as the bytes themselves. ``own`` maps columns to those of the
+    table that have their values, where these are called otherwise.
     """
 
     def __init__(
@@ -82,46 +121,86 @@ class Fetch:
         dataset: Dataset,
         columns: Sequence[str],
         *,
-        size: int | None,
+        size: Size | None,
         channels: int,
         bits: int = 8,
         crop: Crop = "centre",
         keep: npt.NDArray[np.int64] | None = None,
+        own: Mapping[str, str] | None = None,
     ) -> None:
-        self.dataset, self.columns, self.size = dataset, columns, size
-        self.channels, self.bits, self.crop = channels, bits, crop
-        self._shapes = {name: shape(dataset, name) for name in columns}
-        self._place: npt.NDArray[np.int64] | None = None
-        one = channels * (size or 0) ** 2 * bits // 8
-        if "image" in columns and size and keep is not None and len(keep) * one <= IN_MEMORY:
-            self._place = np.full(len(dataset), -1, np.int64)
-            self._place[keep] = np.arange(len(keep))
-            self._kept = torch.empty(len(keep), channels, size, size, dtype=_STORED[bits])
-            self._have = np.zeros(len(keep), bool)
+        self.dataset, self.size, self.channels, self.bits, self.crop = dataset, size, channels, bits, crop
+        self.own = {name: (own or {}).get(name, name) for name in columns}
+        self._shapes = {name: shape(dataset, stored) for name, stored in self.own.items()}
+        self._kept: dict[str, _Kept] = {}
+        if keep is not None and size is not None:
+            self._kept = {name: _Kept(keep) for name in columns if _is_picture(name)}
+
+    @property
+    def stored(self) -> list[str]:
+        """The columns of the table that are read."""
+        return list(self.own.values())
 
     def __call__(self, batch: Batch) -> Loaded:
-        names = [name for name in self.columns if name != "image" or not self.size]
+        names = [name for name in self.own if self.size is None or not _is_picture(name)]
         found: dict[str, Column] = {}
         if names:
-            table = self.dataset.take_arrow(batch.rows, names)
-            found = {name: to_column(table[name], self._shapes[name]) for name in names}
-        if "image" in self.columns and self.size:
-            found["image"] = self._pictures(batch.rows, self.size)
-        return Loaded(batch.rows, batch.seen, batch.seeds, found)
+            table = self.dataset.take_arrow(batch.rows, [self.own[name] for name in names])
+            found = {name: to_column(table[self.own[name]], self._shapes[name]) for name in names}
+        if self.size is not None:
+            for name in [name for name in self.own if name not in names]:
+                read = partial(self._decoded, name, self.size)
+                kept = self._kept.get(name)
+                found[name] = kept(batch.rows, read) if kept else read(batch.rows)
+        return Loaded(batch.rows, batch.seen, batch.seeds, found, batch.bucket)
 
-    def _pictures(self, rows: npt.NDArray[np.int64], size: int) -> Tensor:
-        if self._place is None:
-            return self._decoded(rows, size)
-        places = self._place[rows]
-        missing = np.unique(rows[~self._have[places]])
+    def _decoded(self, name: str, size: Size, rows: npt.NDArray[np.int64]) -> Tensor:
+        if name == "image":
+            return self.dataset.pictures(rows, size, self.channels, bits=self.bits, crop=self.crop)
+        return self.dataset.beside(rows, name, size, crop=self.crop)
+
+
+class _Kept:
+    """The pictures of some rows, each decoded when it is first asked for.
+
+    torch cannot put uint16 at an index, and numbers up to 65535 come as int64: both are kept as int16's two bytes.
+    """
+
+    def __init__(self, rows: npt.NDArray[np.int64]) -> None:
+        self._rows = np.unique(rows)
+        self._have = np.zeros(len(self._rows), bool)
+        self._kept: Tensor | None = None
+
+    def __call__(
+        self, rows: npt.NDArray[np.int64], decoded: Callable[[npt.NDArray[np.int64]], Tensor]
+    ) -> Tensor:
+        places = np.searchsorted(self._rows, rows)
+        missing = np.unique(places[~self._have[places]])
         if len(missing):
-            self._kept[self._place[missing]] = self._decoded(missing, size).view(_STORED[self.bits])
-            self._have[self._place[missing]] = True
+            new = decoded(self._rows[missing])
+            self._kind = new.dtype
+            if self._kept is None:
+                stored = torch.uint8 if new.dtype == torch.uint8 else torch.int16
+                self._kept = torch.empty(len(self._rows), *new.shape[1:], dtype=stored)
+            self._kept[missing] = (
+                new.view(torch.int16) if new.dtype == torch.uint16 else new.to(self._kept.dtype)
+            )
+            self._have[missing] = True
+        assert self._kept is not None
         found = self._kept[torch.from_numpy(places)]
-        return found if self.bits == 8 else found.view(torch.uint16)
+        if self._kind == torch.int64:
+            return found.to(torch.int64) & 0xFFFF
+        return found.view(torch.uint16) if self._kind == torch.uint16 else found
 
-    def _decoded(self, rows: npt.NDArray[np.int64], size: int) -> Tensor:
-        return self.dataset.pictures(rows, size, self.channels, bits=self.bits, crop=self.crop)
+
+def _is_picture(column: str) -> bool:
+    return column == "image" or column in KINDS
+
+
+def _decoded_bytes(columns: Sequence[str], size: Size | None, channels: int, bits: int) -> int:
+    """What the decoded pictures of one row take up."""
+    height, width = extent(size or 0)
+    own = {"image": channels * bits} | {name: kind.channels * kind.bits for name, kind in KINDS.items()}
+    return sum(own.get(name, 0) for name in columns) * height * width // 8
 
 
 def shape(dataset: Dataset, column: str) -> tuple[int, ...] | None:
@@ -139,7 +218,7 @@ def to_column(values: pa.ChunkedArray, shape: tuple[int, ...] | None) -> Column:
     """Arrow values as ``[b, *shape]`` of their own type, ``int64 [b]`` for whole numbers, or a list."""
     import pyarrow as pa
 
-    if pa.types.is_fixed_size_list(values.type):
+    if pa.types.is_fixed_size_list(values.type) or pa.types.is_list(values.type):
         if values.null_count:
             raise UserError("a derived column is not filled for all of these rows; derive it again")
         flat = values.combine_chunks().flatten().to_numpy(zero_copy_only=False)

@@ -1,4 +1,4 @@
-"""The order of training: a function of (seed, seen) alone, so the same for every batch size and resume."""
+"""The order of training: a function of (seed, seen), looked up rather than replayed, so that any resume is exact."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ class Batch:
 
     ``rows`` [b] table row numbers; ``seen`` how many pictures came before this batch; ``seeds`` [b] uint64,
     one for the randomness of each sample (noise, time, crop, caption): a function of (seed, position in the
-    stream) only.
+    stream) only. ``bucket`` is the one that all of them belong to; 0 where there are none.
     """
 
     rows: npt.NDArray[np.int64]
     seen: int
     seeds: npt.NDArray[np.uint64]
+    bucket: int = 0
 
 
 class Order:
@@ -56,13 +57,62 @@ def batches(
     rows: Sequence[int] | npt.NDArray[np.int64], *, batch: int, seed: int, start: int = 0
 ) -> Iterator[Batch]:
     """Batches without end, the first one after ``start`` pictures; starting late costs nothing."""
-    if batch < 1:
-        raise ValueError(f"batch is {batch}; expected at least 1")
+    _check_batch(batch)
     order = Order(rows, seed=seed)
     seen = start
     while True:
         yield order.batch(seen, batch)
         seen += batch
+
+
+class Bucketed:
+    """The order of pictures in buckets: each batch from one bucket alone, the buckets' batches mixed at random.
+
+    An epoch has every picture at least once: a bucket's last batch is filled up with those that its epoch began
+    with. Batch ``k`` is looked up as a position of `Order` is; it depends on the batch size too.
+    """
+
+    def __init__(
+        self, buckets: Sequence[Sequence[int] | npt.NDArray[np.int64]], *, batch: int, seed: int
+    ) -> None:
+        from carrara.tensors import mix
+
+        _check_batch(batch)
+        self.batch, self.seed = batch, seed
+        self._orders = [Order(rows, seed=mix(seed, 1, index)) for index, rows in enumerate(buckets)]
+        counts = [-(-len(order.rows) // batch) for order in self._orders]  # batches of an epoch
+        self._ends = np.cumsum(counts)
+        self._slots = Order(np.arange(sum(counts)), seed=mix(seed, 2))
+
+    def at(self, seen: int) -> Batch:
+        """The batch after the first ``seen`` pictures, a multiple of the batch size."""
+        if seen % self.batch:
+            raise ValueError(f"{seen} pictures are no whole number of batches of {self.batch}")
+        number = seen // self.batch
+        epoch, slot = number // int(self._ends[-1]), self._slots.at(number)
+        bucket = int(np.searchsorted(self._ends, slot, side="right"))
+        order = self._orders[bucket]
+        size = len(order.rows)
+        first = (slot - (int(self._ends[bucket - 1]) if bucket else 0)) * self.batch
+        rows = (order.at(epoch * size + (first + k) % size) for k in range(self.batch))
+        seeds = sample_seeds(self.seed, np.arange(seen, seen + self.batch, dtype=np.int64))
+        return Batch(np.fromiter(rows, np.int64, self.batch), seen, seeds, bucket)
+
+
+def bucketed(
+    buckets: Sequence[Sequence[int] | npt.NDArray[np.int64]], *, batch: int, seed: int, start: int = 0
+) -> Iterator[Batch]:
+    """`Bucketed` without end, the first batch after ``start`` pictures; none of the buckets may be empty."""
+    order = Bucketed(buckets, batch=batch, seed=seed)
+    seen = start
+    while True:
+        yield order.at(seen)
+        seen += batch
+
+
+def _check_batch(batch: int) -> None:
+    if batch < 1:
+        raise ValueError(f"batch is {batch}; expected at least 1")
 
 
 def sample_seeds(seed: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:

@@ -25,6 +25,7 @@ from PIL import (
 )
 
 from carrara.data import planes
+from carrara.data.buckets import Size, extent
 from carrara.data.channels import channels_of
 from carrara.data.rows import BadPicture as BadPicture
 
@@ -59,7 +60,7 @@ _TURNS = {
 _PLANAR, _BITS = 284, 258  # tags of a TIFF; Pillow reads such a one of 16 bits as if it had 8, to nonsense
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
-Crop = Literal["centre", "start", "end"]  # which square of a picture, along its long side
+Crop = Literal["centre", "start", "end"]  # which part of a picture, along the side of which some is cut off
 
 # Pillow warns about damaged metadata (EXIF, TIFF tags), which does not touch the pixels, and about bombs,
 # which `_open` refuses by itself from the header. `catch_warnings` would not be safe in the loader's thread.
@@ -94,21 +95,41 @@ def examine(data: bytes) -> tuple[int, int, str]:
         return *_as_seen(picture).size, mode
 
 
-def pixels(data: bytes, size: int, channels: int = 3, *, bits: int = 8, crop: Crop = "centre") -> Tensor:
-    """``[channels size size]``, uint8 in 0..255 or, with 16 ``bits``, uint16 in 0..65535: a square, scaled.
+def pixels(data: bytes, size: Size, channels: int = 3, *, bits: int = 8, crop: Crop = "centre") -> Tensor:
+    """``[channels h w]``, uint8 in 0..255 or, with 16 ``bits``, uint16 in 0..65535: scaled to cover ``size``, and
+    what is too long cut off where ``crop`` says.
 
     A picture of 16 bits keeps them all the way; one of 8 bits becomes 257 times its number. More than four
     channels (or two to four, of pages in grey) are the pages of a TIFF. Raises BadPicture where the picture
     has other channels than can become these.
     """
     with _refusing_what_is_bad(data):
-        picture = _open(data, size)
+        area, at_least = extent(size), max(extent(size))
+        picture = _open(data, at_least)
         mode = planes.nature(picture)
         if bits == 8 and channels in MODES and " x " not in mode:
-            return to_tensor(resize_and_crop(_seen(picture, channels), size, crop))
-        found, alpha = planes.read(lambda: _open(data, size), mode, channels, _as_seen)
+            return to_tensor(resize_and_crop(_seen(picture, channels), area, crop))
+        found, alpha = planes.read(lambda: _open(data, at_least), mode, channels, _as_seen)
         height, width = found.shape[1:]
-        return _of_depth(planes.resize(found, alpha, size, _square((width, height), crop)), bits)
+        return _of_depth(planes.resize(found, alpha, area, window((width, height), area, crop)), bits)
+
+
+def class_ids(data: bytes, size: Size | None = None, *, crop: Crop = "centre") -> npt.NDArray[np.uint16]:
+    """``[h w]``: the numbers as they are in the file, a palette's indices or a grey's values, cropped as `pixels`
+    crops and scaled by taking the nearest; without ``size`` all of them. Raises BadPicture where a colour stands
+    instead of a number."""
+    with _refusing_what_is_bad(data):
+        ids = planes.numbers(_open(data))
+    if size is None:
+        return ids
+    area = extent(size)
+    left, top, right, bottom = window((ids.shape[1], ids.shape[0]), area, crop)
+    return ids[np.ix_(_nearest(top, bottom, area[0]), _nearest(left, right, area[1]))]
+
+
+def _nearest(start: float, end: float, count: int) -> npt.NDArray[np.int64]:
+    """The pixels under the middles of ``count`` equal parts of a line."""
+    return (start + (np.arange(count) + 0.5) * ((end - start) / count)).astype(np.int64)
 
 
 def whole(data: bytes, channels: int = 3, *, bits: int = 8) -> Tensor:
@@ -128,20 +149,29 @@ def _of_depth(values: npt.NDArray[np.uint16], bits: int) -> Tensor:
     return torch.from_numpy(planes.to_eight_bits(values, planes.TOP) if bits == 8 else values)
 
 
-def resize_and_crop(image: Image.Image, size: int, crop: Crop = "centre") -> Image.Image:
-    """A square of ``image``, scaled to ``size`` x ``size`` with an antialiased LANCZOS filter."""
-    if image.size == (size, size):
+def resize_and_crop(image: Image.Image, size: Size, crop: Crop = "centre") -> Image.Image:
+    """``image`` scaled to cover ``size`` with an antialiased LANCZOS filter, and cropped to it."""
+    height, width = extent(size)
+    if image.size == (width, height):
         return image
     # The crop is the box of the resize, so that half a pixel stays half a pixel.
-    return image.resize((size, size), Image.Resampling.LANCZOS, _square(image.size, crop))
+    box = window(image.size, (height, width), crop)
+    return image.resize((width, height), Image.Resampling.LANCZOS, box)
 
 
-def _square(size: tuple[int, int], crop: Crop) -> tuple[float, float, float, float]:
-    """The largest square of a picture: its middle, or where its long side starts or ends."""
-    side = min(size)
+def window(
+    size: tuple[int, int], area: tuple[int, int], crop: Crop = "centre"
+) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom): the largest part of a picture of ``size`` (width, height) with the ratio of
+    ``area`` (height, width), in the middle or where the side that is too long starts or ends."""
+    width, height = size
+    if width * area[0] > height * area[1]:
+        across, down = height * area[1] / area[0], float(height)
+    else:
+        across, down = float(width), width * area[0] / area[1]
     share = {"start": 0.0, "centre": 0.5, "end": 1.0}[crop]
-    left, top = (size[0] - side) * share, (size[1] - side) * share
-    return left, top, left + side, top + side
+    left, top = (width - across) * share, (height - down) * share
+    return left, top, left + across, top + down
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -153,13 +183,13 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def stack(
-    pictures: Sequence[bytes], size: int, channels: int = 3, *, bits: int = 8, crop: Crop = "centre"
+    pictures: Sequence[bytes], size: Size, channels: int = 3, *, bits: int = 8, crop: Crop = "centre"
 ) -> Tensor:
-    """``[n channels size size]``: the `pixels` of each, uint8 or, with 16 ``bits``, uint16. Raises BadPicture."""
+    """``[n channels h w]``: the `pixels` of each, uint8 or, with 16 ``bits``, uint16. Raises BadPicture."""
     import torch
 
     if not pictures:
-        return torch.empty(0, channels, size, size, dtype=torch.uint8 if bits == 8 else torch.uint16)
+        return torch.empty(0, channels, *extent(size), dtype=torch.uint8 if bits == 8 else torch.uint16)
     return torch.stack([pixels(data, size, channels, bits=bits, crop=crop) for data in pictures])
 
 

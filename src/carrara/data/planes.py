@@ -85,19 +85,21 @@ def read(
         return _page(open_, kind, channels, as_seen), channels in (2, 4)
 
 
-def resize(planes: Planes, alpha: bool, size: int, box: tuple[float, float, float, float]) -> Planes:
-    """``[c size size]`` from a square ``box`` of the planes, by LANCZOS; unchanged where it fits already."""
-    if planes.shape[1:] == (size, size):
+def resize(
+    planes: Planes, alpha: bool, size: tuple[int, int], box: tuple[float, float, float, float]
+) -> Planes:
+    """``[c h w]`` of ``size`` (h, w) from a ``box`` of the planes, by LANCZOS; unchanged where it fits already."""
+    if planes.shape[1:] == size:
         return planes
     # What is transparent has no colour that could spread into its neighbours.
     cover = planes[-1].astype(np.float32) / TOP if alpha else None
-    scaled = np.empty((len(planes), size, size), np.float32)
+    scaled = np.empty((len(planes), *size), np.float32)
 
     def one(plane: Planes, cover: Values | None) -> Values:  # a function, so that nothing of it stays
         values = plane.astype(np.float32)
         if cover is not None:
             values *= cover
-        return np.asarray(Image.fromarray(values).resize((size, size), Image.Resampling.LANCZOS, box))
+        return np.asarray(Image.fromarray(values).resize(size[::-1], Image.Resampling.LANCZOS, box))
 
     for index, plane in enumerate(planes):
         scaled[index] = one(plane, cover if index < len(planes) - 1 else None)
@@ -105,6 +107,33 @@ def resize(planes: Planes, alpha: bool, size: int, box: tuple[float, float, floa
         scaled[:-1] /= np.maximum(scaled[-1] / TOP, 1 / TOP)
     whole: Planes = np.rint(scaled.clip(0, TOP)).astype(np.uint16)
     return whole
+
+
+def numbers(picture: Image.Image) -> npt.NDArray[np.uint16]:
+    """The whole numbers ``[h w]`` of a palette picture (its indices) or a grey one, upright, as they are in the file.
+
+    Colour whose channels are all equal counts as grey. Raises BadPicture for what else is no numbers.
+    """
+    if picture.format in ("JPEG", "AVIF"):
+        raise BadPicture(f"{picture.format} changes numbers as it packs them; expected PNG")
+    mode = _mode(picture)
+    if is_deep(mode):
+        raise BadPicture(f"has mode {mode}; expected one number a pixel (grey, or a palette)")
+    found = _upright(_numbers(picture), picture)
+    if found.ndim == 3:
+        colours = 3 if picture.mode in ("RGB", "RGBA", "RGBX") else 1
+        if (
+            picture.mode not in ("RGB", "RGBA", "RGBX", "LA")
+            or (found[..., 1:colours] != found[..., :1]).any()
+        ):
+            raise BadPicture(
+                f"holds colours ({picture.mode}); expected one number a pixel (grey, or a palette)"
+            )
+        found = found[..., 0]
+    low, high = float(found.min()), _highest(found)
+    if low < 0 or high > TOP or (found.dtype.kind == "f" and (found != np.rint(found)).any()):
+        raise BadPicture(f"holds numbers that are not whole ones in 0 … {TOP}")
+    return found.astype(np.uint16)
 
 
 def to_eight_bits(numbers: Values, top: float) -> npt.NDArray[np.uint8]:

@@ -6,6 +6,10 @@ import hashlib
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from carrara.data.beside import Beside
 
 UNSTATED = "und"  # BCP 47's word for a language that nobody named
 SPLITS = ("train", "held_out")
@@ -21,7 +25,8 @@ class Row:
 
     ``read()`` gives the bytes, or raises OSError or BadPicture. ``captions`` maps a language ("de", "zh-tw",
     or UNSTATED) to a text. ``group`` names what must not be split apart (default: the picture alone);
-    ``split`` is one of SPLITS where the source decides it.
+    ``split`` is one of SPLITS where the source decides it. ``boxes`` is JSON that `boxes.canonical` reads, whose
+    numbered labels have the names ``box_names``; ``beside`` maps a word of `beside.KINDS` to a picture.
     """
 
     source: str
@@ -32,6 +37,9 @@ class Row:
     category: str | None = None
     split: str | None = None
     licence: str | None = None
+    boxes: str | None = None
+    box_names: tuple[str, ...] = ()
+    beside: Mapping[str, Beside] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

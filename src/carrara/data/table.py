@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
+    from carrara.data.boxes import Box
+    from carrara.data.buckets import Size
     from carrara.data.pictures import Crop
 
 TABLE = "pictures.lance"
@@ -31,6 +33,11 @@ FORMAT = 1
 # The metadata of a derived column's field: what it was made from, and the shape of one value.
 DERIVED_KEY = b"carrara.key"
 DERIVED_SHAPE = b"carrara.shape"
+DERIVED_FROM = b"carrara.from"  # the columns that a source may change; not there where none was read
+
+AS_GIVEN = {
+    "lance-encoding:compression": "none"
+}  # compressed already; trying again takes eight times as long
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
 
@@ -40,8 +47,9 @@ class Dataset:
 
     Columns: ``id`` (SHA-256 of the bytes), ``image`` (the bytes), ``width``, ``height`` (as shown), ``mode``
     (as in the file), ``caption`` (language not stated) and one ``caption_<language>`` each, ``label``,
-    ``group``, ``category``, ``split``, ``source``, ``licence``; any caption and label may be None. Safe to
-    use from threads, not from forked processes.
+    ``group``, ``category``, ``split``, ``source``, ``licence``, and where any picture has such, ``boxes`` and the
+    pictures beside it (`beside.KINDS`) with their ids; any caption and label may be None. Safe to use from
+    threads, not from forked processes.
     """
 
     def __init__(self, path: Path, table: lance.LanceDataset, about: dict[str, Any]) -> None:
@@ -135,25 +143,49 @@ class Dataset:
         return np.flatnonzero(np.isin(addresses, chosen["_rowaddr"].to_numpy())).astype(np.int64)
 
     def pictures(
-        self, indices: Rows, size: int, channels: int = 3, *, bits: int = 8, crop: Crop = "centre"
+        self, indices: Rows, size: Size, channels: int = 3, *, bits: int = 8, crop: Crop = "centre"
     ) -> Tensor:
-        """``[n channels size size]``, uint8 or, with 16 ``bits``, uint16: decoded, a square scaled to ``size``.
+        """``[n channels h w]``, uint8 or, with 16 ``bits``, uint16: decoded, scaled to cover ``size`` and cropped.
 
         UserError names the first picture that cannot have these channels.
         """
+        from carrara.data.pictures import pixels, stack
+
+        read = functools.partial(pixels, size=size, channels=channels, bits=bits, crop=crop)
+        return self._decoded(indices, "image", read) if len(indices) else stack([], size, channels, bits=bits)
+
+    def beside(self, indices: Rows, name: str, size: Size, *, crop: Crop = "centre") -> Tensor:
+        """``[n c h w]``: the pictures in the column ``name`` of `beside.KINDS`, cropped as theirs are.
+
+        Their types and channels are those of `beside.read`. UserError names the first picture that has none.
+        """
+        from carrara.data.beside import read
+
+        if not len(indices):
+            raise ValueError("no rows were asked for")
+        return self._decoded(indices, name, lambda data: read(name, data, size, crop))
+
+    def _decoded(self, indices: Rows, column: str, read: Callable[[bytes], Tensor]) -> Tensor:
         import torch
 
-        from carrara.data.pictures import pixels, stack
         from carrara.data.rows import BadPicture
 
         found = []
-        for row, data in zip(indices, self.take(indices, ["image"])["image"], strict=True):
+        for row, data in zip(indices, self.take(indices, [column])[column], strict=True):
             try:
-                found.append(pixels(data, size, channels, bits=bits, crop=crop))
+                if data is None:
+                    raise BadPicture(f"it has no {column}")
+                found.append(read(data))
             except BadPicture as error:
                 source = self.take([row], ["source"])["source"][0]
                 raise UserError(f"{self.path}: the picture {source!r} cannot be used: {error}") from None
-        return torch.stack(found) if found else stack([], size, channels, bits=bits)
+        return torch.stack(found)
+
+    def boxes(self, indices: Rows) -> list[list[Box] | None]:
+        """What is where in these pictures; None for one of which nobody said it."""
+        from carrara.data.boxes import COLUMN, parse
+
+        return [parse(text) for text in self.take(indices, [COLUMN])[COLUMN]]
 
     def fingerprint(self) -> str:
         """A hash of which pictures there are, in order (SHA-256 over their ids): for a model's passport."""
@@ -165,7 +197,10 @@ class Dataset:
 
     @functools.cached_property
     def hash(self) -> str:
-        """A hash of all that training may see: the ids and all words, splits and labels, in row order."""
+        """A hash of all that training may see, in row order: the ids, also of pictures beside, and all words."""
+        from carrara.data.beside import KINDS, id_column
+        from carrara.data.boxes import COLUMN
+
         digest = hashlib.sha256(self.fingerprint().encode())
         names = [
             "label",
@@ -173,6 +208,7 @@ class Dataset:
             "category",
             "split",
             *sorted(c for c in self.columns if caption_language(c)),
+            *(c for c in (COLUMN, *map(id_column, KINDS)) if c in self.columns),
         ]
         for name in names:
             digest.update(name.encode())
@@ -196,12 +232,10 @@ def schema() -> pa.Schema:
         pa.field(n, pa.string())
         for n in ("caption", "label", "group", "category", "split", "source", "licence")
     ]
-    # Pictures are compressed already; trying again takes eight times as long as writing them.
-    as_given = {"lance-encoding:compression": "none"}
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
-            pa.field("image", pa.large_binary(), nullable=False, metadata=as_given),
+            pa.field("image", pa.large_binary(), nullable=False, metadata=AS_GIVEN),
             pa.field("width", pa.int32()),
             pa.field("height", pa.int32()),
             pa.field("mode", pa.string()),

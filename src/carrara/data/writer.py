@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from carrara.data import boxes
+from carrara.data.beside import KINDS, id_column
 from carrara.data.rows import caption_language, chosen_by_hash, group_hash
-from carrara.data.table import DERIVED_KEY, TABLE, UNFINISHED, schema
+from carrara.data.table import AS_GIVEN, DERIVED_FROM, DERIVED_KEY, TABLE, UNFINISHED, schema
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +34,9 @@ PIECE_BYTES = 4 * 2**20
 STORAGE_VERSION = "2.2"
 ENOUGH_TO_HOLD_OUT = 20
 DESCRIPTION = ("label", "group", "category", "split", "licence")
+IDS = {name: id_column(name) for name in KINDS}  # of the pictures beside a picture
 JOURNAL = "journal.jsonl"
+BESIDE = "beside"  # the folder for those that known pictures are to get
 SAME = "the same picture as "
 
 
@@ -46,7 +50,7 @@ class Known(NamedTuple):
 
     @classmethod
     def of(cls, record: Record) -> Known:
-        said = [(k, v) for k, v in sorted(record.items()) if v and (k in DESCRIPTION or caption_language(k))]
+        said = [(k, v) for k, v in sorted(record.items()) if v and _is_said(k)]
         digest = hashlib.sha256(repr(said).encode()).digest()[:8]
         return cls(digest, record["source"], record["group"], record["split"])
 
@@ -102,7 +106,8 @@ class Writer:
             record["split"] = record["split"] or split
             if (now := Known.of(record)) != known:
                 self._known[name] = now
-                self._updates.append({k: v for k, v in record.items() if k != "image"})
+                self._keep_beside(record)
+                self._updates.append({k: v for k, v in record.items() if k not in ("image", *KINDS)})
                 self.updated += 1
 
     def _append(self, record: Record) -> None:
@@ -118,7 +123,7 @@ class Writer:
         self._known[record["id"]] = Known.of(record)
         self._fresh.add(record["id"])
         self._rows.append(record)
-        self._bytes += len(record["image"])
+        self._bytes += _bytes(record)
         self.added += 1
         if len(self._rows) >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
             self.flush()
@@ -176,8 +181,14 @@ class Writer:
             )
         if self._later:
             table = self._with_columns(self._table(), self._later)
-            languages = [c for c in table.schema.names if caption_language(c) is not None]
-            self._update(self._later, [*DESCRIPTION, *languages])
+            if stale := [f.name for f in table.schema if f.metadata and f.metadata.get(DERIVED_FROM)]:
+                self._update([{"id": r["id"]} for r in self._later], stale)  # to none, until derived again
+            words = [c for c in table.schema.names if _is_said(c) and c not in IDS.values()]
+            self._update(self._later, words)
+            for name in KINDS:
+                if name in table.schema.names:
+                    for records in self._changed_beside(name):
+                        self._update(records, [name, IDS[name]])
         self._hold_one_out()
 
     def finish(self) -> None:
@@ -215,13 +226,45 @@ class Writer:
         return [f.to_json() for f in fragments]
 
     def _with_columns(self, table: lance.LanceDataset, records: list[Record]) -> lance.LanceDataset:
-        """The table with a column for every language among the records; a new one costs no rewriting."""
+        """The table with a column for all that is said in the records; a new one costs no rewriting."""
         import pyarrow as pa
 
-        languages = {k for r in records for k in r if caption_language(k) is not None}
-        if new := sorted(languages - set(table.schema.names)):
-            table.add_columns([pa.field(column, pa.string()) for column in new])
+        said = {k for r in records for k in r if _is_said(k)}
+        said |= {name for name in KINDS if IDS[name] in said}
+        if new := sorted(said - set(table.schema.names)):
+            pictures = pa.field("", pa.large_binary(), metadata=AS_GIVEN)
+            table.add_columns(
+                [pictures.with_name(c) if c in KINDS else pa.field(c, pa.string()) for c in new]
+            )
         return table
+
+    def _keep_beside(self, record: Record) -> None:
+        """Puts the pictures beside a known one into files by their hash: the journal holds no bytes."""
+        for name in record.keys() & KINDS.keys():
+            path = self.path / UNFINISHED / BESIDE / record[IDS[name]]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            part.write_bytes(record[name])
+            os.replace(part, path)
+
+    def _changed_beside(self, name: str) -> Iterator[list[Record]]:
+        """The records whose picture in the column ``name`` is another one now, some megabytes at a time."""
+        wanted = {r["id"]: r.get(IDS[name]) for r in self._later}
+        present = self._table().to_table(columns=["id", IDS[name]], scan_in_order=True)
+        changed: list[Record] = []
+        size = 0
+        for known, digest in zip(*(present[c].to_pylist() for c in ("id", IDS[name])), strict=True):
+            if wanted.get(known, digest) == digest:
+                continue
+            new = wanted[known]
+            data = (self.path / UNFINISHED / BESIDE / new).read_bytes() if new else None
+            changed.append({"id": known, name: data, IDS[name]: new})
+            size += len(data or b"")
+            if size >= BATCH_BYTES:
+                yield changed
+                changed, size = [], 0
+        if changed:
+            yield changed
 
     def _split_of(self, group: str) -> str:
         """As the rest of the group, or by the hash of its name."""
@@ -259,7 +302,7 @@ class Writer:
     def _read_table(self) -> None:
         """What is in the table already: ids with their words, and the split of every named group."""
         table = self._table()
-        names = [n for n in table.schema.names if n in DESCRIPTION or caption_language(n) is not None]
+        names = [n for n in table.schema.names if _is_said(n)]
         for batch in table.to_batches(columns=["id", "source", *names]):
             for record in batch.to_pylist():
                 known = self._known[record["id"]] = Known.of(record)
@@ -302,6 +345,16 @@ class Writer:
                 (self.path / TABLE / "data" / file["path"]).unlink(missing_ok=True)
 
 
+def _is_said(column: str) -> bool:
+    """Whether a column says something about a picture that its source may change."""
+    described = column in DESCRIPTION or column == boxes.COLUMN or column in IDS.values()
+    return described or caption_language(column) is not None
+
+
+def _bytes(record: Record) -> int:
+    return len(record["image"]) + sum(len(record[name]) for name in record.keys() & KINDS.keys())
+
+
 def _pieces(records: list[Record], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The records as Arrow, some megabytes at a time, so that the memory of one serves the next."""
     import pyarrow as pa
@@ -310,7 +363,7 @@ def _pieces(records: list[Record], schema: pa.Schema) -> Iterator[pa.RecordBatch
     size = 0
     for record in records:
         piece.append(record)
-        size += len(record["image"])
+        size += _bytes(record)
         if size >= PIECE_BYTES:
             yield pa.RecordBatch.from_pylist(piece, schema=schema)
             piece, size = [], 0

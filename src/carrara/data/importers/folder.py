@@ -1,4 +1,4 @@
-"""A folder of pictures with their words: texts beside them, a metadata table, subfolders as labels."""
+"""A folder of pictures and what is said of them: texts, boxes, maps beside them, a metadata table, subfolders."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from carrara.data.captions import Words, from_metadata, from_texts
+from carrara.data.beside import KINDS, Beside
+from carrara.data.captions import BOXES_SUFFIX, Words, by_name, from_boxes, from_metadata, from_texts
 from carrara.data.importing import Options
 from carrara.data.pictures import MAX_BYTES, SUFFIXES, looks_like_picture
 from carrara.data.rows import BadPicture, Rejected, Row, Survey, tidy
@@ -28,6 +30,8 @@ class Listing:
     pictures: dict[str, os.stat_result] = field(default_factory=dict)
     texts: dict[str, os.stat_result] = field(default_factory=dict)
     metadata: dict[str, os.stat_result] = field(default_factory=dict)
+    boxes: dict[str, os.stat_result] = field(default_factory=dict)
+    beside: dict[str, os.stat_result] = field(default_factory=dict)  # pictures that belong to others
     rejected: list[Rejected] = field(default_factory=list)
 
 
@@ -42,7 +46,7 @@ def survey(source: str, options: Options) -> Survey:
     if not listing.pictures:
         raise UserError(f"no pictures found in {source} (looked for {', '.join(SUFFIXES)})")
     digest = hashlib.sha256(repr(options.licence).encode())
-    for kind in (listing.pictures, listing.texts, listing.metadata):
+    for kind in (listing.pictures, listing.texts, listing.metadata, listing.boxes, listing.beside):
         for name, about in kind.items():
             digest.update(f"{name!r} {about.st_size} {about.st_mtime_ns}\n".encode())
     for bad in listing.rejected:
@@ -58,6 +62,7 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
     root = Path(source)
     listing = list_folder(root)
     words, unused = _words(root, listing)
+    beside = _by_picture(root, listing)
     yield from listing.rejected
     yield from unused
     for name in listing.pictures:
@@ -71,6 +76,8 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
             group=known.group,
             split=known.split,
             licence=known.licence or options.licence,
+            boxes=known.boxes,
+            beside=beside.get(name, {}),
         )
 
 
@@ -117,7 +124,47 @@ def list_folder(root: Path) -> Listing:
             n for n in (f"{folder}/{name}".lstrip("/") for name in names) if not _file(root, n, listing)
         ]
         stack.extend(reversed(folders))
+    _set_apart(listing)
     return listing
+
+
+def _set_apart(listing: Listing) -> None:
+    """Tells the pictures that belong to others from those that do not."""
+    named = by_name([name for name in listing.pictures if not _belongs(name).of])
+    taken = set[tuple[str, str]]()
+    for name in list(listing.pictures):
+        of, kind = _belongs(name)
+        if of not in named:
+            continue
+        about = listing.pictures.pop(name)
+        if taken.isdisjoint(places := {(picture, kind) for picture in named[of]}):
+            listing.beside[name] = about
+        else:
+            listing.rejected.append(Rejected(printable(name), f"a second {kind} of its picture"))
+        taken |= places
+
+
+class Belongs(NamedTuple):
+    """The picture that ``of.kind.png`` belongs to by its name, and as what; empty for any other name."""
+
+    of: str
+    kind: str
+
+
+def _belongs(name: str) -> Belongs:
+    of, _, kind = os.path.splitext(name)[0].rpartition(".")
+    return Belongs(of, kind) if kind in KINDS and os.path.basename(of) else Belongs("", "")
+
+
+def _by_picture(root: Path, listing: Listing) -> dict[str, dict[str, Beside]]:
+    """For each picture, what lies beside it."""
+    named, found = by_name(list(listing.pictures)), dict[str, dict[str, Beside]]()
+    for name in listing.beside:
+        of, kind = _belongs(name)
+        for picture in named[of]:
+            beside = Beside(printable(name), partial(read_file, os.path.join(root, name)))
+            found.setdefault(picture, {})[kind] = beside
+    return found
 
 
 def _file(root: Path, name: str, listing: Listing) -> bool:
@@ -133,6 +180,8 @@ def _file(root: Path, name: str, listing: Listing) -> bool:
             listing.metadata[name] = about
         elif reason is None and suffix.lower() == ".txt":
             listing.texts[name] = about
+        elif reason is None and name.lower().endswith(BOXES_SUFFIX):
+            listing.boxes[name] = about
         elif reason is None and (suffix.lower() in SUFFIXES or _starts_like_picture(path)):
             listing.pictures[name] = about
         else:
@@ -165,8 +214,12 @@ def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 
 def _words(root: Path, listing: Listing) -> tuple[dict[str, Words], list[Rejected]]:
-    """The words of each picture; a metadata table goes before a text beside the picture."""
-    words, unused = from_texts(root, list(listing.texts), list(listing.pictures))
+    """What is said of each picture; a metadata table goes before what lies beside the picture."""
+    pictures = list(listing.pictures)
+    words, unused = from_texts(root, list(listing.texts), pictures)
+    boxes, without = from_boxes(root, list(listing.boxes), pictures)
+    words |= {picture: found.over(words.get(picture, Words())) for picture, found in boxes.items()}
+    unused += without
     for name in listing.metadata:
         table, more = from_metadata(root / name, listing.pictures.keys())
         unused += more

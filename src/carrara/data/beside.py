@@ -1,0 +1,88 @@
+"""Pictures that belong to a picture: its map of classes, its depth, its edges, columns of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from carrara.data.rows import BadPicture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from carrara.data.buckets import Size
+    from carrara.data.pictures import Crop
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How such a picture is read: as whole numbers that mean something each, or as grey or colour."""
+
+    values: Literal["numbers", "grey", "colour"]
+    bits: Literal[8, 16]
+
+    @property
+    def channels(self) -> int:
+        """Of a loaded one."""
+        return 3 if self.values == "colour" else 1
+
+
+# The words are no language codes, so that `x.map.png` and `x.de.txt` cannot be taken for one another.
+KINDS = {
+    "map": Kind("numbers", 16),
+    "mask": Kind("numbers", 16),
+    "depth": Kind("grey", 16),
+    "edges": Kind("grey", 8),
+    "normal": Kind("colour", 8),
+    "pose": Kind("colour", 8),
+}
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A picture that a source offers beside another; ``read()`` as that of a `rows.Row`."""
+
+    source: str
+    read: Callable[[], bytes]
+
+
+def id_column(name: str) -> str:
+    """The column with the SHA-256 of the bytes in the column ``name``, so that a change is told without them."""
+    return f"{name}_id"
+
+
+def check(name: str, data: bytes, width: int, height: int) -> None:
+    """Decodes all of it. BadPicture where it is none, or no such thing as belongs in the column ``name``, or has
+    another ratio than the picture of this size (by more than a pixel)."""
+    from carrara.data.pictures import class_ids, examine
+
+    own_width, own_height, _ = examine(data)
+    if KINDS[name].values == "numbers":
+        class_ids(data)
+    else:
+        read(name, data, 1)
+    if (
+        abs(own_width - width * own_height / height) >= 1
+        and abs(own_height - height * own_width / width) >= 1
+    ):
+        raise BadPicture(
+            f"is {own_width} x {own_height}, which has not the ratio of its picture of {width} x {height}"
+        )
+
+
+def read(name: str, data: bytes, size: Size, crop: Crop = "centre") -> Tensor:
+    """The picture of the column ``name`` at a size, cropped as its picture is. Raises BadPicture.
+
+    Numbers come as int64 ``[1 h w]`` by the nearest, depth as uint16 ``[1 h w]`` in 0 … 65535, edges as uint8
+    ``[1 h w]``, the others as uint8 ``[3 h w]``.
+    """
+    import numpy as np
+    import torch
+
+    from carrara.data.pictures import class_ids, pixels
+
+    kind = KINDS[name]
+    if kind.values == "numbers":
+        return torch.from_numpy(class_ids(data, size, crop=crop).astype(np.int64))[None]
+    return pixels(data, size, kind.channels, bits=kind.bits, crop=crop)
