@@ -1,0 +1,196 @@
+"""Validation that means something: the loss at fixed times and fixed noise, and samples from fixed noise, over a run.
+
+The training loss jumps from step to step with the pictures, times and noise that it happens to draw. Here all
+three stay what they are, and pictures are held out, so that two numbers of a run, or of two runs on the same data,
+can be compared.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field, model_validator
+
+from carrara.config import Config
+from carrara.errors import UserError
+from carrara.generation.generate import generate, settings_for
+from carrara.generation.model import Model
+from carrara.generation.pictures import KEY, MOST, sheet
+from carrara.training.fixed_pictures import FixedPictures, bin_times, fetch, weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from carrara.autoencoders.stored import StoredAutoencoder
+    from carrara.data.table import Dataset
+    from carrara.training.diffusing import DiffusionTask
+    from carrara.training.loop import TrainingState
+
+SAMPLES = "samples"
+_LOOKS, _AT, _BEST, _BEST_LOOK = (f"validation.{word}" for word in ("looks", "at", "best", "best_look"))
+_KNOWN = "validation.known."  # what was measured last, in the state's numbers
+_LOG_EVERY = 10  # steps; bins are logged once a look, not on every line
+_AT_ONCE = 32  # pictures
+
+
+class ValidationConfig(Config):
+    """How often and on what a diffusion model is validated while it trains; no time of the budget is used."""
+
+    looks: int = Field(8, ge=0, le=1000, description="How many times in a run, evenly; 0 is never.")
+    pictures: int = Field(64, ge=1, description="At most how many held-out pictures the loss is measured on.")
+    samples: int = Field(8, ge=0, le=256, description="Pictures in the grid that is made each time.")
+    steps: int = Field(10, ge=1, le=1000, description="Sampling steps of those pictures.")
+    patience: int = Field(
+        0, ge=0, description="Stop after so many looks without a better held-out loss; 0 is off."
+    )
+
+    @model_validator(mode="after")
+    def _can_stop(self) -> ValidationConfig:
+        if self.patience and self.patience >= self.looks:
+            raise ValueError(
+                f"patience is {self.patience}, but a run has {self.looks} looks; it could never stop it"
+            )
+        return self
+
+
+class Validation:
+    """Looks at the averaged weights at fixed shares of the budget; what it knows is in ``state.numbers``."""
+
+    def __init__(
+        self,
+        config: ValidationConfig,
+        task: DiffusionTask,
+        dataset: Dataset,
+        autoencoder: StoredAutoencoder,
+        folder: Path,
+    ) -> None:
+        """``folder`` is the run's. UserError where it is to stop the run but no picture is held out."""
+        self.config, self.task, self.dataset, self.autoencoder = config, task, dataset, autoencoder
+        self.folder = folder
+        self.held_out = len(dataset.indices("held_out")) > 0
+        self._measures: dict[str, float] = {}
+        if config.patience and not self.held_out:
+            raise UserError(
+                f"validation.patience needs held-out pictures, and {dataset.path} has none: import with --held-out, "
+                "or leave patience at 0"
+            )
+
+    def between(self, state: TrainingState) -> str:
+        """Before a step, and once more after the last one: looks where it is time to; the note says what it saw."""
+        numbers, look = state.numbers, int(state.fraction * self.config.looks)
+        note = ""
+        if look > numbers.get(_LOOKS, 0):
+            note = self._look(state, first=_LOOKS not in numbers)
+            numbers.update({_LOOKS: float(look), _AT: float(state.step)})
+            if (found := numbers.get(_KNOWN + "held_out")) is not None and found < numbers.get(
+                _BEST, math.inf
+            ):
+                numbers.update({_BEST: found, _BEST_LOOK: float(look)})
+        known = {k.removeprefix(_KNOWN): v for k, v in numbers.items() if k.startswith(_KNOWN)}
+        # The report that follows is that of step + 1; after the last step there is none but this.
+        logged = -(-int(numbers.get(_AT, 0) + 1) // _LOG_EVERY) * _LOG_EVERY
+        full = state.step + 1 <= logged or state.fraction >= 1
+        self._measures = {k: v for k, v in known.items() if full or ".t" not in k}
+        if note:
+            from carrara.evaluation.run_report import write_report
+
+            write_report(self.folder, now={"step": state.step, "seen": state.seen, **known})
+        return note
+
+    def measures(self) -> Mapping[str, float]:
+        """The held-out loss as last measured, and each bin of time until it is logged; empty before the first look."""
+        return self._measures
+
+    def finished(self, state: TrainingState) -> str:
+        """Why training should end now, or ""."""
+        numbers, patience = state.numbers, self.config.patience
+        waited = numbers.get(_LOOKS, 0) - numbers.get(_BEST_LOOK, 0)
+        if not patience or _BEST not in numbers or waited < patience:
+            return ""
+        return (
+            f"the held-out loss has not improved in {int(waited)} looks; the best was {numbers[_BEST]:.4f} "
+            f"at {numbers[_BEST_LOOK] / self.config.looks:.0%} of the budget"
+        )
+
+    def _look(self, state: TrainingState, *, first: bool) -> str:
+        """Measures and samples with the averaged weights; returns the note."""
+        numbers, words = state.numbers, []
+        before = numbers.get(_BEST)
+        with weights(self.task.modules["denoiser"], state.averages["denoiser"]):
+            if self.held_out:
+                for name, value in self._losses(state).items():
+                    numbers[_KNOWN + name] = value
+            if self.config.samples and int(self.autoencoder.config.image_channels) <= MOST:
+                self._sample(state)
+        if (found := numbers.get(_KNOWN + "held_out")) is not None:
+            words.append(f"held-out loss {found:.4f}")
+            if (free := numbers.get(_KNOWN + "held_out.unconditional")) is not None:
+                words.append(f"unconditional {free:.4f}")
+            if before is not None:
+                words.append("the best so far" if found < before else f"the best was {before:.4f}")
+        elif first:
+            words.append("no pictures are held out, so no loss is validated (import with --held-out)")
+        return ", ".join(words) or f"samples after {state.seen} pictures"
+
+    def _losses(self, state: TrainingState) -> dict[str, float]:
+        """The mean over the bins and each bin, with the conditions and without those that can be left out."""
+        pictures, found = self._pictures.first(self.config.pictures), {}
+        forms = {"held_out": pictures, "held_out.unconditional": pictures.free(self._conditions)}
+        for name, form in forms.items():
+            if form is None:
+                continue
+            errors = form.losses(self.task, state.placement.autocast, batch=_AT_ONCE)
+            if not torch.isfinite(errors).all():
+                raise UserError(f"the {name} loss is no longer finite at {state.seen} pictures seen")
+            found[name] = float(errors.mean())
+            for time, error in zip(bin_times().tolist(), errors.tolist(), strict=True):
+                found[f"{name}.t{time:.2f}"] = error
+        return found
+
+    def _sample(self, state: TrainingState) -> None:
+        """The grid of pictures, as a PNG that says how it was made."""
+        network = self.task.modules["denoiser"]
+        assert isinstance(network, torch.nn.ModuleDict)
+        model = Model(
+            self.task.recipe.model, network["network"], self.task.conditions, self.autoencoder, passport={}
+        ).to(state.placement.device)
+        rows = self._pictures.first(self.config.samples).requests(self.task.conditions)
+        rows += [{}] * (self.config.samples - len(rows) if not rows or not rows[0] else 0)
+        settings = settings_for(model, {"steps": self.config.steps, "seed": self.task.recipe.train.seed})
+        with state.placement.autocast():
+            pictures = generate(model, rows, settings, batch=_AT_ONCE)
+        words = {"seen": state.seen, **settings.model_dump(exclude_none=True)}
+        words["asked"] = [{k: v for k, v in row.items() if isinstance(v, str | int)} for row in rows]
+        _save(pictures, self.folder / SAMPLES / f"{state.seen:012d}.png", words)
+
+    @property
+    def _conditions(self) -> Mapping[str, Any]:
+        return self.task.recipe.model.conditions
+
+    @cached_property
+    def _pictures(self) -> FixedPictures:
+        """Held-out ones; where there are none, those to train on, for their conditions only."""
+        count = max(self.config.pictures if self.held_out else 0, self.config.samples)
+        rows = self.dataset.indices("held_out" if self.held_out else "train")[:count]
+        loaded = fetch(self.dataset, self.task, self.autoencoder, rows.tolist(), self.task.recipe.train.seed)
+        return FixedPictures.of(self.task, loaded)
+
+
+def _save(pictures: Tensor, path: Path, words: Mapping[str, Any]) -> None:
+    """The grid, whole or not at all; OSError where it cannot be written."""
+    from PIL.PngImagePlugin import PngInfo
+
+    side = pictures.shape[-1]
+    grid = sheet(list(pictures), columns=min(len(pictures), 8), zoom=max(1, 64 // side))
+    info = PngInfo()
+    info.add_itxt(KEY, json.dumps(words, ensure_ascii=False, sort_keys=True))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    grid.save(part, "PNG", pnginfo=info)
+    part.replace(path)
