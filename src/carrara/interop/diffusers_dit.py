@@ -16,8 +16,8 @@ from torch import Tensor
 
 from carrara.config import Config, parse
 from carrara.denoisers import dit
-from carrara.errors import UserError, nearest
-from carrara.interop.diffusers_configs import Blocks, Count, only
+from carrara.errors import UserError
+from carrara.interop.diffusers_configs import Blocks, Count, named_config, only
 from carrara.interop.diffusers_files import CONFIG, WEIGHTS, read_table, read_tensors, write_table
 from carrara.model_folder import PASSPORT, write_folder, write_weights
 
@@ -182,21 +182,9 @@ def write_dit(
 
 
 def _parsed(values: dict[str, Any], where: str) -> DiTTransformer2DModel:
-    name = values.get("_class_name")
-    if not isinstance(name, str):
-        raise UserError(f"{where} names no _class_name: it does not describe a transformer of diffusers")
-    if name not in (_CLASS, _OLD_CLASS):
-        raise UserError(f"{where}: _class_name {name!r} is not supported{nearest(name, [_CLASS])}")
-    if name == _OLD_CLASS:
-        values = _OLD_DEFAULTS | values
-    # Keys of another version of diffusers that ask for nothing are passed over; others might change the network.
-    known = {
-        key: value
-        for key, value in values.items()
-        if key in DiTTransformer2DModel.model_fields
-        or not (key.startswith("_") or value is None or value is False)
-    }
-    return parse(DiTTransformer2DModel, known, where=where)
+    if values.get("_class_name") == _OLD_CLASS:
+        values = _OLD_DEFAULTS | values | {"_class_name": _CLASS}
+    return named_config(values, where, {_CLASS: DiTTransformer2DModel}, "a transformer")
 
 
 class _Channels(NamedTuple):
