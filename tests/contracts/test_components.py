@@ -15,7 +15,7 @@ from carrara.autoencoders.stored import StoredAutoencoder, load_autoencoder
 from carrara.conditions.contract import Latent
 from carrara.config import Config, component, kinds, to_toml
 from carrara.context import Context
-from carrara.generation.model import Model, ModelConfig, build_network, load_model
+from carrara.generation.model import Model, ModelConfig, build_network, latent_of, load_model
 from carrara.tensors import generator
 
 ROOMS = ("autoencoders", "conditions", "denoisers")
@@ -58,10 +58,17 @@ class Words:
         return self.columns[column]
 
 
-DATA = Words(caption_en=[*CAPTIONS, None], label=["disc", "square", "apple", "bar", None])
+PICTURES = torch.randint(0, 256, (5, 3, *SIZE), dtype=torch.uint8, generator=generator(11))
+DATA = Words(
+    caption_en=[*CAPTIONS, None], label=["disc", "square", "apple", "bar", None], image=list(PICTURES)
+)
 LATENT = Latent(4, 8, 3, 8, lambda image: F.avg_pool2d(image, 8)[:, [0, 1, 2, 0]])
 # Four values that differ, by the form in which a condition takes them.
-VALUES: dict[str, list[Any]] = {"text": CAPTIONS, "label": ["disc", "square", "apple", "bar"]}
+VALUES: dict[str, list[Any]] = {
+    "text": CAPTIONS,
+    "label": ["disc", "square", "apple", "bar"],
+    "picture": list(PICTURES[:4]),
+}
 
 
 def small(room: str, kind: str) -> Any:
@@ -452,12 +459,13 @@ def test_a_model_on_disk(kind: str, encoder: str | None, tmp_path: Path) -> None
     """Every denoiser with every condition: saved, opened, the same estimate."""
     torch.manual_seed(0)
     chosen = {"name": small("conditions", encoder)} if encoder else {}
-    conditions = nn.ModuleDict({name: alive(c.learn(DATA, LATENT)) for name, c in chosen.items()})
     config = ModelConfig(denoiser=small("denoisers", kind), conditions=chosen)
     stored = component("autoencoders", "kl").Config(**SMALL["autoencoders"]["kl"])
     autoencoder = StoredAutoencoder.of(stored.build(), stored, 16, {}).with_scale(
         LatentScale(torch.zeros(3), torch.ones(3))
     )
+    latent = latent_of(autoencoder)
+    conditions = nn.ModuleDict({name: alive(c.learn(DATA, latent)) for name, c in chosen.items()})
     network = alive(build_network(config, conditions, 3))
     model = Model(config, network, conditions, autoencoder, {"seen": 8})
     model.save(tmp_path / "m", {"recipe.toml": "x = 1\n"})
