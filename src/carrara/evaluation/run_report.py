@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from carrara.evaluation import report
 from carrara.evaluation.charts import Chart, Line, legend
@@ -106,12 +105,10 @@ def _samples(grids: Sequence[Path]) -> str:
         grids = [grids[place] for place in places]
     drawn = []
     for path in reversed(grids):
-        with Image.open(path) as image:
-            drawn.append(
-                report.picture(
-                    image.convert("RGB"), f"after {_count(int(path.stem))} pictures seen", wide=True
-                )
-            )
+        source = base64.b64encode(path.read_bytes()).decode()
+        words = f"after {_count(int(path.stem))} pictures seen"
+        image = f'<img alt="samples {words}" src="data:image/png;base64,{source}">'
+        drawn.append(f'<figure class="wide">{image}<figcaption>{words}</figcaption></figure>')
     return "".join(drawn)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from carrara.conditions.contract import Size
+from carrara.context import Context
 from carrara.data.latents import Autocast
 from carrara.data.loader import Fetch
 from carrara.data.order import Batch
@@ -99,7 +100,7 @@ class FixedPictures:
         autocast: Autocast,
         *,
         bins: int = BINS,
-        batch: int = 32,
+        batch: int = 64,
         values: Mapping[str, Sequence[Any]] | None = None,
     ) -> Tensor:
         """The unweighted error of the output in each bin of time, the mean over the pictures: ``float64 [bins]``.
@@ -107,21 +108,23 @@ class FixedPictures:
         The noise is a function of the picture's seed and the bin. ``values`` are other conditions to take.
         """
         values = self.values if values is None else values
-        total = torch.zeros(bins, dtype=torch.float64)
-        for start in range(0, len(self), batch):
-            part = slice(start, start + batch)
-            seeds, latent = self.seeds[part], self.latent[part].to(task.device)
+        total, times = torch.zeros(bins, dtype=torch.float64), bin_times(bins)
+        step = max(1, batch // bins)  # each picture comes at all times at once
+        for start in range(0, len(self), step):
+            part = slice(start, start + step)
+            seeds = self.seeds[part]
+            latent = self.latent[part].repeat_interleave(bins, 0).to(task.device)
             latent = latent.contiguous(memory_format=torch.channels_last)
+            numbers = [mix(seed, _BIN, index) for seed in seeds for index in range(bins)]
+            noise = sample_noise(numbers, latent.shape[1:]).to(task.device)
+            given = {name: found[part] for name, found in values.items()}
             with autocast():
-                context = joined(
-                    task.conditions, {n: found[part] for n, found in values.items()}, self.size, task.device
+                once = joined(task.conditions, given, self.size, task.device)
+                context = Context(**{k: v.repeat_interleave(bins, 0) for k, v in once.roles().items()})
+                loss = task.diffusion.loss(
+                    latent, noise, times.float().repeat(len(seeds)).to(task.device), context
                 )
-            for index, time in enumerate(bin_times(bins)):
-                noise = sample_noise([mix(s, _BIN, index) for s in seeds], latent.shape[1:]).to(task.device)
-                t = torch.full((len(seeds),), float(time), device=task.device)
-                with autocast():
-                    loss = task.diffusion.loss(latent, noise, t, context)
-                total[index] += loss.double().sum().cpu()
+            total += loss.double().cpu().view(-1, bins).sum(0)
         return total / len(self)
 
 

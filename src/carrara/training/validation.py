@@ -36,7 +36,6 @@ SAMPLES = "samples"
 _LOOKS, _AT, _BEST, _BEST_LOOK = (f"validation.{word}" for word in ("looks", "at", "best", "best_look"))
 _KNOWN = "validation.known."  # what was measured last, in the state's numbers
 _LOG_EVERY = 10  # steps; bins are logged once a look, not on every line
-_AT_ONCE = 32  # pictures
 
 
 class ValidationConfig(Config):
@@ -145,7 +144,7 @@ class Validation:
         for name, form in forms.items():
             if form is None:
                 continue
-            errors = form.losses(self.task, state.placement.autocast, batch=_AT_ONCE)
+            errors = form.losses(self.task, state.placement.autocast, batch=min(64, self._at_once))
             if not torch.isfinite(errors).all():
                 raise UserError(f"the {name} loss is no longer finite at {state.seen} pictures seen")
             found[name] = float(errors.mean())
@@ -164,10 +163,16 @@ class Validation:
         rows += [{}] * (self.config.samples - len(rows) if not rows or not rows[0] else 0)
         settings = settings_for(model, {"steps": self.config.steps, "seed": self.task.recipe.train.seed})
         with state.placement.autocast():
-            pictures = generate(model, rows, settings, batch=_AT_ONCE)
+            pictures = generate(model, rows, settings, batch=self._at_once)
         words = {"seen": state.seen, **settings.model_dump(exclude_none=True)}
         words["asked"] = [{k: v for k, v in row.items() if isinstance(v, str | int)} for row in rows]
         _save(pictures, self.folder / SAMPLES / f"{state.seen:012d}.png", words)
+
+    @property
+    def _at_once(self) -> int:
+        """Pictures: as many as the training has memory for."""
+        train = self.task.recipe.train
+        return max(1, train.batch // train.accumulate)
 
     @property
     def _conditions(self) -> Mapping[str, Any]:
