@@ -13,7 +13,9 @@ RANKS = {
     **dict.fromkeys(["training", "evaluation"], 3),
     **dict.fromkeys(["recipes", "interop"], 4),
     **dict.fromkeys(["serving", "cli", "quickstart"], 5),
-    **dict.fromkeys(["cli_data", "cli_show", "cli_inspect", "cli_exchange", "cli_reconstruct"], 5),
+    **dict.fromkeys(
+        ["cli_data", "cli_show", "cli_inspect", "cli_exchange", "cli_reconstruct", "cli_average"], 5
+    ),
 }
 STRANGERS = {"autoencoders", "conditions", "denoisers", "diffusion"}  # these never meet each other
 

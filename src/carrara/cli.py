@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from carrara.cli_average import average
 from carrara.cli_data import data, encode_missing
 from carrara.cli_exchange import adopt, export
 from carrara.cli_inspect import app as inspect
@@ -179,6 +180,7 @@ def quickstart(
 
 
 app.command()(adopt)
+app.command()(average)
 app.command()(export)
 app.command()(reconstruct)
 

@@ -1,0 +1,45 @@
+"""`carrara average`: a model with averaged weights of any length, out of a run, also while it is being trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from carrara.console import console
+from carrara.errors import UserError, nearest
+
+
+def average(
+    run: Annotated[Path, typer.Argument(help="A run's folder, finished or not.")],
+    out: Annotated[Path, typer.Option(help="The model folder to make.")],
+    length: Annotated[
+        float | None,
+        typer.Option(
+            min=0.005,
+            max=0.249,
+            help="How much of the training the average covers, as a share of it; else the recipe's.",
+        ),
+    ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Of the state that did best on held-out pictures, not the newest.")
+    ] = False,
+) -> None:
+    """Make a model of averaged weights of another length than the run's own, or of the weights of this moment."""
+    from carrara.recipes.catalogue import named
+    from carrara.training.averaged import write_averaged
+    from carrara.training.run import RECIPE
+
+    if not (run / RECIPE).is_file():
+        siblings = [p.parent.name for p in run.parent.glob(f"*/{RECIPE}")] if run.parent.is_dir() else []
+        raise UserError(f"{run} is no run: it has no {RECIPE}{nearest(run.name, siblings)}")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists already; name another folder, or remove it")
+    train = named(str(run / RECIPE)).train
+    made = write_averaged(run, train, out, length=length, best=best)
+    console.print(
+        f"{out}: the average of length {train.ema if length is None else length:g} after {made.seen} pictures "
+        f"({made.source})",
+        soft_wrap=True,
+    )
