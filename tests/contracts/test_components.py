@@ -17,6 +17,7 @@ from carrara.config import Config, component, kinds, to_toml
 from carrara.context import Context
 from carrara.generation.model import Model, ModelConfig, build_network, latent_of, load_model
 from carrara.tensors import generator
+from tiny_encoders import clip_folder
 
 ROOMS = ("autoencoders", "conditions", "denoisers")
 
@@ -36,6 +37,8 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
     "conditions": {
         "text": {"vocabulary": 300, "length": 12, "width": 16, "depth": 1, "heads": 2},
         "label": {"width": 16},
+        "layout": {"width": 16, "paints": 3},
+        "size": {"features": 8},
     },
     "denoisers": {
         "unet": {"channels": 8, "multipliers": (1, 2), "blocks": 1, "head_width": 8},
@@ -59,8 +62,17 @@ class Words:
 
 
 PICTURES = torch.randint(0, 256, (5, 3, *SIZE), dtype=torch.uint8, generator=generator(11))
+BOXES = [
+    f'[{{"label": "{label}", "box": [0.{k}, 0.1, 0.3, 0.5]}}, {{"label": "disc", "box": [0.5, 0.5, 0.4, 0.4]}}]'
+    for k, label in enumerate(["disc", "square", "apple", "bar"])
+]
 DATA = Words(
-    caption_en=[*CAPTIONS, None], label=["disc", "square", "apple", "bar", None], image=list(PICTURES)
+    caption_en=[*CAPTIONS, None],
+    label=["disc", "square", "apple", "bar", None],
+    image=list(PICTURES),
+    boxes=[*BOXES, None],
+    width=[48, 96, 50, 200, 48],
+    height=[32, 64, 50, 80, 32],
 )
 LATENT = Latent(4, 8, 3, 8, lambda image: F.avg_pool2d(image, 8)[:, [0, 1, 2, 0]])
 # Four values that differ, by the form in which a condition takes them.
@@ -68,11 +80,16 @@ VALUES: dict[str, list[Any]] = {
     "text": CAPTIONS,
     "label": ["disc", "square", "apple", "bar"],
     "picture": list(PICTURES[:4]),
+    "boxes": BOXES,
+    "size": ["64x48", "96x64", "50x50", '{"original": [30, 30], "crop": [4, 0]}'],
 }
 
 
 def small(room: str, kind: str) -> Any:
-    return component(room, kind).Config(**SMALL[room].get(kind, {}))
+    chosen = SMALL[room].get(kind, {})
+    if kind == "pretrained_text":
+        chosen = {"paths": (clip_folder(),), "length": 20, "pooled": "last"}
+    return component(room, kind).Config(**chosen)
 
 
 def alive(module: nn.Module) -> nn.Module:
