@@ -115,17 +115,37 @@ def sample(
         float | None, typer.Option(help="How strongly the prompt pulls; 1 is off, 2 is usual.")
     ] = None,
     negative: Annotated[str, typer.Option(help="What to keep away from.")] = "",
+    label: Annotated[
+        str | None, typer.Option(help="The class, of a model that was trained on classes.")
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="What such a model is shown: a small picture, one to fill, a map, edges …"),
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where --picture is to be filled.")] = None,
+    boxes: Annotated[
+        str | None,
+        typer.Option(help='A layout, or its file: \'[{"label": "cat", "box": [x, y, width, height]}]\'.'),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Width x height in pixels, e.g. 96x64; the model's own otherwise.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("pictures"),
 ) -> None:
-    """Make pictures from a prompt; each PNG carries the recipe that made it."""
+    """Make pictures from a prompt, a class, a picture …; each PNG carries the recipe that made it."""
     from carrara.generation.generate import decode, denoise, settings_for
     from carrara.generation.pictures import picture_recipe, png_note, save_png, short_hash
+    from carrara.generation.requests import Asked, read
 
     opened = open_model(model)
     note = png_note(opened.autoencoder.config.image_channels, opened.autoencoder.bits)
+    width, height = _sides(size) if size else (None, None)
     given = {"seed": seed, "steps": steps, "sampler": sampler, "grid": grid, "guidance": guidance}
-    settings = settings_for(opened, given)
-    say_about(opened, prompt)
+    settings = settings_for(opened, {**given, "width": width, "height": height})
+    opened.latent_of(settings.size(opened))  # says where the size does not fit
+    request = read(opened, Asked(prompt, negative, label, picture, mask, boxes))
+    for remark in request.remarks:
+        sys.stderr.write(f"note: {remark}\n")
     if note:
         sys.stderr.write(f"note: {note}\n")
     make_folder(out)
@@ -134,15 +154,14 @@ def sample(
     with Bar("sampling") as bar:
         for first in range(0, count, batch):
             numbers = list(range(first, min(first + batch, count)))
-            rows = [{"caption": prompt, "negative": negative} for _ in numbers]
-            for moment in denoise(opened, rows, numbers, settings):
+            for moment in denoise(opened, [request.row] * len(numbers), numbers, settings):
                 done = (first + len(numbers) * moment.step / moment.steps) / count
                 words = f"step {moment.step} of {moment.steps}"
                 bar.show(done, words, total=count * moment.steps, unit="denoisings")
-            for number, picture in zip(numbers, decode(opened, moment.z), strict=True):
-                recipe = picture_recipe(hash_, settings, {"caption": prompt, "negative": negative}, number)
-                path = out / f"{_slug(prompt)}_{seed}_{number}_{short_hash(recipe)}.png"
-                save_png(picture, path, recipe)
+            for number, made in zip(numbers, decode(opened, moment.z), strict=True):
+                recipe = picture_recipe(hash_, settings, request.told, number)
+                path = out / f"{_slug(prompt or label or '')}_{seed}_{number}_{short_hash(recipe)}.png"
+                save_png(request.finish(made), path, recipe)
                 written.append(path)
     for path in written:
         console.print(str(path), soft_wrap=True)
@@ -305,6 +324,16 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
+
+
+def _sides(size: str) -> tuple[int, int]:
+    """Width and height from "96x64" or "64"; UserError of anything else."""
+    import re
+
+    match = re.fullmatch(r"\s*(\d+)\s*(?:[xX×*]\s*(\d+))?\s*", size)
+    if not match:
+        raise UserError(f"cannot read the size {size!r}; expected width x height, for example 96x64")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def _slug(prompt: str) -> str:

@@ -72,7 +72,12 @@ def save_png(picture: Tensor, path: Path, recipe: Mapping[str, Any]) -> None:
 
 def picture_recipe(model: str, settings: Config, row: Mapping[str, Any], number: int) -> dict[str, Any]:
     """All that decides a picture: the model's hash, the settings, the request, the picture's number."""
-    return {**settings.model_dump(), **{k: v for k, v in row.items() if v}, "number": number, "model": model}
+    return {
+        **settings.model_dump(exclude_none=True),
+        **{k: v for k, v in row.items() if v},
+        "number": number,
+        "model": model,
+    }
 
 
 def short_hash(recipe: Mapping[str, Any]) -> str:

@@ -1,0 +1,131 @@
+"""A request: what a person asks for in words and files, read as columns by name, the same that training reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from carrara.conditions.holes import Masked, blend
+from carrara.data.pictures import class_ids, whole
+from carrara.data.rows import BadPicture
+from carrara.errors import UserError
+from carrara.generation.model import Model
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was given for each form of condition; None or "" where nothing was."""
+
+    prompt: str = ""
+    negative: str = ""
+    label: str | None = None
+    picture: Path | None = None
+    mask: Path | None = None
+    boxes: str | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """``row`` is what conditions read, ``told`` what a picture's recipe keeps of it (files by their hash)."""
+
+    row: Mapping[str, Any]
+    told: Mapping[str, str]
+    remarks: list[str] = field(default_factory=list)
+
+    def finish(self, picture: Tensor) -> Tensor:
+        """The picture as it is handed over ``[c H W]``: what inpainting was given outside of the hole stays."""
+        for value in self.row.values():
+            if isinstance(value, Masked):
+                return blend(value.picture, picture, value.mask)
+        return picture
+
+
+def read(model: Model, asked: Asked) -> Request:
+    """The row of a request for this model, with what the user should know of it.
+
+    UserError where a file cannot be read, a value is none that a condition knows, or nothing takes what was given.
+    """
+    row: dict[str, Any] = {}
+    encoders: dict[str, Any] = dict(model.conditions.items())
+    forms = {str(encoder.form) for encoder in encoders.values()}
+    remarks: list[str] = []
+    if asked.prompt and "text" not in forms:
+        remarks.append("this model was trained without captions; the prompt is not used")
+    for form, given, option in (
+        ("label", asked.label, "--label"),
+        ("picture", asked.picture, "--picture"),
+        ("boxes", asked.boxes, "--boxes"),
+    ):
+        if given is not None and form not in forms:
+            takes = ", ".join(f"{name} ({e.form})" for name, e in encoders.items()) or "nothing"
+            raise UserError(f"this model has no condition for {option}; it takes {takes}")
+    told: dict[str, Any] = {"caption": asked.prompt, "negative": asked.negative}
+    if asked.negative:
+        row["negative"] = asked.negative
+    for encoder in encoders.values():
+        value, note = _value(encoder, asked)
+        if note:
+            told[str(encoder.column)] = note
+        if value is not None:
+            row[str(encoder.column)] = value
+        remarks += encoder.remarks(value)
+    return Request(row, told, remarks)
+
+
+def _value(encoder: Any, asked: Asked) -> tuple[Any, str]:
+    """A condition's value, and what the recipe says of it."""
+    if encoder.form == "text":
+        return asked.prompt or None, ""
+    if encoder.form == "label":
+        return asked.label, asked.label or ""
+    if encoder.form == "boxes" and asked.boxes is not None:
+        text = asked.boxes
+        if not text.lstrip().startswith("["):
+            text = _bytes(Path(text)).decode("utf-8", "replace")
+        try:
+            boxes = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"the boxes are not JSON: {error}; expected a list or the file of one") from None
+        return json.dumps(boxes, ensure_ascii=False), json.dumps(boxes, ensure_ascii=False)
+    if encoder.form == "picture" and asked.picture is not None:
+        return _picture(encoder, asked.picture, asked.mask)
+    return None, ""
+
+
+def _picture(encoder: Any, path: Path, mask: Path | None) -> tuple[Any, str]:
+    """A picture, a picture with a hole, or a map of classes, as the condition takes it."""
+    data = _bytes(path)
+    told = f"{path.name} {hashlib.sha256(data).hexdigest()[:12]}"
+    try:
+        if encoder.config.shows == "map":
+            import torch
+
+            return torch.from_numpy(class_ids(data).astype("int64")), told
+        picture = whole(data, encoder.channels, bits=encoder.bits)
+    except BadPicture as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if encoder.config.shows != "masked":
+        return picture, told
+    if mask is None:
+        raise UserError(
+            "this model fills holes: give the hole as --mask, a picture that is white where it is"
+        )
+    hidden = _bytes(mask)
+    try:
+        hole = whole(hidden, 1)[0] > 127
+    except BadPicture as error:
+        raise UserError(f"cannot read {mask}: {error}") from None
+    return Masked(picture, hole), f"{told}, {mask.name} {hashlib.sha256(hidden).hexdigest()[:12]}"
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
