@@ -48,6 +48,15 @@ class AutoencoderRecipe(Config):
         return self.autoencoder
 
     @model_validator(mode="after")
+    def _snapshots_stay_true(self) -> AutoencoderRecipe:
+        if self.discriminator and self.train.posthoc:
+            raise ValueError(
+                "train.posthoc needs weights that are never set back, but a discriminator may be undone; "
+                "name the lengths you want in train.ema_lengths"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _discriminator_can_look(self) -> AutoencoderRecipe:
         if self.discriminator and self.size < (least := smallest_side(self.discriminator.layers)):
             raise ValueError(

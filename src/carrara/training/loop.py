@@ -198,7 +198,7 @@ def _exploded(task: Task, name: str, batch: Loaded, state: TrainingState, drops:
         for key, value in losses.items():
             values[key] = value.item()
             if value.requires_grad:
-                slopes = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
+                slopes = torch.autograd.grad(value, weights, retain_graph=len(losses) > 1, allow_unused=True)
                 norm = sum(float(s.double().square().sum()) for s in slopes if s is not None) ** 0.5
                 norms[key] = norm if math.isfinite(norm) else math.inf
         if math.inf in norms.values():

@@ -153,7 +153,7 @@ def rebuild(found: Sequence[Snapshot], length: float) -> tuple[dict[str, Tensor]
         lengths = " and ".join(written(own) for own in found[-1].lengths)
         raise UserError(
             f"{len(found)} snapshots of the lengths {lengths} give the length {written(length)} only to within "
-            f"{error:.0%} of its profile (at most {TOLERANCE:.0%} is good); take a length nearer to those"
+            f"{error:.1%} of its profile (at most {TOLERANCE:.0%} is good); take a length nearer to those"
             + (", or wait for more snapshots" if len(found) < 16 else "")
         )
     files = [s.path / f"{written(own)}.safetensors" for s in found for own in s.lengths]

@@ -77,7 +77,7 @@ class TrainingState:
         tensors: dict[str, Tensor] = {}
         for name, module in self.modules.items():
             tensors |= {f"module.{name}.{k}": v for k, v in module.state_dict().items()}
-            for index, values in self.optimizers[name].state_dict()["state"].items():
+            for index, values in _states(self.optimizers[name]).items():
                 # Some optimizers count their steps in a plain number.
                 tensors |= {f"optimizer.{name}.{index}.{k}": torch.as_tensor(v) for k, v in values.items()}
         for prefix, ema in self._averages():
@@ -137,6 +137,12 @@ class TrainingState:
         for length, averages in self.further.items():
             for name, ema in averages.items():
                 yield f"average_{length}.{name}.", ema
+
+
+def _states(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """An optimizer's state by the number of the parameter, as every optimizer takes it up again."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return {index: optimizer.state[p] for index, p in enumerate(parameters) if p in optimizer.state}
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
