@@ -1,5 +1,6 @@
 """DiT: the published counts, what it starts as, and that its variants are what they claim to be."""
 
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from carrara.context import Context
 from carrara.denoisers import dit
 from carrara.denoisers.positions import fixed, rotary, rotate
 from carrara.errors import UserError
+from carrara.recipes import class_dit
+from carrara.recipes.catalogue import named
 from carrara.tensors import generator
 
 CPU = torch.device("cpu")
@@ -215,3 +218,19 @@ def test_a_vector_that_does_not_fit_is_refused() -> None:
         dit.Config(**SMALL, vector_layers="none").build(channels=3, vector=12)
     with pytest.raises(UserError, match="must give 32 numbers together; they give 16"):
         dit.Config(**SMALL, vector_layers="none", own_embeddings=True).build(channels=3, vector=16)
+
+
+def test_the_real_forms_that_the_recipe_tells() -> None:
+    """The lines in its text are read as a user would give them."""
+    _, latents, pixels = re.split(r"\n\n", class_dit.recipe.__doc__ or "")
+    real: Any = named("class_dit", re.findall(r"--set ([^\s`]+)", latents))
+    denoiser, count = real.model.denoiser, PUBLISHED["B/2"][1]
+    with torch.device("meta"):
+        network = denoiser.build(channels=4, vector=real.model.conditions["label"].width)
+    variance = 4 * 2 * 2 * (768 + 1)
+    assert sum(p.numel() for p in network.parameters()) + (1001 + 256) * 768 + variance == count
+    assert (real.train.optimizer, real.train.lr, real.train.lr_schedule) == ("adamw", 1e-4, "constant")
+
+    jit: Any = named("class_dit", re.findall(r"--set ([^\s`]+)", pixels))
+    assert (jit.pixels.size, jit.model.parameterization, jit.weighting) == (32, "x0", "velocity")
+    assert (jit.model.denoiser.patch, jit.model.denoiser.bottleneck) == (4, 32)
