@@ -24,7 +24,10 @@ data = typer.Typer(no_args_is_help=True, help="Bring pictures in, and encode the
 @data.command("import")
 def data_import(
     source: Annotated[
-        str, typer.Argument(help="A folder of pictures, Parquet (a file or a folder), or the word 'emoji'.")
+        str,
+        typer.Argument(
+            help="A folder of pictures, Parquet (a file or a folder), or the word 'emoji' or 'scenes'."
+        ),
     ],
     dataset: Annotated[Path, typer.Argument(help="The data set: made, or added to.")],
     held_out: Annotated[
@@ -33,10 +36,12 @@ def data_import(
     subset: Annotated[
         str, typer.Option("--set", help="Of 'emoji': default, all, or categories with commas.")
     ] = "default",
+    count: Annotated[int | None, typer.Option(min=1, help="Of 'scenes': how many (4000).")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of pictures that state none.")] = None,
 ) -> None:
     """Import captioned pictures into a data set; again, it continues or adds what is new."""
-    for line in import_into(source, dataset, held_out=held_out, subset=subset, licence=licence).lines():
+    summary = import_into(source, dataset, held_out=held_out, subset=subset, count=count, licence=licence)
+    for line in summary.lines():
         console.print(line, soft_wrap=True)
 
 
@@ -54,7 +59,7 @@ def data_encode(
     """Encode every picture once, for training on latents; again, it continues or adds what is new."""
     from carrara.cli import open_autoencoder
     from carrara.data.channels import check_channels
-    from carrara.data.latents import encoded, variants
+    from carrara.data.latents import encoded, measured_scale, variants
     from carrara.data.table import Dataset
     from carrara.training.parallel import Placement
 
@@ -73,8 +78,8 @@ def data_encode(
         there = encoded(pictures, opened, wanted) or []
         done = "encoded"
     else:
-        keep_scale(pictures, opened, there)
         done = "nothing to do: encoded already"
+    keep_scale(opened, lambda: measured_scale(pictures, there))
     found = ", ".join(f"{variant} in {column}" for variant, column in zip(wanted, there, strict=True))
     console.print(f"{done}: {len(pictures)} pictures, {found}", soft_wrap=True)
 
@@ -93,28 +98,40 @@ def import_into(source: str, dataset: Path, **options: Any) -> Summary:
 
 
 def encode_missing(
-    dataset: Dataset, autoencoder: StoredAutoencoder, placement: Placement, wanted: Sequence[Variant]
+    dataset: Dataset,
+    autoencoder: StoredAutoencoder,
+    placement: Placement,
+    wanted: Sequence[Variant],
+    *,
+    rows: Rows | None = None,
+    size: tuple[int, int] | None = None,
 ) -> None:
-    """Encodes with a bar a variant what is not there already; a first latent scale stays with the autoencoder."""
-    from carrara.data.latents import encode, encoded
+    """Encodes with a bar a variant what is not there already, of some rows at (height, width) or of all."""
+    from carrara.data.latents import encode
 
     for variant in wanted:
         title = "latents" if len(wanted) == 1 else f"latents {variant}"
-        reports = encode(dataset, autoencoder, placement.device, variant=variant, autocast=placement.autocast)
+        title += f" {size[1]} x {size[0]}" if size and size[0] != size[1] else ""
+        reports = encode(
+            dataset,
+            autoencoder,
+            placement.device,
+            variant=variant,
+            autocast=placement.autocast,
+            rows=rows,
+            size=size,
+        )
         with Bar(title) as bar, closing(reports):
             for report in reports:
                 if report.column is None:
                     bar.show(report.done / report.total, f"{report.done} encoded", total=report.total)
-    keep_scale(dataset, autoencoder, encoded(dataset, autoencoder, wanted) or [])
 
 
-def keep_scale(dataset: Dataset, autoencoder: StoredAutoencoder, columns: Sequence[str]) -> None:
-    """Measures the latent scale on these columns, for an autoencoder that has none, and keeps it in its folder."""
-    from carrara.data.latents import measured_scale
-
-    if autoencoder.scale or not autoencoder.path or not columns:
+def keep_scale(autoencoder: StoredAutoencoder, measured: Callable[[], LatentScale]) -> None:
+    """Measures the latent scale for an autoencoder that has none, and keeps it in its folder."""
+    if autoencoder.scale or not autoencoder.path:
         return
     try:
-        autoencoder.with_scale(measured_scale(dataset, columns)).keep_scale()
+        autoencoder.with_scale(measured()).keep_scale()
     except OSError as error:
         console.print(f"note: the latent scale is not kept in {autoencoder.path}: {error.strerror}")

@@ -19,7 +19,7 @@ import tomli_w
 from pydantic import Field
 
 from carrara.config import Config, parse, read_toml
-from carrara.data.beside import check, id_column
+from carrara.data.beside import KINDS, check, id_column
 from carrara.data.boxes import COLUMN, canonical
 from carrara.data.pictures import examine
 from carrara.data.rows import BadPicture, Rejected, Row, caption_column, content_id, tidy
@@ -56,6 +56,7 @@ class Summary:
     held_out: int
     captions: dict[str, int] = field(default_factory=dict)
     labels: int = 0
+    beside: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
@@ -78,6 +79,9 @@ class Summary:
             lines.append(f"captions by language: {spoken}")
         else:
             lines.append("no captions: a model trained on it will be unconditional")
+        if self.beside:
+            found = ", ".join(f"{name} {count}" for name, count in self.beside.items())
+            lines.append(f"beside the pictures: {found}")
         return lines
 
 
@@ -323,5 +327,10 @@ def _summary(
             k: dataset.table.count_rows(filter=f"{c} IS NOT NULL") for k, c in dataset.captions.items()
         },
         labels=len(dataset.labels),
+        beside={
+            name: dataset.table.count_rows(filter=f"{name} IS NOT NULL")
+            for name in (COLUMN, *KINDS)
+            if name in dataset.columns
+        },
         reasons=dict(Counter(r["reason"] for r in skipped).most_common()),
     )

