@@ -77,9 +77,7 @@ class TrainingState:
         tensors: dict[str, Tensor] = {}
         for name, module in self.modules.items():
             tensors |= {f"module.{name}.{k}": v for k, v in module.state_dict().items()}
-            for index, values in _states(self.optimizers[name]).items():
-                # Some optimizers count their steps in a plain number.
-                tensors |= {f"optimizer.{name}.{index}.{k}": torch.as_tensor(v) for k, v in values.items()}
+            tensors |= {f"optimizer.{name}.{k}": v for k, v in _states(self.optimizers[name]).items()}
         for prefix, ema in self._averages():
             tensors |= {f"{prefix}{key}": value for key, value in ema.average.items()}
         numbers: dict[str, Any] = {"step": self.step, "spent": self.spent, "task": self.numbers}
@@ -139,10 +137,21 @@ class TrainingState:
                 yield f"average_{length}.{name}.", ema
 
 
-def _states(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
-    """An optimizer's state by the number of the parameter, as every optimizer takes it up again."""
+def _states(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state by "number of the parameter.name", as every optimizer takes it up again.
+
+    Some count their steps in plain numbers, some share a table among parameters: here each is a tensor of its own.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return {index: optimizer.state[p] for index, p in enumerate(parameters) if p in optimizer.state}
+    found: dict[str, Tensor] = {}
+    met: set[int] = set()
+    for index, parameter in enumerate(parameters):
+        for name, value in optimizer.state.get(parameter, {}).items():
+            tensor = torch.as_tensor(value)
+            place = tensor.untyped_storage().data_ptr()
+            found[f"{index}.{name}"] = tensor.clone() if place in met else tensor
+            met.add(place)
+    return found
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
