@@ -1,16 +1,19 @@
 """How much memory a training step needs for activations: the bytes that autograd saves for its backward pass.
 
-Counted through autograd's hooks for saved tensors, so also on the meta device, for networks that fit nowhere.
+Counted through autograd's hooks for saved tensors, so also where tensors have no memory, for networks that fit
+nowhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 class Saved:
@@ -55,3 +58,13 @@ def activation_bytes(step: Callable[[], Tensor]) -> int:
     with Saved() as saved:
         step()
     return saved.most
+
+
+def imagined() -> AbstractContextManager[object]:
+    """Within it tensors and modules that are made have device, type and shape, but no memory and no values.
+
+    Unlike on the meta device, layers take the path that they would take on the device, and autocast works: what
+    `activation_bytes` finds for a network made and run in here is what it would find in earnest.
+    """
+    mode: AbstractContextManager[object] = FakeTensorMode()
+    return mode

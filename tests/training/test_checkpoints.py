@@ -1,0 +1,211 @@
+"""Which checkpoints stay, which one is the best, and what happens where the newest cannot be read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy import Recipe, Toy, Training, config
+
+from carrara.errors import UserError
+from carrara.training import checkpoint
+from carrara.training.run import Run, read_metrics
+
+ALWAYS = {"save_every": 1e-9}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def assert_same(one: Training, two: Training) -> None:
+    assert one.weights().keys() == two.weights().keys()
+    assert all(torch.equal(value, two.weights()[name]) for name, value in one.weights().items())
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_newest_stay(tmp_path: Path, keep: int) -> None:
+    Training(tmp_path / "run", keep=keep, **ALWAYS).run()
+    last = [f"{8 * step:012d}" for step in range(13 - keep, 13)]
+    assert names(tmp_path / "run" / "checkpoints") == last
+
+
+# --- dropout, parts and everything else with state ---
+
+
+def test_killed_with_dropout_in_parts_it_ends_with_the_same_weights(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "accumulate": 2,
+        "checkpointing": True,
+        "ema_lengths": (0.1,),
+        "save_every": 1e-9,
+    }
+    whole = Training(tmp_path / "whole", lambda: Toy(0.4), **options)
+    steps = whole.run()
+    killed = Training(tmp_path / "killed", lambda: Toy(0.4), **options)
+    again = [*killed.run(3), *killed.run(6), *killed.run()]
+    assert_same(whole, killed)
+    # A step whose checkpoint the kill prevented is done again, and is the same again.
+    losses = {report.step: report.losses for report in steps}
+    assert [report.losses for report in again] == [losses[report.step] for report in again]
+    assert {report.step for report in again} == set(losses)
+    without = Training(tmp_path / "without", lambda: Toy(0.0), **options)
+    without.run()
+    assert without.run() == []
+    assert not torch.equal(without.weights()["conv_in.weight"], whole.weights()["conv_in.weight"])
+
+
+# --- the best one ---
+
+MEASURES = {2: 5.0, 4: 3.0, 6: 4.0, 7: 3.0, 9: 1.0, 11: 2.0}
+
+
+def test_the_best_is_kept_as_it_was_measured(tmp_path: Path) -> None:
+    """The weights that were looked at, not those of a step later; equal is not better."""
+    run = Training(tmp_path / "run", lambda: Toy(held_out=MEASURES.get), **ALWAYS)
+    reports = run.run()
+    assert [report.step for report in reports] == list(range(1, 13))
+    assert names(tmp_path / "run" / "checkpoints") == [f"{88:012d}", f"{96:012d}", "best"]
+    best = checkpoint.newest(tmp_path / "run" / "checkpoints" / "best")
+    assert best is not None
+    assert names(best.parent) == [f"{9 * 8:012d}"]
+    nine = Training(tmp_path / "nine", **ALWAYS)
+    nine.run(9)
+    expected = nine.weights()
+    tensors, numbers = checkpoint.load(best)
+    assert numbers["best"] == 1.0
+    assert all(torch.equal(tensors[f"module.m.{name}"], value) for name, value in expected.items())
+    assert run.state.best == 1.0
+
+
+def test_the_best_survives_kills(tmp_path: Path) -> None:
+    run = Training(tmp_path / "run", lambda: Toy(held_out=MEASURES.get))
+    run.run(10)  # only the best is there
+    assert names(tmp_path / "run" / "checkpoints") == ["best"]
+    run.run(5)
+    assert names(tmp_path / "run" / "checkpoints" / "best") == [f"{4 * 8:012d}"]
+    for report in run.run():
+        assert not report.best
+    assert names(tmp_path / "run" / "checkpoints" / "best") == [f"{9 * 8:012d}"]
+
+
+# --- an early end ---
+
+
+def test_a_task_may_end_it(tmp_path: Path) -> None:
+    run = Training(
+        tmp_path / "run", lambda: Toy(over=lambda step: "nothing gained" if step >= 10 else ""), **ALWAYS
+    )
+    reports = run.run()
+    assert [report.step for report in reports if report.losses] == list(range(1, 11))
+    assert reports[-1].note == "stopped: nothing gained"
+    assert reports[-1].losses == {}
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [10]
+    again = run.run()
+    assert [report.note for report in again] == ["stopped: nothing gained"]
+    assert run.state.step == 10
+
+
+# --- damage ---
+
+
+@pytest.mark.parametrize("fault", ["cut", "no weights", "no numbers", "other numbers", "empty"])
+def test_of_a_damaged_newest_the_one_before_is_taken(tmp_path: Path, fault: str) -> None:
+    whole = Training(tmp_path / "whole", **ALWAYS)
+    whole.run()
+    run = Training(tmp_path / "run", **ALWAYS)
+    run.run(7)
+    folder = tmp_path / "run" / "checkpoints"
+    old, bad = checkpoint.all_of(folder)
+    weights = bad / "state.safetensors"
+    if fault == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif fault == "no weights":
+        weights.unlink()
+    elif fault == "no numbers":
+        (bad / "state.json").unlink()
+    elif fault == "empty":
+        weights.write_bytes(b"")
+    else:
+        (bad / "state.json").write_text('{"seen": 8}')
+    first, *rest = run.run()
+    assert first.note.startswith(f"checkpoint {bad} is damaged: ")
+    assert first.note.endswith(f"; going on from {old.name}, the one before")
+    assert [report.step for report in rest] == list(range(int(old.name) // 8 + 1, 13))
+    assert_same(run, whole)
+    assert (folder / f"{bad.name}.damaged" / "state.json").exists() == (fault != "no numbers")
+    assert read_metrics(tmp_path / "run")[0].keys() == read_metrics(tmp_path / "whole")[0].keys()
+
+
+def test_where_none_can_be_read_nothing_is_lost(tmp_path: Path) -> None:
+    run = Training(tmp_path / "run", **ALWAYS)
+    run.run(7)
+    both = checkpoint.all_of(tmp_path / "run" / "checkpoints")
+    for path in both:
+        (path / "state.safetensors").write_bytes(b"rust")
+    with pytest.raises(UserError, match=f"checkpoint .*{both[-1].name} is damaged"):
+        run.run()
+    assert checkpoint.all_of(tmp_path / "run" / "checkpoints") == both
+
+
+def test_another_network_is_no_damage(tmp_path: Path) -> None:
+    run = Training(tmp_path / "run", **ALWAYS)
+    run.run(7)
+    before = names(tmp_path / "run" / "checkpoints")
+    run.task = lambda: _wider()
+    with pytest.raises(UserError, match="does not fit this recipe"):
+        run.run()
+    assert names(tmp_path / "run" / "checkpoints") == before
+
+
+def _wider() -> Toy:
+    from toy import Net
+
+    task = Toy()
+    task.modules = {"m": Net(width=16)}
+    return task
+
+
+# --- runs of an earlier version ---
+
+
+def test_a_run_that_knew_fewer_fields_goes_on(tmp_path: Path) -> None:
+    """Its recipe lacks what has come since, and so does its checkpoint."""
+    whole = Training(tmp_path / "whole", **ALWAYS)
+    whole.run()
+    run = Training(tmp_path / "run", **ALWAYS)
+    run.run(7)
+    recipe = tmp_path / "run" / "recipe.toml"
+    new = (
+        "accumulate",
+        "lr_schedule",
+        "ema_lengths",
+        "posthoc",
+        "snapshots",
+        "checkpointing",
+        "compile",
+        "keep",
+    )
+    lines = recipe.read_text().splitlines(keepends=True)
+    recipe.write_text("".join(line for line in lines if line.partition(" ")[0] not in new))
+    assert recipe.read_text() != "".join(lines)
+    for path in checkpoint.all_of(tmp_path / "run" / "checkpoints"):
+        numbers = json.loads((path / "state.json").read_text())
+        (path / "state.json").write_text(
+            json.dumps({k: numbers[k] for k in ("seen", "step", "spent", "task")})
+        )
+    run.run()
+    assert_same(run, whole)
+
+    with pytest.raises(UserError, match=r"was begun with train\.keep = 2, now it is 3"):
+        Run(tmp_path / "whole", Recipe(train=config(keep=3, **ALWAYS)), {})
+
+
+def test_the_log_says_what_a_step_needs(tmp_path: Path) -> None:
+    """In its first line, the same after a kill; and as a note once."""
+    run = Training(tmp_path / "run", **ALWAYS)
+    notes = [report.note for report in (*run.run(4), *run.run()) if report.note]
+    (line,) = read_metrics(tmp_path / "run")
+    assert line["activation_mb"] == run.state.measured["activation_mb"] > 0
+    assert notes == [f"activations take {line['activation_mb']:.1f} MB for 8 pictures at a time"]
