@@ -96,26 +96,24 @@ class GroupNorm(nn.Module):
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, *, silu: bool = False
     ) -> Tensor:
         """``x [b c h w]``, ``scale [b c]``, ``shift [b c]``; the same shape back, after SiLU if asked."""
-        gain, offset = self.weight[None], self.bias[None]
-        if scale is not None and shift is not None:
-            gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
         b, c, h, w = x.shape
         if x.dtype == torch.bfloat16:
+            gain, offset = self.weight[None], self.bias[None]
+            if scale is not None and shift is not None:
+                gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
             rows = x.permute(0, 2, 3, 1).reshape(b, h * w, c)
             out: Tensor = _ChannelsLastGroupNorm.apply(  # type: ignore[no-untyped-call]
                 rows, gain, offset, self.groups, self.eps, silu
             )
             return out.view(b, h, w, c).permute(0, 3, 1, 2)
-        if scale is None:
-            out = torch.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-        else:
-            plain = torch.group_norm(x, self.groups, eps=self.eps)
-            out = torch.addcmul(offset[..., None, None].to(x.dtype), plain, gain[..., None, None].to(x.dtype))
+        out = torch.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        if scale is not None and shift is not None:
+            out = out * (1 + scale[..., None, None]).to(x.dtype) + shift[..., None, None].to(x.dtype)
         return F.silu(out) if silu else out
 
 
-# Up to this many scores a head the plain products are faster on a CPU than the fused kernel (five times in its
-# backward pass), and their memory does not matter.
+# In bfloat16, up to this many scores a head the plain products are faster on a CPU than the fused kernel (two to five
+# times in its backward pass), and their memory does not matter. In float32 the fused kernel is always faster.
 _FEW_SCORES = 128 * 128
 
 
@@ -125,7 +123,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
         x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value)
     )  # b heads n d/heads
     bias = None if mask is None else mask[:, None, None]
-    if query.device.type == "cpu" and query.shape[1] * key.shape[1] <= _FEW_SCORES:
+    few = query.shape[1] * key.shape[1] <= _FEW_SCORES
+    if few and query.device.type == "cpu" and query.dtype == torch.bfloat16:
         scores = (q * q.shape[-1] ** -0.5) @ k.mT  # b heads n l
         if bias is not None:
             scores = scores.masked_fill(~bias, float("-inf"))

@@ -20,8 +20,13 @@ def time_features(t: Tensor, width: int, *, first_step: int = 1, frequency_shift
         # float32 holds n/1000 with an error of up to 3e-5 steps: enough to be seen in the sines of late steps.
         steps = steps + (steps.mul(1e4).round().div(1e4) - steps).detach()
     steps = (steps + (first_step - 1)).float()
-    # In float32, product before quotient: the very numbers that the published networks were trained with.
-    half = width // 2
-    exponent = -math.log(LONGEST) * torch.arange(half, dtype=torch.float32, device=t.device)
-    angles = steps[:, None] * (exponent / (half - frequency_shift)).exp()
+    angles = steps[:, None] * frequencies(width, frequency_shift, t.device)
     return torch.cat([angles.cos(), angles.sin()], 1)
+
+
+def frequencies(width: int, shift: float = 0.0, device: torch.device | None = None) -> Tensor:
+    """Angles that one step adds to each wave: float32 ``[width / 2]``, from 1 to about 1 / ``LONGEST``."""
+    half = width // 2
+    # In float32, product before quotient: the very numbers that published networks were trained with.
+    exponent = -math.log(LONGEST) * torch.arange(half, dtype=torch.float32, device=device)
+    return (exponent / (half - shift)).exp()

@@ -47,10 +47,11 @@ class Config(Base):
     depth: Natural | tuple[Natural, ...] = Field(
         1,
         description="Transformer blocks at each place that attends, one number or one a level (the middle has the "
-        "last); 0 is self-attention by itself.",
+        "last, or one more number); 0 is self-attention by itself.",
     )
     heads: Positive | tuple[Positive, ...] | None = Field(
-        None, description="Attention heads, one number or one a level; without it head_width says how many."
+        None,
+        description="Attention heads, as depth is given; without it head_width says how many.",
     )
     head_width: int = Field(64, ge=1, description="Channels an attention head, where heads is not given.")
     projections: Literal["linear", "convolution"] = Field(
@@ -146,15 +147,13 @@ class Config(Base):
     @model_validator(mode="after")
     def _lengths_fit(self) -> Config:
         levels = len(self.multipliers)
-        for name, wanted in (
-            ("blocks", levels),
-            ("depth", levels),
-            ("heads", levels),
-            ("resample_blocks", 2 * levels - 2),
-        ):
+        for name in ("blocks", "depth", "heads", "resample_blocks"):
             given = getattr(self, name)
-            if isinstance(given, tuple) and len(given) != wanted:
-                what = "changes of size" if name == "resample_blocks" else "levels"
+            wanted, what = (
+                (2 * levels - 2, "changes of size") if name == "resample_blocks" else (levels, "levels")
+            )
+            with_middle = name in ("depth", "heads") and isinstance(given, tuple) and len(given) == levels + 1
+            if isinstance(given, tuple) and len(given) != wanted and not with_middle:
                 raise ValueError(f"{name} has {len(given)} entries for {wanted} {what}")
         if self.middle_attention and self.middle_blocks < 2:
             raise ValueError(
@@ -170,12 +169,12 @@ class Config(Base):
                 raise ValueError(f"{self.channels} channels times {multiplier} is no width of a level")
             if width % (groups := self.groups or 8):
                 raise ValueError(f"{where}, no multiple of the {groups} norm groups")
-            if not (self.attends(level) or (level == len(self.widths) - 1 and self.middle_attends)):
-                continue
-            if self.heads is None and width % self.head_width:
+            middle = level == len(self.widths) - 1 and self.middle_attends
+            if self.heads is None and (self.attends(level) or middle) and width % self.head_width:
                 raise ValueError(f"{where}, no multiple of head_width {self.head_width}")
-            if width % self.heads_at(level):
-                raise ValueError(f"{where}, no multiple of its {self.heads_at(level)} heads")
+            for place in [level] * self.attends(level) + [-1] * middle:
+                if width % self.heads_at(place):
+                    raise ValueError(f"{where}, no multiple of its {self.heads_at(place)} heads")
         if self.channels % (groups := self.groups or 8):
             raise ValueError(f"the first layer has {self.channels} channels, no multiple of {groups}")
         if self.middle_groups and self.widths[-1] % self.middle_groups:
@@ -206,7 +205,8 @@ class UNet(nn.Module):
         self, config: Config, channels: int, tokens: int | None, vector: int | None, image: int | None
     ) -> None:
         super().__init__()
-        self.config, self.image = config, image
+        self.config, self.channels = config, channels
+        self.tokens, self.vector_width, self.image = tokens, vector, image
         width, embedding = config.channels, config.embedding or 4 * config.channels
         self.levels = len(config.multipliers)
         self.factor = config.patch * 2 ** (self.levels - 1)

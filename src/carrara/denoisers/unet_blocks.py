@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,7 +51,7 @@ class ResidualBlock(nn.Module):
             if self.scale_shift
             else self.norm2(h + e[..., None, None], silu=True)
         )
-        out: Tensor = self.conv2(self.dropout(h)) + self.skip(x)
+        out: Tensor = self.skip(x) + self.conv2(self.dropout(h))
         return out
 
 
@@ -124,9 +125,11 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor, context: Context) -> Tensor:
         """``x [b c h w]``; the same shape back."""
-        rows = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # b n c
+        # In float32 PyTorch's norm is more accurate on rows of positions than on rows of channels.
+        h = self.norm(x.contiguous() if x.dtype == torch.float32 else x)
+        rows = h.permute(0, 2, 3, 1).flatten(1, 2)  # b n c
         query, key, value = self.qkv(rows).chunk(3, -1)
-        return x + _map(self.out(attend(query, key, value, self.heads)), x)
+        return _map(self.out(attend(query, key, value, self.heads)), x) + x
 
 
 class Resample(nn.Module):

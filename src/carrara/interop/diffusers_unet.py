@@ -1,0 +1,177 @@
+"""U-Nets in the layout of diffusers, ``UNet2DModel`` and ``UNet2DConditionModel``: read and written.
+
+There the class table is inside, the time's sines may stand before its cosines and steps are numbered from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from carrara.denoisers import unet
+from carrara.denoisers.time_features import frequencies
+from carrara.errors import UserError
+from carrara.interop.diffusers_configs import named_config
+from carrara.interop.diffusers_files import CONFIG, WEIGHTS, read_table, read_tensors, write_table
+from carrara.interop.diffusers_names import modern
+from carrara.interop.diffusers_unet_configs import Extras, UNet2DConditionModel, UNet2DModel
+from carrara.interop.diffusers_unet_export import express, tolerances
+from carrara.interop.diffusers_unet_names import CLASS_TABLE, names
+from carrara.model_folder import PASSPORT, write_folder, write_weights
+
+CLASSES: Mapping[str, type[UNet2DModel | UNet2DConditionModel]] = {
+    "UNet2DModel": UNet2DModel,
+    "UNet2DConditionModel": UNet2DConditionModel,
+}
+_INSIDE = "unet"  # where a pipeline's folder keeps it
+
+
+class Adopted(NamedTuple):
+    """A U-Net of diffusers in our words: ``config.build(channels=..., **widths)`` takes ``state``, in float32."""
+
+    config: unet.Config
+    channels: int
+    widths: dict[str, int]
+    state: dict[str, Tensor]
+    extras: Extras
+
+    def network(self) -> unet.UNet:
+        """With its weights, ready to use."""
+        with torch.device("meta"):
+            network = self.config.build(channels=self.channels, **self.widths)
+        network.load_state_dict(self.state, assign=True)
+        return network.eval()
+
+
+def find_unet(path: Path) -> Path | None:
+    """The folder that holds the U-Net: ``path`` itself or, in a pipeline's folder, the one inside."""
+    for folder in (path / _INSIDE, path):
+        if (folder / CONFIG).is_file():
+            return folder
+    return None
+
+
+def read_unet(path: str | Path) -> Adopted:
+    """UserError names the first thing that Carrara has no form for, or what is missing."""
+    folder = find_unet(Path(path))
+    if folder is None:
+        raise UserError(f"{path} is no U-Net of diffusers: it has no {CONFIG}")
+    where = str(folder / CONFIG)
+    file = named_config(read_table(folder / CONFIG), where, CLASSES, "a U-Net")
+    try:
+        said = file.adopt()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    with torch.device("meta"):  # nothing is allocated for what a damaged file claims
+        network = said.config.build(channels=said.channels, **said.widths)
+    tensors = modern(read_tensors(folder))
+    extras = said.extras
+    wanted = {
+        there: (parameter.shape[0] // len(theirs), *parameter.shape[1:])
+        for ours, theirs in names(network, _vector_name(extras)).items()
+        for parameter in [network.get_parameter(ours)]
+        for there in theirs
+    }
+    if extras.vector == "classes":
+        wanted[CLASS_TABLE] = (extras.classes, said.widths["vector"])
+    for name in sorted(tensors.keys() | wanted.keys()):
+        have = tuple(tensors[name].shape) if name in tensors else "nothing"
+        want = tuple(wanted[name]) if name in wanted else "nothing"
+        if have != want:
+            raise UserError(f"{folder}: the weights do not fit {CONFIG}: {name} is {have}, expected {want}")
+    state = {
+        ours: torch.cat([tensors[there].float() for there in theirs])
+        for ours, theirs in names(network, _vector_name(extras)).items()
+    }
+    if not file.flip_sin_to_cos:
+        for name in _reading_waves(extras):
+            state[name] = torch.cat(state[name].chunk(2, 1)[::-1], 1)
+    if extras.vector == "classes":
+        extras = replace(extras, class_table=tensors[CLASS_TABLE].float())
+    return Adopted(said.config, said.channels, said.widths, state, extras)
+
+
+def write_unet(
+    folder: Path,
+    config: unet.Config,
+    network: unet.UNet,
+    extras: Extras | None = None,
+    *,
+    passport: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Writes the folder, whole or not at all; returns what a user of diffusers should know of it.
+
+    UserError, before anything is written, where diffusers has no form for the configuration.
+    """
+    extras = extras or Extras()
+    widths = _widths(config, network)
+    if extras.class_table is not None:
+        _check_table(config, widths, extras)
+        extras = replace(extras, vector="classes", classes=len(extras.class_table))
+    file = express(config, network, network.channels, widths, extras)
+    state = {name: value.detach().float().cpu() for name, value in network.state_dict().items()}
+    if config.first_step == 1:
+        state["time.0.weight"] = _one_step_later(state["time.0.weight"], config)
+    tensors: dict[str, Tensor] = {}
+    for ours, theirs in names(network, _vector_name(extras)).items():
+        tensors |= zip(theirs, state[ours].chunk(len(theirs)), strict=True)
+    if extras.class_table is not None:
+        tensors[CLASS_TABLE] = extras.class_table.detach().float()
+    said = {"_class_name": type(file).__name__, **file.model_dump(mode="json", exclude_none=True)}
+    if isinstance(file, UNet2DModel) and file.attention_head_dim is None:
+        said["attention_head_dim"] = None  # one head: without the key it would be heads of width 8
+    if file.mid_block_type is None:
+        said["mid_block_type"] = None
+
+    def fill(part: Path) -> None:
+        write_table(part / CONFIG, said)
+        if passport is not None:
+            write_table(part / PASSPORT, passport)
+        write_weights(part / WEIGHTS, tensors)
+
+    write_folder(folder, fill)
+    return tolerances(config)
+
+
+def _vector_name(extras: Extras) -> str:
+    return "add_embedding" if extras.vector == "text_and_sizes" else "class_embedding"
+
+
+def _reading_waves(extras: Extras) -> list[str]:
+    """The weights that read cosines and sines."""
+    return ["time.0.weight", *(["vector.0.weight"] if extras.vector == "class_number" else [])]
+
+
+def _widths(config: unet.Config, network: unet.UNet) -> dict[str, int]:
+    """Of the roles that the network reads."""
+    found = {"tokens": network.tokens, "vector": network.vector_width, "image": network.image}
+    return {role: width for role, width in found.items() if width and role in config.roles}
+
+
+def _check_table(config: unet.Config, widths: Mapping[str, int], extras: Extras) -> None:
+    if config.vector_layers != "none":
+        raise UserError(
+            f"diffusers cannot express it: classes go through vector_layers {config.vector_layers!r}, and its U-Nets "
+            "add a class to the time embedding as it is (vector_layers = 'none')"
+        )
+    if widths.get("vector") != extras.class_table.shape[1]:
+        raise UserError(
+            f"diffusers cannot express it: the class table is {extras.class_table.shape[1]} wide, the vector that the "
+            f"network reads {widths.get('vector')}: other conditions fill it, too"
+        )
+
+
+def _one_step_later(weight: Tensor, config: unet.Config) -> Tensor:
+    """What gives at step n - 1 of 0 to 999 what ``weight`` [e c] gives at n of 1 to 1000.
+
+    cos and sin of an angle that one step adds to are a rotation of the angle's own.
+    """
+    angles = frequencies(config.channels, config.frequency_shift).double()
+    cosines, sines = weight.double().chunk(2, 1)
+    turned = [cosines * angles.cos() + sines * angles.sin(), sines * angles.cos() - cosines * angles.sin()]
+    return torch.cat(turned, 1).float()
