@@ -212,10 +212,11 @@ class PretrainedTextEncoder(nn.Module):
             return inputs | self._tokenize(texts)
         for folder in self.folders:  # training on what was derived needs no encoder
             folder.release()
-        blank = torch.zeros(self.null.shape, dtype=self.null.dtype)
-        return inputs | {
-            "blocks": torch.stack([value if isinstance(value, Tensor) else blank for value in values])
-        }
+        blocks = torch.zeros(len(values), *self.null.shape, dtype=self.null.dtype)
+        for index, value in enumerate(values):  # autocast on a processor cannot stack 16-bit floats
+            if isinstance(value, Tensor):
+                blocks[index] = value
+        return inputs | {"blocks": blocks}
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Context:
         given, null = inputs["given"], self.null.float()
