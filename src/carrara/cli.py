@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from carrara.cli_average import average
-from carrara.cli_data import data, encode_missing
+from carrara.cli_data import data, encode_missing, keep_scale
 from carrara.cli_exchange import adopt, export
 from carrara.cli_inspect import app as inspect
 from carrara.cli_reconstruct import reconstruct
@@ -234,11 +234,10 @@ def run_diffusion(
     recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder | None, out: Path
 ) -> None:
     """Latents where they are missing, then stage two with a bar; None goes with a recipe for pixels."""
-    from carrara.data.latents import variants
     from carrara.generation.model import latent_of
     from carrara.training.conditioning import derive_for, learned, reads_of
     from carrara.training.parallel import Placement
-    from carrara.training.stages import fitted, scale_note, train_diffusion
+    from carrara.training.stages import feed_of, fitted, train_diffusion
 
     fitting = fitted(recipe, dataset)
     if dropped := sorted(recipe.model.conditions.keys() - fitting.model.conditions.keys()):
@@ -247,12 +246,15 @@ def run_diffusion(
             soft_wrap=True,
         )
     placement = Placement.choose(precision=recipe.train.precision)
-    if autoencoder:
-        encode_missing(dataset, autoencoder, placement, variants(recipe.flip, recipe.crops))
-        if note := scale_note(recipe, autoencoder, dataset):
-            console.print(note, soft_wrap=True)
     worked_on = fitting.pixels.autoencoder() if fitting.pixels else autoencoder
     assert worked_on is not None
+    feed = feed_of(fitting, dataset, worked_on)
+    for needed in feed.needed():
+        encode_missing(dataset, worked_on, placement, feed.variants, rows=needed.rows, size=needed.size)
+    if not fitting.pixels:
+        keep_scale(worked_on, feed.measured)
+        if note := feed.scale_note():
+            console.print(note, soft_wrap=True)
     conditions = learned(fitting.model, dataset, latent_of(worked_on), fitting.train.seed)
     with Bar("conditions") as bar:
         for report in derive_for(conditions, reads_of(fitting.model, dataset), dataset):

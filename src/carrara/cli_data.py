@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,10 @@ import typer
 from carrara.console import Bar, console
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from carrara.autoencoders.scale import LatentScale
     from carrara.autoencoders.stored import StoredAutoencoder
     from carrara.data.importing import Summary
     from carrara.data.latents import Variant
@@ -103,7 +107,7 @@ def encode_missing(
     placement: Placement,
     wanted: Sequence[Variant],
     *,
-    rows: Rows | None = None,
+    rows: npt.NDArray[np.int64] | None = None,
     size: tuple[int, int] | None = None,
 ) -> None:
     """Encodes with a bar a variant what is not there already, of some rows at (height, width) or of all."""

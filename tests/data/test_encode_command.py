@@ -14,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import load_autoencoder
 from carrara.config import parse
-from carrara.data.latents import encoded, moments_of, variants
+from carrara.data.latents import encoded, measured_scale, moments_of, variants
 from carrara.data.loader import Loaded
 from carrara.data.table import Dataset
 from carrara.errors import UserError
 from carrara.tensors import sample_noise
 from carrara.training.diffusing import DiffusionRecipe, DiffusionTask
-from carrara.training.stages import scale_note, scaled, stored_latents
+from carrara.training.feed import Feed
 from conftest import Command, Trained, recipe_file, small_diffusion
 
 
@@ -133,8 +133,11 @@ def test_the_scale_is_measured_over_all_variants(carrara: Command, trained: Trai
         carrara("data", "encode", trained.dataset.path, "--with", trained.autoencoder, "--flip").status == 0
     )
     dataset = Dataset.open(trained.dataset.path)
-    columns = stored_latents(recipe, model, dataset)
-    assert encoded(dataset, model, variants(True, 1)) == columns
+    columns = encoded(dataset, model, variants(True, 1))
+    assert columns is not None
+    assert len(columns) == 2
+    feed = Feed(recipe, dataset, model, 8)
+    assert list(feed.squares().values()) == columns
     both = torch.cat(
         [
             batch.double()
@@ -142,20 +145,19 @@ def test_the_scale_is_measured_over_all_variants(carrara: Command, trained: Trai
             for batch in moments_of(dataset, column, dataset.indices("train"))
         ]
     )
-    found = scaled(model, dataset, columns).scale
+    found = feed.scaled().scale
     assert found is not None
     assert torch.allclose(found.mean.double(), both[:, :4].mean((0, 2, 3)), atol=1e-5)
-    alone = scaled(model, dataset, columns[:1]).scale
-    assert alone is not None
+    alone = Feed(DiffusionRecipe(), dataset, model, 8).measured()
     assert not torch.equal(alone.mean, found.mean)
-    assert scale_note(recipe, model, dataset) is None  # it came without one
-    assert scale_note(recipe, model.with_scale(found), dataset) is None
+    assert Feed(recipe, dataset, replace(model, scale=None), 8).scale_note() is None  # it came without one
+    assert Feed(recipe, dataset, model.with_scale(found), 8).scale_note() is None
     far = LatentScale(found.mean, found.std * 3)
-    assert "does not fit this data" in str(scale_note(recipe, model.with_scale(far), dataset))
+    assert "does not fit this data" in str(Feed(recipe, dataset, model.with_scale(far), 8).scale_note())
     with pytest.raises(
         UserError, match="is not encoded with this autoencoder yet; see `carrara data encode`"
     ):
-        stored_latents(DiffusionRecipe(flip=True, crops=3), model, dataset)
+        Feed(DiffusionRecipe(flip=True, crops=3), dataset, model, 8).squares()
 
 
 def test_the_first_scale_stays_with_the_autoencoder(
@@ -169,9 +171,8 @@ def test_the_first_scale_stays_with_the_autoencoder(
     dataset = Dataset.open(trained.dataset.path)
     columns = encoded(dataset, kept, variants(False, 1))
     assert columns is not None
-    found = scaled(kept, dataset, columns).scale
+    found = measured_scale(dataset, columns)
     assert kept.scale is not None
-    assert found is not None
     torch.testing.assert_close(kept.scale.std, found.std)
     assert kept.scale.std.min() > 0
     assert kept.hash == fresh.hash

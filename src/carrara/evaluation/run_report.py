@@ -174,7 +174,7 @@ def _chart(title: str, lines: Sequence[Line], *, across: str = "pictures seen") 
 
 def _ticks(low: float, high: float) -> list[float]:
     """Round numbers, about four steps of them, from at most ``low`` to at least ``high``."""
-    span = (high - low) or abs(high) or 1.0
+    span = max(high - low, 1e-3 * max(abs(low), abs(high))) or 1.0
     size = 10 ** math.floor(math.log10(span / 4))
     step = next(size * k for k in (1, 2, 2.5, 5, 10) if size * k * 4 >= span)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

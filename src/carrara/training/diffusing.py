@@ -15,11 +15,14 @@ from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.conditions.contract import Size
 from carrara.config import Config, OneOf
 from carrara.context import Context
+from carrara.diffusion.learnt_variance import variance_loss
+from carrara.diffusion.process import Diffusion
 from carrara.diffusion.schedules import SCHEDULES
 from carrara.diffusion.times import TIMES
 from carrara.diffusion.weightings import WEIGHTINGS, output_weight
 from carrara.generation.model import ModelConfig, bind, joined
 from carrara.tensors import from_pixels, sample_noise, sample_uniform
+from carrara.training.feed import Resolution
 from carrara.training.loop import TrainConfig, TrainingState
 from carrara.training.validation import Validation, ValidationConfig
 
@@ -55,6 +58,15 @@ class DiffusionRecipe(Config):
     crops: Literal[1, 3] = Field(
         1, description="In latents: 3 also encodes the start and the end of pictures that are not square."
     )
+    ratio: float = Field(
+        1.0,
+        ge=1,
+        le=4,
+        description="Aspect-ratio buckets up to so many times longer than wide; 1 crops all to squares.",
+    )
+    resolutions: tuple[Resolution, ...] = Field(
+        (), description="Sizes that training goes through, small first, each with its share of the budget."
+    )
     model: ModelConfig = ModelConfig()
     times: OneOf("time distribution", TIMES) = Field(  # type: ignore[valid-type]
         "logit_normal", description="Distribution of the training times."
@@ -77,6 +89,10 @@ class DiffusionRecipe(Config):
             WEIGHTINGS[self.weighting](torch.tensor([0.5]), schedule, **self.weighting_options)
         elif self.weighting_options:
             raise ValueError("'weighting_options' are there without a 'weighting'")
+        if self.ratio > 1 and self.crops != 1:
+            raise ValueError("'crops' are squares out of long pictures; with 'ratio' these stay whole")
+        if self.pixels and self.resolutions and self.resolutions[-1].size != self.pixels.size:
+            raise ValueError(f"the last of 'resolutions' must have pixels.size, {self.pixels.size}")
         if self.pixels and (self.flip or self.crops != 1):
             raise ValueError("'flip' and 'crops' are for latents; pictures are mirrored by 'pixels.flip'")
         schedule = SCHEDULES[self.model.schedule](**self.model.schedule_options)
@@ -101,11 +117,14 @@ class DiffusionTask:
         device: torch.device,
         factor: int = 1,
         mirrored: Sequence[bool] = (False,),
+        own: Mapping[str, str] | None = None,
     ) -> None:
         """``latents`` are the columns of all variants, ``mirrored`` says which of them; ``words`` what each
 
-        condition reads, and the column that holds it; ``factor`` is the autoencoder's.
+        condition reads, and the column that holds it; ``factor`` is the autoencoder's; ``own`` maps ``latents`` to
+        the columns of held-out pictures, where these are called otherwise.
         """
+        self.own = own or {}
         self.recipe, self.device, self.latents, self.scale = recipe, device, latents, scale
         self.factor, self.mirrored = factor, torch.tensor(list(mirrored))
         self.conditions, self.words = conditions, words
@@ -120,17 +139,32 @@ class DiffusionTask:
         )
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
-        """One term, the mean squared error against the parameterization's target."""
+        """The mean squared error against the parameterization's target, and the bound of a learnt variance."""
         seeds = [int(s) for s in batch.seeds]
         raw, mirrored = self.raw(batch, seeds)
         size = (raw.shape[2] * self.factor, raw.shape[3] * self.factor)
         latent = self.scale.scale(raw).to(self.device).contiguous(memory_format=torch.channels_last)
         noise = sample_noise(seeds, raw.shape[1:], stream=_NOISE).to(self.device)
         times, context = self.draw_times(seeds), self.context(batch, mirrored, size)
-        loss = self.diffusion.loss(latent, noise, times, context)
+        diffusion, heard = self._listening()
+        loss = diffusion.loss(latent, noise, times, context)
         if self.recipe.weighting:
             loss = loss * self.weight(times)
-        return {"denoising": loss.mean()}
+        terms = {"denoising": loss.mean()}
+        if getattr(self.recipe.model.denoiser, "learnt_variance", False):
+            said = Diffusion(lambda z, t, c: heard[-1], diffusion.schedule, diffusion.parameterization)
+            terms["variance"] = variance_loss(said, latent, noise, times, context).mean()
+        return terms
+
+    def _listening(self) -> tuple[Diffusion, list[Tensor]]:
+        """The process, and what its network answers, so that a second loss needs no second pass."""
+        heard: list[Tensor] = []
+
+        def network(z: Tensor, t: Tensor, context: Context, /) -> Tensor:
+            heard.append(self.diffusion.network(z, t, context))
+            return heard[-1]
+
+        return Diffusion(network, self.diffusion.schedule, self.diffusion.parameterization), heard
 
     def weight(self, times: Tensor) -> Tensor:
         """What the error of the output at ``times [b]`` counts."""

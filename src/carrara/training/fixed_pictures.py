@@ -46,6 +46,7 @@ def fetch(
         size=autoencoder.size,
         channels=int(autoencoder.config.image_channels),
         bits=autoencoder.bits,
+        own=task.own,
     )
     return load(Batch(np.asarray(rows, np.int64), 0, seeds))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -15,7 +15,6 @@ from torch import nn
 from carrara import __version__
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.config import to_toml
-from carrara.data import latents
 from carrara.data.channels import check_channels
 from carrara.data.loader import load
 from carrara.errors import UserError
@@ -26,6 +25,7 @@ from carrara.training import adversary
 from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask, with_network
 from carrara.training.conditioning import derived_columns, learned, reads_of
 from carrara.training.diffusing import DiffusionRecipe, DiffusionTask, Pixels
+from carrara.training.feed import Feed
 from carrara.training.held_out import HeldOutJudge
 from carrara.training.loop import Report, TrainConfig, TrainingState
 from carrara.training.parallel import Placement
@@ -122,27 +122,6 @@ def check_autoencoder(
         )
 
 
-def stored_latents(recipe: DiffusionRecipe, autoencoder: StoredAutoencoder, dataset: Dataset) -> list[str]:
-    """The columns of all variants that the recipe mixes; UserError where one is not encoded yet."""
-    columns = latents.encoded(dataset, autoencoder, latents.variants(recipe.flip, recipe.crops))
-    if columns is None:
-        raise UserError(f"{dataset.path} is not encoded with this autoencoder yet; see `carrara data encode`")
-    return columns
-
-
-def scaled(autoencoder: StoredAutoencoder, dataset: Dataset, columns: Sequence[str]) -> StoredAutoencoder:
-    """The autoencoder with the latent scale measured on the data set's stored latents, all variants together."""
-    return autoencoder.with_scale(latents.measured_scale(dataset, columns))
-
-
-def scale_note(recipe: DiffusionRecipe, autoencoder: StoredAutoencoder, dataset: Dataset) -> str | None:
-    """A line where a scale that came with the autoencoder is far from the one of this data's stored latents."""
-    if autoencoder.scale is None:
-        return None
-    measured = scaled(autoencoder, dataset, stored_latents(recipe, autoencoder, dataset)).scale
-    return latents.scale_note(autoencoder.scale, measured) if measured else None
-
-
 def fitted(recipe: DiffusionRecipe, dataset: Dataset) -> DiffusionRecipe:
     """The recipe without the conditions for which the data has no words: then it trains unconditionally."""
     reads = reads_of(recipe.model, dataset)
@@ -171,10 +150,8 @@ def train_diffusion(
     run = Run(folder, recipe, {_DATA: dataset.hash, "autoencoder": autoencoder.hash})
     if run.finished:
         return
-    columns = ["image"]
-    if recipe.pixels is None:
-        columns = stored_latents(recipe, autoencoder, dataset)
-        autoencoder = scaled(autoencoder, dataset, columns)
+    feed = feed_of(recipe, dataset, autoencoder)
+    autoencoder = feed.scaled()
     assert autoencoder.scale is not None
     placement = Placement.choose(precision=recipe.train.precision)
     latent, reads = latent_of(autoencoder), reads_of(recipe.model, dataset)
@@ -183,24 +160,23 @@ def train_diffusion(
     words = derived_columns(conditions, reads, dataset)
     torch.manual_seed(mix(recipe.train.seed, 1) >> 1)
     network = build_network(recipe.model, conditions, latent.channels)
-    check_side(network, autoencoder.size // latent.factor)
     autoencoder.module.to(placement.device)
     task = DiffusionTask(
         recipe,
         network,
         conditions,
-        latents=columns,
+        latents=feed.names,
         scale=autoencoder.scale,
         words=words,
         device=placement.device,
         factor=latent.factor,
-        mirrored=[] if recipe.pixels else [v.flip for v in latents.variants(recipe.flip, recipe.crops)],
+        mirrored=feed.mirrored,
+        own=feed.squares(),
     )
     if recipe.validation.looks:
         task.validation = Validation(recipe.validation, task, dataset, autoencoder, folder)
     state = TrainingState(task.modules, recipe.train, placement)
-    pixels = recipe.pixels or Pixels(size=autoencoder.size, channels=latent.image_channels)
-    batches = partial(_batches, dataset, list(task.columns), recipe.train, pixels, autoencoder.bits)
+    batches = partial(feed.batches, list(task.columns), lambda: state.fraction)
 
     def save(path: Path) -> None:
         passport = _passport(dataset, state, autoencoder) | {
@@ -221,10 +197,12 @@ def check_pictures(dataset: Dataset) -> None:
         raise UserError(f"{dataset.path} has no pictures to train on")
 
 
-def check_side(network: nn.Module, side: int) -> None:
-    """UserError where the denoiser cannot take latents of this side."""
-    if side % (factor := int(getattr(network, "factor", 1))):
-        raise UserError(f"the denoiser needs latents whose side is a multiple of {factor}; here it is {side}")
+def feed_of(recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder) -> Feed:
+    """What a recipe is fed; UserError where a size does not fit the autoencoder and the denoiser."""
+    with torch.device("meta"):
+        network = recipe.model.denoiser.build(channels=int(autoencoder.module.channels))  # type: ignore[arg-type]
+    factor = int(autoencoder.module.factor)  # type: ignore[arg-type]
+    return Feed(recipe, dataset, autoencoder, factor * int(network.factor))
 
 
 def _batches(
