@@ -70,6 +70,7 @@ def test_numbers_are_read_as_they_are(data: bytes, expected: Any) -> None:
     large = class_ids(data, (12, 8))
     np.testing.assert_array_equal(large, np.repeat(np.repeat(expected, 4, 0), 4, 1)[:, 4:12])
     np.testing.assert_array_equal(class_ids(data, (3, 2), crop="end"), expected[:, 2:])
+    assert class_ids(data, 1).tolist() == [[expected[1, 2]]]  # the pixel under the middle
 
 
 def test_what_is_no_numbers_is_refused(make_png: MakePng) -> None:

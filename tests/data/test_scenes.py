@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.conftest import Here
 
 from carrara.data.importers.scenes import COLOURS, SIDE, THINGS, compose, paint
 from carrara.data.importing import import_pictures
 from carrara.data.table import Dataset
-from carrara.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,10 @@ def test_a_scene_is_a_function_of_its_number(scenes: Dataset, tmp_path: Path) ->
     assert first[0].tobytes() == again[0].tobytes()
 
 
-def test_a_count_is_for_scenes_alone(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a count is for 'scenes'; emoji is imported whole"):
-        list(import_pictures("emoji", tmp_path / "data", count=5))
+def test_a_count_is_for_scenes_alone(here: Here, tmp_path: Path) -> None:
+    refusal = here("data", "import", "emoji", "data", "--count", 5).refusal
+    assert refusal == "a count is for 'scenes'; emoji is imported whole"
     assert not (tmp_path / "data").exists()
+    made = here("data", "import", "scenes", "data", "--count", 3)
+    assert "beside the pictures: boxes 3, map 3" in made.out
+    assert len(Dataset.open(tmp_path / "data")) == 3
