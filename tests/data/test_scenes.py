@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.conftest import Here
 
 from carrara.data.importers.scenes import COLOURS, SIDE, THINGS, compose, paint
 from carrara.data.importing import import_pictures
 from carrara.data.table import Dataset
+from conftest import Here
 
 
 @pytest.fixture(scope="module")
