@@ -1,0 +1,199 @@
+"""A training step imagined: its memory at the peak and its FLOPs, without a number being computed.
+
+The step runs on tensors that have shapes but no values (PyTorch's FakeTensorMode, the meta device that knows which
+device it stands for), so networks of any size can be looked at. What each operation allocates is counted when it
+comes and when it goes, which sees more than what autograd saves: gradients and passing values too.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from carrara.autoencoders.codebook import Codebook
+from carrara.training.loop import TrainConfig, TrainingState
+from carrara.training.parallel import Placement
+from carrara.training.rehearsal import Rehearsal
+
+# A CPU's allocator keeps what it was given in pieces that do not fit the next tensor; measured with glibc on U-Nets
+# and autoencoders (docs/plan.md). CUDA's caching allocator wastes less; a GPU's libraries want some room as well.
+_WASTE = {"cpu": 0.4, "cuda": 0.1}
+_ALWAYS = {"cpu": 90_000_000, "cuda": 300_000_000}  # bytes: code and workspaces of the libraries, once used
+_MANY = 64  # pictures: their activations outweigh the gradients of all but the largest networks
+_EIGHT_BIT = 2 * (1 + 4 / 256)  # bytes a weight: two averages in blocks of 256 with a float32 each
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """Bytes of what stays (``weights``, ``averages``, ``optimizer``), of the ``gradients``, and of a step.
+
+    A forward and backward pass over n pictures needs ``base + each * n`` at its peak, where it goes back; with few
+    pictures no more than ``least``, at its end, where the gradients are all there. ``activations`` is what is saved
+    a picture, ``flops`` are those of a picture forward and backward; ``stepping`` is what the optimizer needs
+    besides, while it steps.
+    """
+
+    weights: int
+    averages: int
+    optimizer: int
+    gradients: int
+    least: int
+    base: float
+    each: float
+    activations: float
+    stepping: int
+    flops: float
+    device: str
+
+    def passing(self, pictures: int) -> int:
+        """Bytes at the peak of a forward and backward pass over so many pictures at once, on top of what stays."""
+        return round(max(self.least, self.base + self.each * pictures))
+
+    def peak(self, pictures: int, accumulate: int) -> int:
+        """Bytes at the peak of a step in ``accumulate`` parts of ``pictures``, with what the allocator wastes."""
+        held = self.gradients if accumulate > 1 else 0
+        most = max(held + self.passing(pictures), self.gradients + self.stepping)
+        return round(self.lasting + most * (1 + _WASTE[self.device]) + _ALWAYS[self.device])
+
+    @property
+    def lasting(self) -> int:
+        """Bytes of what is there all the time."""
+        return self.weights + self.averages + self.optimizer
+
+
+class _Shapes(Placement):
+    """A placement for tensors without values, which cannot be moved: they are made where they belong."""
+
+    def place(self, module: nn.Module) -> None:
+        """Convolution weights channels-last, as they will be: other layouts allocate otherwise."""
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d):
+                held = part.weight.detach().contiguous(memory_format=torch.channels_last)
+                part.weight = nn.Parameter(held, requires_grad=part.weight.requires_grad)
+
+
+class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of all tensors alive (``now``) and the most there were at once (``most``)."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            if isinstance(value, Tensor):
+                self.meet(value)
+        return out
+
+    def meet(self, value: Tensor) -> None:
+        """Counts a tensor's storage until it goes."""
+        storage = value.untyped_storage()
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self.now += self._sizes[key]
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+
+def imagine(build: Callable[[], Rehearsal], config: TrainConfig, placement: Placement) -> Imagined:
+    """A step of what ``build`` makes, for any number of pictures."""
+    shapes = _Shapes(placement.device, placement.bf16)
+    eight = config.optimizer == "adamw8bit"  # its library knows no tensors without values
+    config = config.model_copy(update={"compile": False, **({"optimizer": "adamw"} if eight else {})})
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, _Allocations() as tally:
+        with torch.device(placement.device):
+            rehearsal = build()
+        for module in rehearsal.modules.values():
+            _enter(module, fake, tally)
+        weights = tally.now
+        state = TrainingState(rehearsal.modules, config, shapes)
+        averages = tally.now - weights
+        trained = sum(
+            p.nbytes for module in rehearsal.modules.values() for p in module.parameters() if p.requires_grad
+        )
+        first = _pass(rehearsal, state, tally, 1)
+        before, tally.most = tally.now, tally.now
+        for name, optimizer in state.optimizers.items():
+            optimizer.step()
+            optimizer.zero_grad()
+            state.averages[name].update(rehearsal.modules[name], 1)
+        optimizer_bytes = tally.now - weights - averages
+        stepping = max(0, tally.most - before - optimizer_bytes)
+        few, many = (_pass(rehearsal, state, tally, count) for count in (_MANY, 2 * _MANY))
+    each = (many.most - few.most) / _MANY
+    return Imagined(
+        weights=weights,
+        averages=averages,
+        optimizer=round(trained / 4 * _EIGHT_BIT) if eight else max(0, optimizer_bytes),
+        gradients=trained,
+        least=first.most,
+        base=few.most - each * _MANY,
+        each=each,
+        activations=(many.saved - few.saved) / _MANY,
+        stepping=stepping,
+        flops=(many.flops - few.flops) / _MANY,
+        device=placement.device.type,
+    )
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The most bytes at once on top of what stays, those saved after the forward passes, FLOPs."""
+
+    most: int
+    saved: int
+    flops: int
+
+
+def _pass(rehearsal: Rehearsal, state: TrainingState, tally: _Allocations, pictures: int) -> _Pass:
+    """One forward and backward pass of every module, as the loop does it."""
+    before, tally.most, saved = tally.now, tally.now, 0
+    with FlopCounterMode(display=False) as flops:
+        for name in state.modules:
+            start = tally.now
+            with state.placement.autocast():
+                terms = rehearsal.terms(name, pictures)
+            total = torch.stack(list(terms.values())).sum()
+            saved += tally.now - start
+            total.backward()  # type: ignore[no-untyped-call]
+            del terms, total
+    return _Pass(tally.most - before, saved, flops.get_total_flops())
+
+
+def _enter(module: nn.Module, fake: FakeTensorMode, tally: _Allocations) -> None:
+    """Every weight as a tensor without values, also of parts that were made before; books of codes keep still."""
+    for part in module.modules():
+        if isinstance(part, Codebook):
+            part.eval()  # following the vectors depends on their values
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = _as_fake(parameter, fake)
+                tally.meet(part._parameters[name])  # type: ignore[arg-type]
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = _as_fake(buffer, fake)
+                tally.meet(part._buffers[name])  # type: ignore[arg-type]
+
+
+def _as_fake(value: Any, fake: FakeTensorMode) -> Any:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if isinstance(value, FakeTensor):
+        return value
+    made = fake.from_tensor(value.detach())
+    return nn.Parameter(made, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else made

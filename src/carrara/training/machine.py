@@ -1,0 +1,71 @@
+"""What this machine has left: memory for training, disk where files go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that are free, of how many, and of what kind: "RAM" or a GPU's."""
+
+    free: int
+    total: int
+    kind: str
+
+
+def memory(device: torch.device) -> Memory:
+    """The memory that training on a device would use."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return Memory(free, total, "GPU memory")
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = _meminfo("MemAvailable") or total
+    limit, used = _container()
+    if limit is not None:
+        total, free = min(total, limit), min(free, limit - used)
+    return Memory(free, total, "RAM")
+
+
+def disk_free(path: Path) -> int:
+    """Bytes free where ``path`` is, or will be."""
+    place = path.resolve()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def resident(word: str = "VmRSS") -> int | None:
+    """Bytes of this process in RAM now, or at most so far with "VmHWM"; None where the system does not tell."""
+    return _field(Path("/proc/self/status"), word)
+
+
+def _meminfo(word: str) -> int | None:
+    return _field(Path("/proc/meminfo"), word)
+
+
+def _field(file: Path, word: str) -> int | None:
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return None
+    found = next((line for line in lines if line.startswith(word + ":")), None)
+    return int(found.split()[1]) * 1024 if found else None
+
+
+def _container() -> tuple[int | None, int]:
+    """The limit of a container and what it uses of it, without files that could be dropped; None without a limit."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = int((folder / "memory.max").read_text())
+        used = int((folder / "memory.current").read_text())
+        held = (folder / "memory.stat").read_text().splitlines()
+        files = next((int(line.split()[1]) for line in held if line.startswith("inactive_file ")), 0)
+    except (OSError, ValueError):
+        return None, 0
+    return limit, max(0, used - files)
