@@ -25,6 +25,7 @@ from carrara.generation.model import ModelConfig
 from carrara.training.autoencoding import AutoencoderRecipe
 from carrara.training.diffusing import DiffusionRecipe
 from carrara.training.loop import TrainConfig
+from carrara.training.validation import ValidationConfig
 
 COLOURS = {"red": "rot", "green": "grün", "blue": "blau", "black": "schwarz"}
 SHAPES = {"disc": "Scheibe", "square": "Quadrat", "bar": "Balken"}
@@ -76,6 +77,7 @@ def small_diffusion(budget: str = "6steps", *, captions: bool = True, **train: A
             conditions={"caption": caption} if captions else {},
         ),
         train=TrainConfig(**{"budget": budget, "batch": 4, "warmup": 2, **train}),
+        validation=ValidationConfig(looks=1, pictures=2, samples=2, steps=1),
     )
 
 

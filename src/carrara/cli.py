@@ -48,7 +48,7 @@ def train(
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option(help="For an autoencoder: begin from this one's network and weights (fine-tuning)."),
+        typer.Option(help="Begin from this model's network and weights, of the same kind (fine-tuning)."),
     ] = None,
     budget: Annotated[str | None, typer.Option(help="How long: 90s, 10m, 2h, or 4000steps.")] = None,
     change: Annotated[
@@ -59,17 +59,22 @@ def train(
     from carrara.data.table import Dataset
     from carrara.recipes.catalogue import named
     from carrara.training.autoencoding import AutoencoderRecipe, with_network
-    from carrara.training.stages import fitted
 
     changes = [*(change or []), *([f'train.budget="{budget}"'] if budget else [])]
-    begin = open_autoencoder(start) if start else None
-    chosen = named(recipe, changes, network=begin.config if begin else None)
+    diffusion = start and is_diffusion(start)
+    before = open_model(start) if start and diffusion else None
+    begin = open_autoencoder(start) if start and not diffusion else None
+    chosen = named(
+        recipe, changes, network=begin.config if begin else None, model=before.config if before else None
+    )
     pictures = Dataset.open(dataset)
     if isinstance(chosen, AutoencoderRecipe):
         if autoencoder:
             raise UserError(
                 "this recipe makes an autoencoder; to begin from an existing one give it as --start"
             )
+        if before:
+            raise UserError(f"this recipe makes an autoencoder, and {start} is a diffusion model")
         if begin and begin.size != chosen.size:
             console.print(
                 f"note: {start} was made at {begin.size} pixels; this trains at {chosen.size} (--set size=…)",
@@ -83,19 +88,21 @@ def train(
         run_autoencoder(with_network(chosen, begin), pictures, out, begin)
         console.print(f"next: carrara train text_ldm {dataset} --autoencoder {out} --out RUN", soft_wrap=True)
         return
-    if start:
+    if begin:
         raise UserError(
-            "--start is for autoencoders; a diffusion model takes its autoencoder as --autoencoder"
+            f"this recipe makes a diffusion model, and {start} is an autoencoder: give it as --autoencoder"
         )
+    if before and chosen.model != before.config:
+        raise UserError("with --start the model is that one: leave the changes of model.… away, or --start")
     if chosen.pixels and autoencoder:
         raise UserError("this recipe works on pixels: leave --autoencoder away")
-    if not chosen.pixels and not autoencoder:
+    if not chosen.pixels and not autoencoder and not before:
         raise UserError(
             "a diffusion model needs --autoencoder: train one with `carrara train kl_autoencoder …`"
         )
-    run_diffusion(chosen, pictures, open_autoencoder(autoencoder) if autoencoder else None, out)
-    prompt = ' "a prompt"' if fitted(chosen, pictures).model.conditions else ""
-    console.print(f"next: carrara sample {out}{prompt} --out pictures", soft_wrap=True)
+    stage_one = open_autoencoder(autoencoder) if autoencoder else before.autoencoder if before else None
+    run_diffusion(chosen, pictures, stage_one, out, before)
+    console.print(f"next: carrara sample {out}{example(out)} --out pictures", soft_wrap=True)
 
 
 @app.command()
@@ -231,7 +238,11 @@ def run_autoencoder(
 
 
 def run_diffusion(
-    recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder | None, out: Path
+    recipe: DiffusionRecipe,
+    dataset: Dataset,
+    autoencoder: StoredAutoencoder | None,
+    out: Path,
+    start: Model | None = None,
 ) -> None:
     """Latents where they are missing, then stage two with a bar; None goes with a recipe for pixels."""
     from carrara.generation.model import latent_of
@@ -255,12 +266,16 @@ def run_diffusion(
         keep_scale(worked_on, feed.measured)
         if note := feed.scale_note():
             console.print(note, soft_wrap=True)
-    conditions = learned(fitting.model, dataset, latent_of(worked_on), fitting.train.seed)
+    if start:
+        conditions = start.conditions
+    else:
+        conditions = learned(fitting.model, dataset, latent_of(worked_on), fitting.train.seed)
+    conditions.to(placement.device)
     with Bar("conditions") as bar:
         for report in derive_for(conditions, reads_of(fitting.model, dataset), dataset):
             bar.show(report.done / max(1, report.total), f"{report.done} of {report.total} pictures")
     console.print(f"training the diffusion model ({placement})", soft_wrap=True)
-    trained = train_diffusion(fitting, dataset, autoencoder, out, conditions=conditions)
+    trained = train_diffusion(fitting, dataset, autoencoder, out, conditions=conditions, start=start)
     watch("diffusion", trained, out)
 
 
@@ -288,11 +303,34 @@ def watch(title: str, reports: Iterator[Report], out: Path) -> None:
         console.print(f"nothing to do: {out} is trained already", soft_wrap=True)
 
 
+def example(run: Path) -> str:
+    """How a request to a run's model may be stated, e.g. " --label cat"."""
+    words = {
+        "text": ' "a prompt"',
+        "picture": " --picture FILE",
+        "boxes": ' --boxes \'[{"label": …, "box": [0.1, 0.1, 0.5, 0.5]}]\'',
+    }
+    found = ""
+    for encoder in open_model(run).conditions.values():
+        form = str(encoder.form)
+        found += f" --label {encoder.classes[0]!r}" if form == "label" else words.get(form, "")  # type: ignore[index]
+        found += " --mask FILE" if form == "picture" and encoder.config.shows == "masked" else ""  # type: ignore[union-attr]
+    return found
+
+
 def open_autoencoder(path: Path) -> StoredAutoencoder:
     """From a model folder, from the run that made it, or from a folder in the layout of diffusers."""
     from carrara.interop import diffusers_autoencoder
 
     return diffusers_autoencoder.open_autoencoder(model_in(path))
+
+
+def is_diffusion(path: Path) -> bool:
+    """Whether a folder, or the run that made it, holds a diffusion model."""
+    from carrara.model_folder import ABOUT, read_about
+
+    found = model_in(path)
+    return (found / ABOUT).is_file() and read_about(found).get("kind") == "diffusion"
 
 
 def open_model(path: Path) -> Model:

@@ -74,7 +74,11 @@ class Derivation:
 
 
 class ConditionConfig(Protocol):
-    """The configuration of a condition. ``dropout``: the share of pictures trained without it."""
+    """The configuration of a condition. ``dropout``: the share of pictures trained without it.
+
+    A class attribute ``placed = True`` says that it goes by where things are in the picture, which has to be the
+    central part then.
+    """
 
     kind: str
     dropout: float

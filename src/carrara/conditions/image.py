@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,7 @@ _SETTINGS = {  # those that mean something in one form alone
 class Config(Base):
     """What is shown, and how it comes to the latent's resolution."""
 
+    placed: ClassVar[bool] = True
     kind: Literal["image"] = "image"
     shows: Literal["low_resolution", "masked", "map", "column", "edges"] = Field(
         "low_resolution",

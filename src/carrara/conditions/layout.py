@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -38,6 +38,7 @@ class Phrases(Base):
 class Config(Base):
     """Where things are to be in the picture: boxes, each with a class or a phrase."""
 
+    placed: ClassVar[bool] = True
     kind: Literal["layout"] = "layout"
     phrases: Phrases | None = Field(
         None, description="Read labels as phrases, also new ones; none means that each label is a class."

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -29,6 +29,7 @@ _EXPECTED = '"1024x768" (width x height), or {"original": [height, width], "crop
 class Config(Base):
     """Six numbers as cosines and sines, a vector beside the time; nothing is learned here."""
 
+    placed: ClassVar[bool] = True
     kind: Literal["size"] = "size"
     features: int = Field(256, ge=2, multiple_of=2, description="Cosines and sines for each of the numbers.")
     dropout: float = Field(

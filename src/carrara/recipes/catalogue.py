@@ -32,10 +32,17 @@ def recipes() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def named(name: str, changes: list[str] | None = None, *, network: Config | None = None) -> Recipe:
+def named(
+    name: str,
+    changes: list[str] | None = None,
+    *,
+    network: Config | None = None,
+    model: Config | None = None,
+) -> Recipe:
     """A recipe by name or TOML file, with changes such as "train.batch=16"; UserError names the nearest key.
 
-    A recipe for an autoencoder that has no network of its own gets ``network``, before the changes.
+    A recipe for an autoencoder that has no network of its own gets ``network``, before the changes; one for a
+    diffusion model gets ``model`` in place of its own.
     """
     path = Path(name)
     if path.suffix == ".toml" or path.is_file():
@@ -50,6 +57,8 @@ def named(name: str, changes: list[str] | None = None, *, network: Config | None
         raise UserError(f"no recipe is called {name!r}{nearest(name, known)}, and there is no such file")
     if network and values.get("task") == "autoencoder":
         values.setdefault("autoencoder", network.model_dump(mode="json", exclude_none=True))
+    if model and values.get("task") == "diffusion":
+        values["model"] = model.model_dump(mode="json", exclude_none=True)
     for change in changes or []:
         _change(values, change)
     task = values.get("task", "")

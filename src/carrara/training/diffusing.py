@@ -89,6 +89,9 @@ class DiffusionRecipe(Config):
             WEIGHTINGS[self.weighting](torch.tensor([0.5]), schedule, **self.weighting_options)
         elif self.weighting_options:
             raise ValueError("'weighting_options' are there without a 'weighting'")
+        placed = [name for name, c in self.model.conditions.items() if getattr(c, "placed", False)]
+        if self.crops != 1 and placed:
+            raise ValueError(f"the condition {placed[0]!r} goes by the central crop: leave 'crops' at 1")
         if self.ratio > 1 and self.crops != 1:
             raise ValueError("'crops' are squares out of long pictures; with 'ratio' these stay whole")
         if self.pixels and self.resolutions and self.resolutions[-1].size != self.pixels.size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,20 +58,15 @@ class Feed:
         self, recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder, multiple: int
     ) -> None:
         """``multiple`` of pixels is what the sides of a picture must be. UserError where a size does not fit."""
-        self.recipe, self.dataset, self.autoencoder = recipe, dataset, autoencoder
+        stages = recipe.resolutions or (Resolution(size=autoencoder.size),)
+        self.recipe, self.dataset = recipe, dataset
+        self.autoencoder = replace(autoencoder, size=stages[-1].size)
         self.variants = latents.variants(recipe.flip, recipe.crops)
         self.names = [IMAGE] if recipe.pixels else [f"latent.{k}" for k in range(len(self.variants))]
-        stages = recipe.resolutions or (Resolution(size=autoencoder.size),)
-        if stages[-1].size != autoencoder.size:
+        if wrong := [stage.size for stage in stages if stage.size % multiple]:
             raise UserError(
-                f"the last of the resolutions is {stages[-1].size} pixels, the "
-                f"{'recipe works' if recipe.pixels else 'autoencoder was made'} at {autoencoder.size}"
+                f"this model needs pictures whose sides are a multiple of {multiple}; here it is {wrong[0]}"
             )
-        for stage in stages:
-            if stage.size % multiple:
-                raise UserError(
-                    f"this model needs pictures whose sides are a multiple of {multiple}; here it is {stage.size}"
-                )
         total = sum(stage.share for stage in stages)
         ends = np.cumsum([stage.share / total for stage in stages])
         self.parts = [

@@ -136,22 +136,29 @@ def train_diffusion(
     folder: Path,
     *,
     conditions: nn.ModuleDict | None = None,
+    start: Model | None = None,
 ) -> Iterator[Report]:
     """Stage two, on stored latents (``data.latents.encode``) or, without an autoencoder, on the recipe's pixels.
 
     In the end the model lies in ``folder/model``. ``conditions`` are those that `conditioning.learned` gave for
-    the recipe's seed, where they are at hand already.
+    the recipe's seed, where they are at hand already. With ``start`` (whose configuration the recipe has) training
+    begins from its weights, and its latent scale stays.
     """
     if recipe.pixels:
         autoencoder = recipe.pixels.autoencoder()
     if autoencoder is None:
         raise UserError("a recipe without pixels needs an autoencoder")
     check_pictures(dataset)
-    run = Run(folder, recipe, {_DATA: dataset.hash, "autoencoder": autoencoder.hash})
+    made_from = {_DATA: dataset.hash, "autoencoder": autoencoder.hash}
+    run = Run(folder, recipe, made_from | ({"start": start.hash} if start else {}))
     if run.finished:
         return
+    begun = start.hash if start else ""
     feed = feed_of(recipe, dataset, autoencoder)
     autoencoder = feed.scaled()
+    if start:
+        check_start(start, autoencoder)
+        autoencoder, conditions = replace(autoencoder, scale=start.autoencoder.scale), start.conditions
     assert autoencoder.scale is not None
     placement = Placement.choose(precision=recipe.train.precision)
     latent, reads = latent_of(autoencoder), reads_of(recipe.model, dataset)
@@ -159,7 +166,9 @@ def train_diffusion(
         conditions = learned(recipe.model, dataset, latent, recipe.train.seed)
     words = derived_columns(conditions, reads, dataset)
     torch.manual_seed(mix(recipe.train.seed, 1) >> 1)
-    network = build_network(recipe.model, conditions, latent.channels)
+    network = start.network if start else build_network(recipe.model, conditions, latent.channels)
+    for module in (network, conditions):
+        module.train()
     autoencoder.module.to(placement.device)
     task = DiffusionTask(
         recipe,
@@ -183,12 +192,22 @@ def train_diffusion(
             "autoencoder": autoencoder.hash,
             "columns": reads,
         }
+        passport |= {"start": begun} if begun else {}
         model = Model(recipe.model, network, conditions, autoencoder, passport)
         model.save(path, {RECIPE: to_toml(recipe)})
 
     yield from run.train(task, state, batches, save)
     state.averages["denoiser"].copy_to(task.modules["denoiser"])
     run.finish(save)
+
+
+def check_start(start: Model, autoencoder: StoredAutoencoder) -> None:
+    """UserError where a model to begin from was trained on the latents of another autoencoder."""
+    if start.autoencoder.hash != autoencoder.hash:
+        raise UserError(
+            "the model to begin from was trained on the latents of another autoencoder; "
+            "leave --autoencoder away to use its own"
+        )
 
 
 def check_pictures(dataset: Dataset) -> None:
