@@ -13,7 +13,7 @@ def recipe() -> DiffusionRecipe:
         model=ModelConfig(
             schedule="flow",
             parameterization="flow",
-            denoiser=unet.Config(channels=128, multipliers=(1,), blocks=2, attention=(1,), head_width=64),
+            denoiser=unet.Config(channels=64, multipliers=(1, 2), blocks=2, attention=(2,), head_width=64),
             conditions={"masked": image.Config(shows="masked", through="autoencoder")},
         ),
         times="logit_normal",
