@@ -1,5 +1,6 @@
 """A batch in parts gives the gradient of the whole; dropout and gradients do not depend on how they are computed."""
 
+import copy
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -162,3 +163,21 @@ def test_what_cannot_be_compiled_is_said_before_the_first_step(monkeypatch: pyte
     ) as told:
         state_of(Toy(), config(compile=True))
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_blocks_have_the_same_gradient(monkeypatch: pytest.MonkeyPatch, checkpointing: bool) -> None:
+    """With all of the compiler but the last step, which needs a C++ compiler. Copies run their own weights."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: compile_(*a, **{**k, "backend": "aot_eager"}))
+    plain, compiled = gradients(0.3), gradients(0.3, compile=True, checkpointing=checkpointing)
+    for a, b in zip(plain, compiled, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    state = state_of(Toy(), config(compile=True))
+    assert set(state.modules["m"].state_dict()) == set(Toy().modules["m"].state_dict())
+    twin, x = copy.deepcopy(state.modules["m"]), torch.randn(2, 6)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(0.5)
+    assert not torch.allclose(twin(x), state.modules["m"](x))
