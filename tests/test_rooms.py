@@ -14,7 +14,8 @@ RANKS = {
     **dict.fromkeys(["recipes", "interop"], 4),
     **dict.fromkeys(["serving", "cli", "quickstart"], 5),
     **dict.fromkeys(
-        ["cli_data", "cli_show", "cli_inspect", "cli_exchange", "cli_reconstruct", "cli_average"], 5
+        ["cli_data", "cli_show", "cli_inspect", "cli_exchange", "cli_reconstruct", "cli_average", "cli_plan"],
+        5,
     ),
 }
 STRANGERS = {"autoencoders", "conditions", "denoisers", "diffusion"}  # these never meet each other

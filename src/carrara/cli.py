@@ -13,6 +13,7 @@ from carrara.cli_average import average
 from carrara.cli_data import data, encode_missing, keep_scale
 from carrara.cli_exchange import adopt, export
 from carrara.cli_inspect import app as inspect
+from carrara.cli_plan import plan
 from carrara.cli_reconstruct import reconstruct
 from carrara.cli_show import show
 from carrara.console import Bar, Interrupted, console, fail, until_interrupted
@@ -207,6 +208,7 @@ def quickstart(
 
 app.command()(adopt)
 app.command()(average)
+app.command()(plan)
 app.command()(export)
 app.command()(reconstruct)
 
@@ -246,7 +248,7 @@ def run_diffusion(
 ) -> None:
     """Latents where they are missing, then stage two with a bar; None goes with a recipe for pixels."""
     from carrara.generation.model import latent_of
-    from carrara.training.conditioning import derive_for, learned, reads_of
+    from carrara.training.conditioning import cut_notes, derive_for, learned, reads_of
     from carrara.training.parallel import Placement
     from carrara.training.stages import feed_of, fitted, train_diffusion
 
@@ -271,8 +273,11 @@ def run_diffusion(
     else:
         conditions = learned(fitting.model, dataset, latent_of(worked_on), fitting.train.seed)
     conditions.to(placement.device)
+    reads = reads_of(fitting.model, dataset)
+    for note in cut_notes(conditions, reads, dataset):
+        console.print(f"note: {note}", soft_wrap=True)
     with Bar("conditions") as bar:
-        for report in derive_for(conditions, reads_of(fitting.model, dataset), dataset):
+        for report in derive_for(conditions, reads, dataset):
             bar.show(report.done / max(1, report.total), f"{report.done} of {report.total} pictures")
     console.print(f"training the diffusion model ({placement})", soft_wrap=True)
     trained = train_diffusion(fitting, dataset, autoencoder, out, conditions=conditions, start=start)

@@ -8,7 +8,7 @@ comes and when it goes, which sees more than what autograd saves: gradients and 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +39,10 @@ class Imagined:
     A forward and backward pass over n pictures needs ``base + each * n`` at its peak, where it goes back; with few
     pictures no more than ``least``, at its end, where the gradients are all there. ``activations`` is what is saved
     a picture, ``flops`` are those of a picture forward and backward; ``stepping`` is what the optimizer needs
-    besides, while it steps.
+    besides, while it steps. ``parameters`` are the weights of each part, counted.
     """
 
+    parameters: Mapping[str, int]
     weights: int
     averages: int
     optimizer: int
@@ -136,7 +137,9 @@ def imagine(build: Callable[[], Rehearsal], config: TrainConfig, placement: Plac
         stepping = max(0, tally.most - before - optimizer_bytes)
         few, many = (_pass(rehearsal, state, tally, count) for count in (_MANY, 2 * _MANY))
     each = (many.most - few.most) / _MANY
+    parts = {part.name: part.module for part in rehearsal.parts}
     return Imagined(
+        parameters={name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()},
         weights=weights,
         averages=averages,
         optimizer=round(trained / 4 * _EIGHT_BIT) if eight else max(0, optimizer_bytes),

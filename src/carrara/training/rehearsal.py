@@ -137,17 +137,18 @@ class DiffusionRehearsal(Rehearsal):
         self,
         recipe: DiffusionRecipe,
         conditions: nn.ModuleDict,
+        context: Callable[[int], Context],
         latent: Latent,
         size: int,
         device: torch.device,
     ) -> None:
+        """``context`` is what `contexts` made of the conditions."""
         super().__init__(device)
         self.shape = (latent.channels, size // latent.factor, size // latent.factor)
         network = build_network(recipe.model, conditions, latent.channels)
         self.modules = {"denoiser": nn.ModuleDict({"network": network, "conditions": conditions})}
         self.parts = [Part("denoiser", network), *(Part(n, e) for n, e in conditions.items())]
-        self.diffusion, self.conditions, self.size = bind(recipe.model, network), conditions, (size, size)
-        self._context = contexts(conditions, self.size, device)
+        self.diffusion, self._context = bind(recipe.model, network), context
 
     def terms(self, update: str, count: int) -> Mapping[str, Tensor]:
         """The error of the output."""

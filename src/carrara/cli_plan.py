@@ -1,0 +1,119 @@
+"""`carrara plan`: memory, disk and time of a training, before its first step."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from carrara.console import clock, console, fail
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    from carrara.training.preflight import Plan
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (see `carrara recipe`) or a TOML file.")],
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(help="A data set made by `carrara data import`; without it one is made up."),
+    ] = None,
+    autoencoder: Annotated[
+        Path | None,
+        typer.Option(help="For diffusion in latents: the autoencoder, a model folder or its run."),
+    ] = None,
+    latent: Annotated[
+        str | None, typer.Option(help="Instead of it the latent's shape, e.g. 4x64x64 (at factor 8).")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="How long: 90s, 10m, 2h, or 4000steps.")] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="How long the trial takes; 0 estimates instead.")
+    ] = 10.0,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a value of the recipe, e.g. train.batch=16.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The figures as JSON, in bytes and seconds.")
+    ] = False,
+) -> None:
+    """Say before the first step what a training takes, and whether this machine has it (status 2 if not)."""
+    from carrara.cli import open_autoencoder
+    from carrara.data.table import Dataset
+    from carrara.recipes.catalogue import named
+    from carrara.training.autoencoding import AutoencoderRecipe, with_network
+    from carrara.training.preflight import Subject
+    from carrara.training.preflight import plan as make
+    from carrara.training.stages import fitted
+
+    changes = [*(change or []), *([f'train.budget="{budget}"'] if budget else [])]
+    opened = open_autoencoder(autoencoder) if autoencoder else None
+    chosen = named(recipe, changes, network=opened.config if opened else None)
+    pictures = Dataset.open(dataset) if dataset else None
+    if isinstance(chosen, AutoencoderRecipe):
+        chosen = with_network(chosen, opened)
+    elif pictures:
+        chosen = fitted(chosen, pictures)
+    found = make(Subject.of(chosen, pictures, opened, _shape(latent)), seconds=seconds)
+    if as_json:
+        typer.echo(json.dumps(found.document(), indent=2, ensure_ascii=False))
+    else:
+        for name, value in _rows(found):
+            console.print(f"{name:22} {value}", soft_wrap=True)
+        for note in found.notes:
+            console.print(f"note: {note}", soft_wrap=True)
+    if found.refusals:
+        fail("; ".join(found.refusals))
+        raise typer.Exit(2)
+
+
+def _rows(plan: Plan) -> list[tuple[str, str]]:
+    """The table, a line a row."""
+    step, part = plan.step, plan.batch // plan.accumulate
+    names = ", ".join(f"{name} {_count(number)}" for name, number in plan.parameters.items())
+    passing = step.activations * part
+    steps = [
+        ("parameters", f"{names}; {_count(plan.trained)} are trained"),
+        ("batch", f"{plan.batch} pictures" + (f" in {plan.accumulate} parts" if plan.accumulate > 1 else "")),
+        ("FLOPs a step", f"{step.flops * plan.batch:.3g}"),
+        ("memory at its peak", f"{_size(plan.peak)}, of {_size(plan.memory.free)} {plan.memory.kind} free"),
+        ("  weights", _size(step.weights)),
+        ("  averages", _size(step.averages)),
+        ("  optimizer", _size(step.optimizer)),
+        ("  gradients", _size(step.gradients)),
+        ("  activations", f"{_size(passing)} ({_size(step.activations)} a picture)"),
+    ]
+    if plan.trial.peak:
+        steps.append(("  measured in the trial", _size(plan.trial.peak)))
+    fits = "; ".join(f"batch {b}" + (f" with accumulate {a}" if a > 1 else "") for b, a in plan.fits)
+    disk = ", ".join(f"{name} {_size(size)}" for name, size in plan.disk.items() if size)
+    steps += [
+        ("fits this machine", fits or "nothing, not even a picture at a time"),
+        ("disk", f"{disk}; {_size(plan.disk_free)} are free"),
+        ("pictures a second", f"{plan.trial.rate:.3g}, {plan.trial.words}"),
+        ("time to the end", clock(plan.seconds)),
+    ]
+    seen = f"{plan.seen:,.0f} pictures".replace(",", " ")
+    if plan.pictures:
+        seen += f", {plan.seen / plan.pictures:.3g} times each of {plan.pictures}"
+    return [*steps, ("seen by then", seen)]
+
+
+def _shape(text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
+    if not (match := re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)) or not all(int(n) for n in match.groups()):
+        raise UserError(f"--latent is {text!r}; expected channels x height x width, e.g. 4x64x64")
+    channels, height, width = map(int, match.groups())
+    return channels, height, width
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.1f}M" if number >= 1e6 else f"{number:,}".replace(",", " ")
