@@ -100,7 +100,10 @@ class ConditionConfig(Protocol):
 
 
 class Condition(Protocol):
-    """A condition's encoder, a module. ``tokens``, ``vector``, ``image``: the widths of the roles it fills."""
+    """A condition's encoder, a module. ``tokens``, ``vector``, ``image``: the widths of the roles it fills.
+
+    One with a window also has ``cut(value) -> int``: how much of a value lies beyond it.
+    """
 
     column: str
     form: Form

@@ -64,7 +64,7 @@ def build_network(config: ModelConfig, conditions: nn.ModuleDict, channels: int)
         role: {name: int(width) for name, e in encoders.items() if (width := getattr(e, role))}
         for role in ("tokens", "vector", "image")
     }
-    read: Collection[str] = getattr(config.denoiser, "roles", ("tokens", "vector"))
+    read: Collection[str] = config.denoiser.roles
     for role, filled in widths.items():
         if filled and role not in read:
             raise UserError(
@@ -80,7 +80,7 @@ def build_network(config: ModelConfig, conditions: nn.ModuleDict, channels: int)
         channels=channels,
         tokens=next(iter(widths["tokens"].values()), None),
         vector=sum(widths["vector"].values()) or None,
-        **({"image": sum(widths["image"].values())} if widths["image"] else {}),
+        image=sum(widths["image"].values()) or None,
     )
     return network
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from carrara.data.table import Dataset
 
 _AT_A_TIME = 4096
+_LOOKED_AT = 10_000
 
 
 class TrainingRows:
@@ -53,6 +55,23 @@ def learned(config: ModelConfig, dataset: Dataset, latent: Latent, seed: int) ->
     torch.manual_seed(seed)
     rows = TrainingRows(dataset)
     return nn.ModuleDict({name: c.learn(rows, latent) for name, c in config.conditions.items()})
+
+
+def cut_notes(
+    conditions: nn.ModuleDict, reads: Mapping[str, Sequence[str]], dataset: Dataset
+) -> Iterator[str]:
+    """A line for each condition with a window that some of the data exceeds, of at most 10,000 values looked at."""
+    rows = TrainingRows(dataset)
+    for name, encoder in conditions.items():
+        if not hasattr(encoder, "cut"):
+            continue
+        columns = [c for c in reads[name] if c not in ("width", "height")]
+        every = (value for column in columns for value in rows.values(column) if value)
+        looked, longer = 0, 0
+        for value in itertools.islice(every, _LOOKED_AT):
+            looked, longer = looked + 1, longer + (encoder.cut(value) > 0)  # type: ignore[operator]
+        if longer:
+            yield f"{name}: {longer} of {looked} values looked at are longer than its window and are cut"
 
 
 def derive_for(
