@@ -1,0 +1,216 @@
+"""The same minutes, class-conditional CIFAR-10 at 32 pixels: Carrara, diffusers, denoising-diffusion-pytorch.
+
+    carrara data import cifar10.parquet data/cifar
+    python bench/class_conditional.py data/cifar --minutes 10 --json bench/results/class_conditional_cpu.json \
+        --lucidrains-python OTHER/bin/python
+
+Every system trains in a process of its own for the same wall-clock minutes (Carrara's include its autoencoder and the
+encoding of the data), then makes the same number of pictures, a class each in turn; sampling is not counted. What is
+measured is the kernel distance between EfficientNet-Lite0 features of those and of held-out pictures (times 1000,
+lower is better; 0 for pictures of the same distribution).
+
+diffusers: the network, optimizer, schedule and batch of its example train_unconditional.py with its defaults
+(UNet2DModel of six levels, AdamW 1e-4, 500 steps of warm-up, batch 16, DDPMScheduler of 1000 linear steps, float32, no
+average of the weights), given the class by num_class_embeds. denoising-diffusion-pytorch: its classifier-free-guidance
+module with the readme's network (dim 64, mults 1, 2, 4, 8) and its Trainer's defaults (Adam 1e-4, batch 16, average
+0.995); in an environment of its own, see class_conditional_lucidrains.py. Both sample in 100 steps; of the second,
+the better of no guidance and of its default scale counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from carrara.data.table import Dataset
+
+HERE = Path(__file__).parent
+CLASSES = 10
+SAMPLING_STEPS = 100
+
+
+def arrays(dataset: Dataset, split: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures uint8 [n 3 32 32] and the numbers of their classes [n]."""
+    rows = dataset.indices(split)[:most]
+    pictures = torch.cat([dataset.pictures(rows[i : i + 1000], 32) for i in range(0, len(rows), 1000)])
+    number = {name: k for k, name in enumerate(dataset.labels)}
+    return pictures.numpy(), np.array([number[name] for name in dataset.take(rows, ["label"])["label"]])
+
+
+def carrara(data: Path, minutes: float, samples: int, out: Path, changes: list[str]) -> None:
+    """Both stages in the given time; 50 steps of the default sampler, no guidance."""
+    from carrara.autoencoders.stored import load_autoencoder
+    from carrara.data.latents import encode
+    from carrara.generation.generate import generate, settings_for
+    from carrara.generation.model import load_model
+    from carrara.recipes.catalogue import named
+    from carrara.training.parallel import Placement
+    from carrara.training.stages import train_autoencoder, train_diffusion
+
+    start, dataset, folder = time.monotonic(), Dataset.open(data), Path(tempfile.mkdtemp())
+    placement = Placement.choose()
+    recipe = named("class_ldm", changes)
+    stored = None
+    if not recipe.pixels:  # type: ignore[union-attr]
+        first = named("kl_autoencoder", ["size=32", "train.batch=16", f'train.budget="{0.15 * minutes}m"'])
+        for _ in train_autoencoder(first, dataset, folder / "a"):  # type: ignore[arg-type]
+            pass
+        stored = load_autoencoder(folder / "a" / "model")
+        for _ in encode(dataset, stored, placement.device, autocast=placement.autocast):
+            pass
+        dataset.refresh()
+    left = minutes - (time.monotonic() - start) / 60
+    recipe = named("class_ldm", [*changes, f'train.budget="{left}m"', "validation.looks=0"])
+    seen = [report.seen for report in train_diffusion(recipe, dataset, stored, folder / "d")][-1]  # type: ignore[arg-type]
+    model = load_model(folder / "d" / "model").to(placement.device)
+    names = model.conditions["label"].classes
+    rows = [{"label": names[k % CLASSES]} for k in range(samples)]  # type: ignore[index]
+    with placement.autocast():
+        pictures = generate(model, rows, settings_for(model, {"steps": 50, "guidance": 1.0}), batch=100)
+    weights = sum(p.numel() for p in model.network.parameters())
+    np.savez(out, pictures=pictures.numpy(), seen=seen, weights=weights)
+
+
+def diffusers(data: Path, minutes: float, samples: int, out: Path) -> None:
+    """As the example does it."""
+    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers.optimization import get_scheduler
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pictures, labels = arrays(Dataset.open(data), "train")
+    torch.manual_seed(0)
+    start = time.monotonic()
+    widths = (128, 128, 256, 256, 512, 512)
+    model = UNet2DModel(
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=2,
+        block_out_channels=widths,
+        down_block_types=("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
+        num_class_embeds=CLASSES,
+    ).to(device)
+    noise_scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
+    )
+    whole = 100 * len(pictures) // 16  # the example's 100 epochs
+    rate = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=whole)
+    order, seen = torch.randperm(len(pictures)), 0
+    while time.monotonic() - start < minutes * 60:
+        chosen = order[torch.arange(seen, seen + 16) % len(order)].numpy()
+        clean = torch.from_numpy(pictures[chosen]).float().to(device) / 127.5 - 1
+        flipped = torch.rand(16) < 0.5
+        clean[flipped] = clean[flipped].flip(-1)
+        noise, steps = torch.randn_like(clean), torch.randint(0, 1000, (16,), device=device)
+        noisy = noise_scheduler.add_noise(clean, noise, steps)
+        said = model(noisy, steps, class_labels=torch.from_numpy(labels[chosen]).to(device)).sample
+        torch.nn.functional.mse_loss(said, noise).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        rate.step()
+        optimizer.zero_grad()
+        seen += 16
+    noise_scheduler.set_timesteps(SAMPLING_STEPS)
+    made = []
+    with torch.inference_mode():
+        for first in range(0, samples, 100):
+            classes = torch.arange(first, min(first + 100, samples), device=device) % CLASSES
+            z = torch.randn(len(classes), 3, 32, 32, device=device)
+            for step in noise_scheduler.timesteps:
+                z = noise_scheduler.step(model(z, step, class_labels=classes).sample, step, z).prev_sample
+            made.append(((z.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
+    weights = sum(p.numel() for p in model.parameters())
+    np.savez(out, pictures=torch.cat(made).numpy(), seen=seen, weights=weights)
+
+
+def lucidrains(python: str, data: Path, minutes: float, samples: int, out: Path) -> None:
+    """In the environment that has it."""
+    given = out.with_name("cifar.npz")
+    pictures, labels = arrays(Dataset.open(data), "train")
+    np.savez(given, pictures=pictures, labels=labels)
+    script = HERE / "class_conditional_lucidrains.py"
+    arguments = [str(given), str(minutes), str(samples), str(SAMPLING_STEPS), str(out)]
+    subprocess.run([python, str(script), *arguments], check=True)
+
+
+def distance(pictures: np.ndarray, real: torch.Tensor) -> float:
+    """Times 1000, as `kernel_distance` gives it."""
+    from carrara.evaluation.features import kernel_distance, load_features
+
+    return float(kernel_distance(load_features(None)(torch.from_numpy(pictures)), real))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--real", type=int, default=5000, help="held-out pictures to compare with")
+    parser.add_argument(
+        "--lucidrains-python", help="python of an environment with denoising-diffusion-pytorch"
+    )
+    parser.add_argument("--only", choices=["carrara", "diffusers", "lucidrains"])
+    parser.add_argument("--set", dest="changes", action="append", default=[], help="changes of class_ldm")
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--keep", type=Path, help="folder for the pictures that were made")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    if given.out:  # a process of its own
+        if given.only == "carrara":
+            carrara(given.data, given.minutes, given.samples, given.out, given.changes)
+        else:
+            diffusers(given.data, given.minutes, given.samples, given.out)
+        return
+    folder = given.keep or Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    systems = [given.only] if given.only else ["carrara", "diffusers", "lucidrains"]
+    for system in systems:
+        out = folder / f"{system}.npz"
+        if system == "lucidrains":
+            if given.lucidrains_python:
+                lucidrains(given.lucidrains_python, given.data, given.minutes, given.samples, out)
+            continue
+        command = [sys.executable, __file__, str(given.data), "--only", system, "--out", str(out)]
+        command += ["--minutes", str(given.minutes), "--samples", str(given.samples)]
+        command += [f"--set={change}" for change in given.changes]
+        subprocess.run(command, check=True)
+    from carrara.evaluation.features import load_features
+
+    dataset = Dataset.open(given.data)
+    real, _ = arrays(dataset, "held_out", given.real)
+    features = load_features(None)(torch.from_numpy(real))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    result: dict[str, object] = {"device": device, "minutes": given.minutes, "samples": given.samples}
+    print(f"{given.minutes:g} minutes each, {given.samples} pictures against {len(real)} held-out ones")
+    print(f"{'':28} {'kernel distance':>16} {'pictures seen':>14} {'weights':>12}")
+    for system in systems:
+        if not (folder / f"{system}.npz").is_file():
+            continue
+        made = np.load(folder / f"{system}.npz")
+        values = {name: distance(made[name], features) for name in made.files if name.startswith("pictures")}
+        best = min(values.values())
+        result[system] = {
+            "kernel_distance": round(best, 2),
+            "seen": int(made["seen"]),
+            "weights": int(made["weights"]),
+        }
+        print(f"{system:28} {best:16.1f} {int(made['seen']):14} {int(made['weights']):12}")
+    print("limited by: how many pictures the two cores, or the GPU, take through each network in that time")
+    if given.json:
+        given.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
