@@ -101,7 +101,7 @@ def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterat
     while (used := budget.fraction(spent=state.spent, step=state.step)) < 1:
         notes = [task.between(state)]
         held_out = task.measures().get(BEST)
-        if held_out is not None and (state.best is None or held_out < state.best):
+        if held_out is not None and held_out < (math.inf if state.best is None else state.best):
             state.best = held_out
             yield Report.remark(state, best=True)
         if reason := task.finished(state):
