@@ -181,23 +181,23 @@ def test_a_model_out_of_a_run_that_goes_on_and_of_one_that_ended(
     from carrara.autoencoders.stored import load_autoencoder
 
     autoencoder = load_autoencoder(trained.autoencoder / "model")
-    recipe = small_diffusion("40steps", posthoc=LENGTHS, snapshots=10, lr=0.02).model_copy(
+    recipe = small_diffusion("20steps", posthoc=LENGTHS, snapshots=10, lr=0.02).model_copy(
         update={"validation": ValidationConfig(looks=2, pictures=4, samples=0)}
     )
     run = tmp_path / "run"
     reports = train_diffusion(recipe, dataset, autoencoder, run)
-    run_out(islice(reports, 22))
+    run_out(islice(reports, 13))
     assert "has no whole checkpoint yet" in here("average", "run", "--out", "now").refusal
     reports.close()  # type: ignore[attr-defined]
     told = here("average", "run", "--out", "now")
-    assert told.out.startswith("now: the average of length 0.05 after 88 pictures (kept while training")
-    assert load_model(tmp_path / "now").passport["steps"] == 22
-    kept, _ = checkpoint.load(run / "checkpoints" / f"{88:012d}")
+    assert told.out.startswith("now: the average of length 0.05 after 52 pictures (kept while training")
+    assert load_model(tmp_path / "now").passport["steps"] == 13
+    kept, _ = checkpoint.load(run / "checkpoints" / f"{52:012d}")
     now = load_model(tmp_path / "now").network.state_dict()
     assert all(torch.equal(v, kept[f"average.denoiser.network.{k}"]) for k, v in now.items())
     told = here("average", "run", "--length", "0.08", "--out", "then")
     assert told.out.startswith(
-        "then: the average of length 0.08 after 80 pictures (made from 5 snapshots, to within "
+        "then: the average of length 0.08 after 48 pictures (made from 6 snapshots, to within "
     )
     assert (
         "give the length 0.01 only to within"
