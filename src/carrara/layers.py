@@ -1,7 +1,9 @@
-"""Layers that autoencoders and denoisers share: group normalization that is fast on every device, attention."""
+"""Layers that autoencoders and denoisers share: group normalization and attention that are fast on every device."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -112,9 +114,90 @@ class GroupNorm(nn.Module):
         return F.silu(out) if silu else out
 
 
-# In bfloat16, up to this many scores a head the plain products are faster on a CPU than the fused kernel (two to five
-# times in its backward pass), and their memory does not matter. In float32 the fused kernel is always faster.
-_FEW_SCORES = 128 * 128
+# Scores that are computed at once: in bfloat16 two megabytes, which stay in a processor's cache.
+_AT_ONCE = 1 << 20
+# Keys come in so many: PyTorch's softmax takes three times as long on rows with a remainder.
+_MULTIPLE = 32
+
+
+class _CachedAttention(torch.autograd.Function):
+    """Attention on a CPU in bfloat16, a part of the scores after another (Rabe & Staats 2021; Dao et al. 2022).
+
+    PyTorch's fused kernel computes in float32 inside and takes one and a half to five times as long. The gradient
+    computes the scores again, so that only query, key and value are kept. They are [b heads n d]; ``hidden``
+    [b 1 1 l] is True where a key is none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> Tensor:
+        ctx.save_for_backward(query, key, value, hidden)
+        scores = _Scores(query, key, hidden, 2)
+        v = scores.rows(value)
+        out = torch.empty_like(scores.q)
+        for g, r in scores.parts():
+            out[g, r] = torch.bmm(scores.shares(g, r), v[g])
+        return out.view(query.shape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, hidden = ctx.saved_tensors
+        scores = _Scores(query, key, hidden, 3)
+        q, k, v = scores.q, scores.k, scores.rows(value)
+        d = grads[0].reshape(q.shape)
+        dq = torch.empty_like(q)
+        dk, dv = (torch.zeros(k.shape, dtype=torch.float32) for _ in range(2))
+        for g, r in scores.parts():
+            p = scores.shares(g, r)
+            dp = torch.bmm(d[g, r], v[g].mT, out=scores.place(2, p))
+            ds = torch.ops.aten._softmax_backward_data.out(dp, p, -1, p.dtype, grad_input=scores.place(0, p))
+            dv[g] += torch.bmm(p.mT, d[g, r])
+            dq[g, r] = torch.bmm(ds, k[g])
+            dk[g] += torch.bmm(ds.mT, q[g, r])
+        dk, dv = (x[:, : key.shape[2]].to(key.dtype).view(key.shape) for x in (dk, dv))
+        return (dq * query.shape[-1] ** -0.5).view(query.shape), dk, dv, None
+
+
+class _Scores:
+    """The softmax of the scores of queries and keys [b heads n d], part by part, in places that are used again."""
+
+    def __init__(self, query: Tensor, key: Tensor, hidden: Tensor | None, places: int) -> None:
+        b, heads, n, d = query.shape
+        self.length = key.shape[2]
+        self.q, self.k = (query * d**-0.5).reshape(b * heads, n, d), self.rows(key)
+        self.hidden = None
+        if hidden is not None:
+            self.hidden = hidden.expand(b, heads, 1, -1).reshape(b * heads, 1, -1)
+        keys = self.k.shape[1]
+        self.together = max(1, _AT_ONCE // (n * keys))  # heads at once, or
+        self.some = min(n, max(16, _AT_ONCE // keys))  # so many queries of one
+        self.places = query.new_empty(places, min(self.together, b * heads) * self.some * keys)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Keys or values of all heads in a row: [b heads, l, d], with zeros to a whole multiple."""
+        return F.pad(x.flatten(0, 1), (0, 0, 0, -x.shape[2] % _MULTIPLE))
+
+    def parts(self) -> Iterator[tuple[slice, slice]]:
+        """Which heads and which of their queries belong together."""
+        for head in range(0, self.q.shape[0], self.together):
+            for row in range(0, self.q.shape[1], self.some):
+                yield slice(head, head + self.together), slice(row, row + self.some)
+
+    def place(self, number: int, like: Tensor) -> Tensor:
+        """One of the places, in the shape of another."""
+        return self.places[number, : like.numel()].view(like.shape)
+
+    def shares(self, heads: slice, queries: slice) -> Tensor:
+        """[g n l], in place 1; place 0 is overwritten, too."""
+        q, k = self.q[heads, queries], self.k[heads]
+        shape = (q.shape[0], q.shape[1], k.shape[1])
+        scores, shares = (self.places[i, : math.prod(shape)].view(shape) for i in range(2))
+        torch.bmm(q, k.mT, out=scores)
+        scores[..., self.length :] = float("-inf")
+        if self.hidden is not None:
+            scores[..., : self.length].masked_fill_(self.hidden[heads], float("-inf"))
+        out: Tensor = torch.ops.aten._softmax.out(scores, -1, False, out=shares)  # whatever autocast says
+        return out
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
@@ -123,12 +206,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
         x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value)
     )  # b heads n d/heads
     bias = None if mask is None else mask[:, None, None]
-    few = query.shape[1] * key.shape[1] <= _FEW_SCORES
-    if few and query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        scores = (q * q.shape[-1] ** -0.5) @ k.mT  # b heads n l
-        if bias is not None:
-            scores = scores.masked_fill(~bias, float("-inf"))
-        out = scores.softmax(-1).to(v.dtype) @ v
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+        out = _CachedAttention.apply(q, k, v, None if bias is None else ~bias)  # type: ignore[no-untyped-call]
     else:
         out = F.scaled_dot_product_attention(q, k, v, bias)
     rows: Tensor = out.transpose(1, 2).flatten(2)
