@@ -13,6 +13,8 @@ from carrara.errors import UserError, nearest
 from carrara.training.autoencoding import AutoencoderRecipe
 from carrara.training.diffusing import DiffusionRecipe
 
+_PUBLISHED = ":published"
+
 Recipe = AutoencoderRecipe | DiffusionRecipe
 _TASKS: dict[str, type[AutoencoderRecipe] | type[DiffusionRecipe]] = {
     "autoencoder": AutoencoderRecipe,
@@ -21,14 +23,19 @@ _TASKS: dict[str, type[AutoencoderRecipe] | type[DiffusionRecipe]] = {
 
 
 def recipes() -> dict[str, str]:
-    """Every recipe by name, with its sentence."""
+    """Every recipe by name, with its sentence.
+
+    A module of this folder is one by its function ``recipe``; ``published``, where there is one, is the form of the
+    paper, for machines as the paper had, and its name ends in ":published".
+    """
     package = importlib.import_module("carrara.recipes")
-    modules = [
-        importlib.import_module(f"carrara.recipes.{m.name}") for m in pkgutil.iter_modules(package.__path__)
-    ]
-    found = {
-        m.__name__.rpartition(".")[2]: (m.__doc__ or "").strip() for m in modules if hasattr(m, "recipe")
-    }
+    found = {}
+    for name in (m.name for m in pkgutil.iter_modules(package.__path__)):
+        module = importlib.import_module(f"carrara.recipes.{name}")
+        if hasattr(module, "recipe"):
+            found[name] = (module.__doc__ or "").strip()
+        if hasattr(module, "published"):
+            found[name + _PUBLISHED] = (module.published.__doc__ or "").strip().splitlines()[0]
     return dict(sorted(found.items()))
 
 
@@ -48,11 +55,9 @@ def named(
     if path.suffix == ".toml" or path.is_file():
         values = read_toml(path)
     elif name in (known := recipes()):
-        values = (
-            importlib.import_module(f"carrara.recipes.{name}")
-            .recipe()
-            .model_dump(mode="json", exclude_none=True)
-        )
+        module = importlib.import_module(f"carrara.recipes.{name.removesuffix(_PUBLISHED)}")
+        form = module.published if name.endswith(_PUBLISHED) else module.recipe
+        values = form().model_dump(mode="json", exclude_none=True)
     else:
         raise UserError(f"no recipe is called {name!r}{nearest(name, known)}, and there is no such file")
     if network and values.get("task") == "autoencoder":

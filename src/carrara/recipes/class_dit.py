@@ -41,3 +41,35 @@ def recipe() -> DiffusionRecipe:
         times_shift=1.5,
         train=TrainConfig(budget="10m", batch=32, lr=4e-3, ema=0.03),
     )
+
+
+def published() -> DiffusionRecipe:
+    """DiT-XL/2 of ImageNet, 256 pixels, KL-f8 (Peebles & Xie 2023): 675,129,632 weights with table and positions."""
+    return DiffusionRecipe(
+        model=ModelConfig(
+            schedule="linear",
+            parameterization="eps",
+            denoiser=dit.Config(
+                patch=2,
+                width=1152,
+                depth=28,
+                heads=16,
+                vector_layers="none",
+                learnt_variance=True,
+                first_step=0,
+            ),
+            conditions={"label": label.Config(width=1152)},
+        ),
+        times="discrete",
+        train=TrainConfig(
+            budget="7000000steps",
+            batch=256,
+            optimizer="adamw",
+            lr=1e-4,
+            betas=(0.9, 0.999),
+            weight_decay=0.0,
+            lr_schedule="constant",
+            warmup=0,
+            ema=0.005,
+        ),
+    )

@@ -22,3 +22,30 @@ def recipe() -> DiffusionRecipe:
         times_shift=1.5,
         train=TrainConfig(budget="10m", batch=32, lr=4e-3, ema=0.03),
     )
+
+
+def published() -> DiffusionRecipe:
+    """LDM-4 of ImageNet at 256 pixels on VQ-f4 (Rombach et al. 2022, table 13): 400,920,579 weights, 1000 classes."""
+    return DiffusionRecipe(
+        model=ModelConfig(
+            schedule="scaled_linear",
+            schedule_options={"start": 0.0015, "end": 0.0195},
+            parameterization="eps",
+            denoiser=unet.Config(
+                channels=192,
+                multipliers=(1, 2, 3, 5),
+                blocks=2,
+                attention=(2, 4, 8),
+                depth=1,
+                heads=1,
+                scale_shift=False,
+                projections="convolution",
+                first_step=0,
+            ),
+            conditions={"label": label.Config(width=512, fills="token")},
+        ),
+        times="discrete",
+        train=TrainConfig(
+            budget="178000steps", batch=1200, optimizer="adamw", lr=1e-4, lr_schedule="constant", ema=0.01
+        ),
+    )

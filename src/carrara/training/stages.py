@@ -197,6 +197,8 @@ def train_diffusion(
         model.save(path, {RECIPE: to_toml(recipe)})
 
     yield from run.train(task, state, batches, save)
+    if note := task.between(state):  # the last look, at what is finished now
+        yield Report.remark(state, note)
     state.averages["denoiser"].copy_to(task.modules["denoiser"])
     run.finish(save)
 
