@@ -54,7 +54,7 @@ def main() -> None:
     made = {}
     for name, scale in (("pictures", 1.0), ("pictures_guided", 6.0)):  # 6 is its default
         found = []
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
             for first in range(0, int(samples), 100):
                 classes = torch.arange(first, min(first + 100, int(samples)), device=device) % 10
                 found.append(average.ema_model.sample(classes=classes, cond_scale=scale).cpu())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from carrara.autoencoders import kl
@@ -26,6 +27,8 @@ from carrara.training.autoencoding import AutoencoderRecipe
 from carrara.training.diffusing import DiffusionRecipe
 from carrara.training.loop import TrainConfig
 from carrara.training.validation import ValidationConfig
+
+torch.set_num_threads(1)  # a process a core: threads that wait for each other's turn are many times slower
 
 COLOURS = {"red": "rot", "green": "grün", "blue": "blau", "black": "schwarz"}
 SHAPES = {"disc": "Scheibe", "square": "Quadrat", "bar": "Balken"}
@@ -118,8 +121,6 @@ class Trained:
 @pytest.fixture(scope="session")
 def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Both stages, a few steps each: their model folders are in ``model`` inside."""
-    import torch
-
     from carrara.autoencoders.stored import load_autoencoder
     from carrara.training.stages import train_autoencoder, train_diffusion
 
