@@ -13,8 +13,8 @@ diffusers: the network, optimizer, schedule and batch of its example train_uncon
 (UNet2DModel of six levels, AdamW 1e-4, 500 steps of warm-up, batch 16, DDPMScheduler of 1000 linear steps, float32, no
 average of the weights), given the class by num_class_embeds. denoising-diffusion-pytorch: its classifier-free-guidance
 module with the readme's network (dim 64, mults 1, 2, 4, 8) and its Trainer's defaults (Adam 1e-4, batch 16, average
-0.995); in an environment of its own, see class_conditional_lucidrains.py. Both sample in 50 steps, in bfloat16; of the second,
-the better of no guidance and of its default scale counts.
+0.995); in an environment of its own, see class_conditional_lucidrains.py. Both sample in 50 steps, in bfloat16; of the
+second, the better of no guidance and of its default scale counts.
 """
 
 from __future__ import annotations
