@@ -132,7 +132,7 @@ def test_a_model_says_where_it_comes_from(trained: Trained) -> None:
 
 def test_no_file_is_a_pickle(trained: Trained) -> None:
     names = {p.suffix for p in trained.diffusion.rglob("*") if p.is_file() and "events" not in p.parts}
-    assert names == {".safetensors", ".toml", ".json", ".jsonl"}
+    assert names == {".safetensors", ".toml", ".json", ".jsonl", ".html", ".png"}
 
 
 NEEDED = [
