@@ -310,13 +310,18 @@ def watch(title: str, reports: Iterator[Report], out: Path) -> None:
 
 def example(run: Path) -> str:
     """How a request to a run's model may be stated, e.g. " --label cat"."""
+    return example_for(open_model(run))
+
+
+def example_for(model: Model) -> str:
+    """How a request to a model may be stated."""
     words = {
         "text": ' "a prompt"',
         "picture": " --picture FILE",
         "boxes": ' --boxes \'[{"label": …, "box": [0.1, 0.1, 0.5, 0.5]}]\'',
     }
     found = ""
-    for encoder in open_model(run).conditions.values():
+    for encoder in model.conditions.values():
         form = str(encoder.form)
         found += f" --label {encoder.classes[0]!r}" if form == "label" else words.get(form, "")  # type: ignore[index]
         found += " --mask FILE" if form == "picture" and encoder.config.shows == "masked" else ""  # type: ignore[union-attr]

@@ -16,7 +16,7 @@ _FORMATS = ("diffusers",)
 def adopt(
     source: Annotated[
         Path,
-        typer.Argument(help="A folder in the layout of diffusers: an autoencoder, or a pipeline with one."),
+        typer.Argument(help="A folder in the layout of diffusers: a pipeline, a denoiser or an autoencoder."),
     ],
     out: Annotated[Path, typer.Argument(help="The model folder to make.")],
     size: Annotated[
@@ -24,9 +24,21 @@ def adopt(
         typer.Option(min=1, help="Side in pixels of the pictures for it; else what it says itself."),
     ] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the weights, for the passport.")] = None,
+    autoencoder: Annotated[
+        Path | None,
+        typer.Option(help="For a denoiser: the autoencoder whose latents it works on; else on pixels."),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="For a denoiser: the folder of its text encoder; give it twice for two."),
+    ] = None,
+    scheduler: Annotated[
+        Path | None, typer.Option(help="For a denoiser: the folder with its scheduler_config.json.")
+    ] = None,
 ) -> None:
-    """Make an existing autoencoder a Carrara model, to train diffusion on, fine-tune, and export again."""
+    """Make somebody's model a Carrara model, whole or its autoencoder: to sample, train on, and export again."""
     from carrara.interop.diffusers_autoencoder import find, read
+    from carrara.interop.diffusers_pipeline import is_denoiser
     from carrara.model_folder import ABOUT
 
     _check_free(out)
@@ -35,8 +47,17 @@ def adopt(
         raise UserError(f"there is nothing at {source}{nearest(source.name, siblings) if siblings else ''}")
     if (source / ABOUT).is_file():
         raise UserError(f"{source} is a model of Carrara already: give it as it is")
+    if is_denoiser(source):
+        _adopt_model(source, out, size, licence, autoencoder, text or [], scheduler)
+        return
     if find(source) is None:
-        raise UserError(f"{source} is no autoencoder of diffusers: expected a folder with a config.json")
+        raise UserError(
+            f"{source} is neither a pipeline nor an autoencoder of diffusers: expected a folder with a "
+            "model_index.json or a config.json"
+        )
+    for option, given in (("--autoencoder", autoencoder), ("--text", text), ("--scheduler", scheduler)):
+        if given:
+            raise UserError(f"{source} is an autoencoder: {option} belongs to a denoiser")
     stored = read(source, size=size, licence=licence)
     stored.save(out)
     weights = sum(p.numel() for p in stored.module.parameters())
@@ -49,21 +70,57 @@ def adopt(
     console.print(f"next: carrara train text_ldm DATASET --autoencoder {out} --out RUN", soft_wrap=True)
 
 
+def _adopt_model(
+    source: Path,
+    out: Path,
+    size: int | None,
+    licence: str | None,
+    autoencoder: Path | None,
+    texts: list[Path],
+    scheduler: Path | None,
+) -> None:
+    from carrara.cli import example_for
+    from carrara.interop.diffusers_pipeline import read
+
+    model, remarks, guidance = read(
+        source, size=size, licence=licence, autoencoder=autoencoder, texts=texts, scheduler=scheduler
+    )
+    model.save(out)
+    weights = sum(p.numel() for p in model.network.parameters())
+    channels, height, width = model.latent_shape
+    guides = ", ".join(model.conditions) or "nothing"
+    console.print(
+        f"{out}: diffusion ({model.config.denoiser.kind}, {weights:,} weights) on {channels} channels of "
+        f"{width} x {height}, for pictures of {model.size} px, guided by {guides}; "
+        f"{model.config.schedule}, {model.config.parameterization}",
+        soft_wrap=True,
+    )
+    for remark in remarks:
+        console.print(f"note: {remark}", soft_wrap=True)
+    asked = f" --guidance {guidance:g}" if guidance != 1 else ""
+    console.print(f"next: carrara sample {out}{example_for(model)}{asked} --out pictures", soft_wrap=True)
+
+
 def export(
     model: Annotated[Path, typer.Argument(help="A model folder, or the run that made it.")],
     dest: Annotated[Path, typer.Argument(help="The folder to make.")],
     format: Annotated[str, typer.Option(help=f"What to write: {', '.join(_FORMATS)}.")] = _FORMATS[0],
 ) -> None:
-    """Write an autoencoder, or that of a diffusion model, for another program."""
-    from carrara.cli import open_autoencoder
-    from carrara.interop.diffusers_autoencoder import write
+    """Write a diffusion model as a pipeline, or an autoencoder, for another program."""
+    from carrara.cli import is_diffusion, model_in, open_autoencoder
+    from carrara.generation.model import load_model
+    from carrara.interop import diffusers_autoencoder, diffusers_pipeline_export
 
     if format not in _FORMATS:
         raise UserError(f"no format is called {format!r}{nearest(format, _FORMATS)}")
     _check_free(dest)
-    stored = open_autoencoder(model)
-    remarks = write(stored, dest)
-    console.print(f"{dest}: the autoencoder, as {format} reads it", soft_wrap=True)
+    if is_diffusion(model):
+        remarks = diffusers_pipeline_export.write(load_model(model_in(model)), dest)
+        what = "the model"
+    else:
+        remarks = diffusers_autoencoder.write(open_autoencoder(model), dest)
+        what = "the autoencoder"
+    console.print(f"{dest}: {what}, as {format} reads it", soft_wrap=True)
     for remark in remarks:
         console.print(f"note: {remark}", soft_wrap=True)
 
