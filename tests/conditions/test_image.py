@@ -14,9 +14,12 @@ from carrara.conditions.contract import Latent
 from carrara.conditions.fitting import edges, shrink
 from carrara.conditions.holes import Masked
 from carrara.conditions.image import Config, ImageEncoder, Noised
+from carrara.data.importers.scenes import THINGS
 from carrara.errors import UserError
 from carrara.model_folder import load_into, write_weights
+from carrara.recipes.catalogue import named
 from carrara.tensors import from_pixels, generator
+from carrara.training.diffusing import DiffusionRecipe
 
 SIZE = (16, 24)
 FACTOR = 4
@@ -286,7 +289,9 @@ def test_columns_may_lack_a_picture() -> None:
         ({"shows": "masked", "noise": 0.1}, "'noise' belongs to shows = 'low_resolution'; here it is 'masked'"),
         ({"shows": "edges", "factor": 8}, "'factor' belongs to shows = 'low_resolution'"),
         ({"classes": 3}, "'classes' belongs to shows = 'map'"),
-        ({"column": "depth"}, "'column' belongs to shows = 'column'"),
+        ({"column": "depth"}, "'column' belongs to shows = 'column' or 'map'; here it is 'low_resolution'"),
+        ({"shows": "map", "classes": 3, "column": "image"}, "'column' must name"),
+        ({"shows": "column", "column": "mask"}, "'mask' holds classes: take shows = 'map'"),
         ({"shows": "map"}, "a map needs 'classes'"),
         ({"shows": "map", "classes": 3, "through": "autoencoder"}, "no maps of classes"),
         ({"shows": "column"}, "'column' must name"),
@@ -297,6 +302,18 @@ def test_columns_may_lack_a_picture() -> None:
 def test_what_does_not_fit_together_is_refused(given: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Config.model_validate(given)
+
+
+def test_a_map_may_have_another_column() -> None:
+    config = Config(shows="map", classes=2, column="depth")
+    assert config.reads(Table()) == ["depth"]
+    assert config.learn(Table(), latent()).column == "depth"
+
+
+def test_the_recipe_of_maps_is_for_the_maps_of_scenes() -> None:
+    chosen = named("semantic_ldm")
+    assert isinstance(chosen, DiffusionRecipe)
+    assert chosen.model.conditions["map"].classes == len(THINGS) + 1  # and the ground
 
 
 def test_a_column_that_the_data_lacks_is_named() -> None:
@@ -319,6 +336,8 @@ COLOUR = torch.zeros(3, 8, 8, dtype=torch.uint8)
     [
         ("low_resolution", GREY, "'low_resolution' must be a picture of 3 channels .* 8 x 8 with 1 channels"),
         ("edges", COLOUR.float(), "with 8 or 16 bits; this one is .* float32"),
+        ("low_resolution", "a cat", "'low_resolution' holds no pictures"),
+        ("map", "a cat", "'map' holds no maps"),
         ("masked", COLOUR, "needs a picture and a mask"),
         ("masked", Masked(COLOUR, torch.ones(4, 8)), "they must have one size"),
         ("map", torch.full((8, 8), 6), "the map has the class 6; expected 0 to 5"),

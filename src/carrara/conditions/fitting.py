@@ -62,4 +62,5 @@ def edges(image: Tensor) -> Tensor:
     across = smooth[:, None] * slope
     padded = F.pad(image[:, None], (1, 1, 1, 1), mode="replicate")
     slopes = F.conv2d(padded, torch.stack([across, across.mT])[:, None])  # c 2 h w
-    return slopes.norm(dim=1).amax(0, keepdim=True).clamp(max=1) * 2 - 1
+    steepness: Tensor = slopes.norm(dim=1).amax(0, keepdim=True)
+    return steepness.clamp(max=1) * 2 - 1

@@ -30,10 +30,11 @@ UNLABELLED = 255
 _HOLE, _LEVEL, _NOISE = 1, 2, 3  # which of the condition's sixteen streams
 _LEVEL_FEATURES = 64
 _NULL = -2.0  # darker than black: a null that no picture looks like
+_CLASSES = ("map", "mask")  # columns of whole numbers
 _SETTINGS = {  # those that mean something in one form alone
     "low_resolution": ("factor", "noise"),
     "map": ("classes",),
-    "column": ("column", "channels"),
+    "column": ("channels",),
 }
 
 
@@ -52,7 +53,9 @@ class Config(Base):
         description="To the latent's resolution: all pixels of a position through a learned layer, the picture "
         "made small, or its latent.",
     )
-    column: str = Field("", description="The other picture's column: depth, edges, normal, ….")
+    column: str = Field(
+        "", description="The column of the other picture (depth, edges, normal, …); of a map, if not map."
+    )
     channels: int = Field(1, ge=1, description="Channels of that picture.")
     classes: int = Field(0, ge=0, description="Classes of the map, numbered from 0; 255 is no class.")
     factor: int = Field(4, ge=2, description="How many times smaller the low-resolution picture is.")
@@ -79,10 +82,14 @@ class Config(Base):
             raise ValueError(
                 "an autoencoder knows pictures, no maps of classes; take through = 'pixels' or 'resize'"
             )
-        if self.shows == "column" and self.column in ("", "image"):
+        if self.column and self.shows not in ("column", "map"):
+            raise ValueError(f"'column' belongs to shows = 'column' or 'map'; here it is {self.shows!r}")
+        if self.column in ("", "image") and (self.column or self.shows == "column"):
             raise ValueError(
                 "'column' must name the picture that is shown, another one than the picture to be made"
             )
+        if self.shows == "column" and self.column in _CLASSES:
+            raise ValueError(f"{self.column!r} holds classes: take shows = 'map', with their number")
         if not self.learned and self.width != type(self).model_fields["width"].default:
             raise ValueError(f"'width' is for what is learned; through {self.through!r} nothing is")
         return self
@@ -144,11 +151,8 @@ class ImageEncoder(nn.Module):
             return
         if config.through == "pixels":
             self.image = config.width
-            self.layers = nn.Sequential(
-                nn.Conv2d((self.shown + masks) * latent.factor**2, 2 * config.width, 1),
-                nn.SiLU(),
-                nn.Conv2d(2 * config.width, config.width, 3, padding=1),
-            )
+            self.conv_in = nn.Conv2d((self.shown + masks) * latent.factor**2, 2 * config.width, 1)
+            self.conv_out = nn.Conv2d(2 * config.width, config.width, 3, padding=1)
         else:
             self.image = masks + (self.shown if config.through == "resize" else latent.channels)
         if not masks:  # there, nothing known is a hole everywhere
@@ -206,7 +210,7 @@ class ImageEncoder(nn.Module):
                 raise UserError(f"this model was always shown {self.column!r}; give one")
             return []
         if self.config.shows == "map":
-            self._classes(value, value.shape[-2:])
+            self._classes(value)
         elif self.config.shows == "masked":
             hole = self._checked_hole(value)
             if not hole.any():
@@ -226,7 +230,7 @@ class ImageEncoder(nn.Module):
         if mask is not None:
             picture = torch.cat([mask, picture], 1)
         if self.config.through == "pixels":
-            picture = self.layers(F.pixel_unshuffle(picture, self.latent.factor))
+            picture = self.conv_out(F.silu(self.conv_in(F.pixel_unshuffle(picture, self.latent.factor))))
         if mask is None:
             picture = torch.where(inputs["known"][:, None, None, None], picture, self.null[:, None, None])
         return Context(image=picture, vector=_level_features(inputs["level"]) if self.vector else None)
@@ -263,16 +267,18 @@ class ImageEncoder(nn.Module):
             image = resize(image, self._resolution(size))
         return hole[None].float(), image
 
-    def _classes(self, value: Tensor | None, size: Size) -> Tensor:
-        """``int64 size``; the number after the last class is none."""
+    def _classes(self, value: Any, size: Size | None = None) -> Tensor:
+        """``int64 size`` (without one, the map's own); the number after the last class is none."""
         classes = self.config.classes
-        if value is None:
+        if value is None and size is not None:
             return torch.full(size, classes)
+        if not isinstance(value, Tensor):
+            raise UserError(f"{self.column!r} holds no maps of classes")
         if value.ndim == 3 and len(value) == 1:
             value = value[0]
         if value.ndim != 2 or value.is_floating_point():
             raise UserError(f"a map of classes holds one whole number a pixel; this one is {_told(value)}")
-        ids = fit_map(value, size)
+        ids = fit_map(value, size or (value.shape[0], value.shape[1]))
         none = (ids == UNLABELLED) & (classes <= UNLABELLED)
         if (wrong := ids[~none & ((ids < 0) | (ids >= classes))]).numel():
             raise UserError(
@@ -293,7 +299,9 @@ class ImageEncoder(nn.Module):
         rows = F.embedding_bag(cells, self.table.weight, mode=mode)
         return rows.view(b, h // f, w // f, -1).permute(0, 3, 1, 2)
 
-    def _checked(self, picture: Tensor) -> Tensor:
+    def _checked(self, picture: Any) -> Tensor:
+        if not isinstance(picture, Tensor):
+            raise UserError(f"{self.column!r} holds no pictures")
         if (
             picture.ndim != 3
             or len(picture) != self.channels
