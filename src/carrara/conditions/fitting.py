@@ -58,9 +58,9 @@ def shrink(pictures: Tensor, factor: int) -> Tensor:
 
 def edges(image: Tensor) -> Tensor:
     """Of an image [c h w] in [-1, 1] the steepness (Sobel), the channels' largest: [1 h w], flat -1, a step 1."""
-    slope, smooth = image.new_tensor([-0.5, 0.0, 0.5]), image.new_tensor([0.25, 0.5, 0.25])
-    across = smooth[:, None] * slope
-    padded = F.pad(image[:, None], (1, 1, 1, 1), mode="replicate")
-    slopes = F.conv2d(padded, torch.stack([across, across.mT])[:, None])  # c 2 h w
-    steepness: Tensor = slopes.norm(dim=1).amax(0, keepdim=True)
+    near = F.pad(image[None], (1, 1, 1, 1), mode="replicate")[0]
+    rows = (near[:, :-2] + 2 * near[:, 1:-1] + near[:, 2:]) / 4  # smoothed downwards
+    columns = (near[..., :-2] + 2 * near[..., 1:-1] + near[..., 2:]) / 4
+    across, down = rows[..., 2:] - rows[..., :-2], columns[:, 2:] - columns[:, :-2]
+    steepness = torch.hypot(across, down).amax(0, keepdim=True) / 2
     return steepness.clamp(max=1) * 2 - 1
