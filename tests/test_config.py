@@ -82,7 +82,8 @@ def test_every_recipe_survives_its_file(name: str, tmp_path: Path) -> None:
     file.write_text(to_toml(recipe), encoding="utf-8")
     assert named(str(file)) == recipe
     assert isinstance(recipe, AutoencoderRecipe | DiffusionRecipe)
-    changed = named(name, ["train.batch=17", "train.budget=3steps", "train.precision=fp32"])
+    small = ["train.batch=17", "train.accumulate=1", "train.budget=3steps", "train.precision=fp32"]
+    changed = named(name, small)
     assert (changed.train.batch, changed.train.budget, changed.train.precision) == (17, "3steps", "fp32")
     assert changed.model_copy(update={"train": recipe.train}) == recipe
 
