@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from carrara import layers
 from carrara.layers import GroupNorm, _ChannelsLastGroupNorm, attend, zero
 from carrara.tensors import generator
 
@@ -117,7 +118,7 @@ def attention_case(queries: int, keys: int, dtype: torch.dtype) -> list[Tensor]:
     return [torch.randn(s, generator=draw).mul(1.5).to(dtype).requires_grad_() for s in shapes]
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(7, 5), (1, 9), (150, 140)])  # the last takes the fused path
+@pytest.mark.parametrize(("queries", "keys"), [(7, 5), (1, 9), (150, 140)])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 def test_attention_is_pytorch_s(
@@ -141,9 +142,33 @@ def test_attention_is_pytorch_s(
         assert (a.double() - b.double()).square().mean().sqrt() < 2 * tolerance * size
 
 
+@pytest.mark.parametrize("at_once", [200, 1500, 1 << 20], ids=["rows of a head", "a head", "several heads"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_part_by_part_is_the_same(
+    at_once: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 the scores are computed in parts, whose sizes change nothing but the rounding."""
+    mask = (torch.arange(33) < torch.tensor([[33], [20], [1]])) if masked else None
+    weight = torch.randn(3, 41, 24, generator=generator(9))
+
+    def run() -> list[Tensor]:
+        leaves = attention_case(41, 33, torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = attend(*leaves, heads=4, mask=mask)
+        return [out, *torch.autograd.grad((out.float() * weight).sum(), leaves)]
+
+    whole = run()
+    monkeypatch.setattr(layers, "_AT_ONCE", at_once)
+    for a, b in zip(run(), whole, strict=True):
+        assert a.dtype == torch.bfloat16
+        assert b.float().std() > 0.01
+        assert (a.float() - b.float()).square().mean().sqrt() < 0.005 * b.float().square().mean().sqrt()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("queries", "keys"), [(7, 5), (150, 140)])
-def test_attention_sees_nothing_behind_the_mask(queries: int, keys: int) -> None:
-    q, k, v = (x.detach() for x in attention_case(queries, keys, torch.float32))
+def test_attention_sees_nothing_behind_the_mask(queries: int, keys: int, dtype: torch.dtype) -> None:
+    q, k, v = (x.detach() for x in attention_case(queries, keys, dtype))
     mask = torch.arange(keys) < torch.tensor([[3], [2], [1]])
     hidden = torch.where(mask[..., None], v, 1e4)
     torch.testing.assert_close(attend(q, k, hidden, 4, mask), attend(q, k, v, 4, mask))

@@ -78,8 +78,8 @@ def _sum(x: Tensor) -> Tensor:
 def _sums(x: Tensor) -> tuple[Tensor, Tensor]:
     """Sums and sums of squares [b c] of rows [b n c], in float32."""
     if x.device.type == "cpu":
-        precise = x.float()
-        return precise.sum(1), precise.square().sum(1)
+        precise = x.to(torch.float32, copy=True)
+        return precise.sum(1), precise.square_().sum(1)
     return x.sum(1, dtype=torch.float32), torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square()
 
 
