@@ -101,7 +101,7 @@ class Trial:
 
     def through(self, pictures: Tensor) -> Tensor:
         """What the autoencoder makes of them: no sample can be better."""
-        return reconstruct(self.model.autoencoder.module, pictures, self.model.device)
+        return reconstruct(self.model.autoencoder.module, pictures, self.model.device, self.autocast)
 
     def reader(self, classes: int) -> MapReader:
         """A judge that reads maps off pictures, taught by real ones."""
