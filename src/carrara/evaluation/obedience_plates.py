@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from carrara.conditions.boxes import Box
-from carrara.evaluation.plates import Row, font, plate
+from carrara.evaluation.plates import INK, Row, font, plate
 from carrara.generation.pictures import to_image
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def layouts(asked: Sequence[Sequence[Box]], rows: Mapping[str, Tensor]) -> Pictu
     labels = sorted({box.label for boxes in asked for box in boxes})
     colours = dict(zip(labels, _palette(len(labels) + 1)[1:], strict=True))
     found = {
-        "asked": [_boxed(Image.new("RGB", (_SIDE, _SIDE), "white"), boxes, colours, True) for boxes in asked]
+        "asked": [_boxed(Image.new("RGB", (_SIDE, _SIDE), _GROUND), boxes, colours, True) for boxes in asked]
     }
     for name, part in rows.items():
         found[name] = [picture.resize((_SIDE, _SIDE)) for picture in _images(part[: len(asked)])]
@@ -74,7 +74,7 @@ def layouts(asked: Sequence[Sequence[Box]], rows: Mapping[str, Tensor]) -> Pictu
         _boxed(picture.copy(), boxes, colours, False)
         for picture, boxes in zip(found[first], asked, strict=True)
     ]
-    ordered = {"asked": found.pop("asked"), first: found.pop(first), "both": outlined, **found}
+    ordered = {"asked": found.pop("asked"), first: found.pop(first), f"{first}, boxes": outlined, **found}
     return plate([Row(name, pictures) for name, pictures in ordered.items()], side=_SIDE)
 
 
@@ -105,7 +105,8 @@ def _boxed(
         colour = colours[box.label]
         pen.rectangle((left, top, box.right * width - 1, box.bottom * height - 1), outline=colour, width=2)
         if named:
-            pen.text((left + 4, top + 2), box.label, fill=colour, font=font())
+            place = max(0, min(left + 4, width - 2 - font().getlength(box.label)))
+            pen.text((place, top + 2), box.label, fill=INK, font=font())
     return picture
 
 
@@ -125,4 +126,4 @@ def _palette(count: int) -> list[tuple[int, int, int]]:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 18 else text[:17] + "."
+    return text if len(text) <= 18 else text[:16] + "…"
