@@ -10,8 +10,10 @@ from torch import Tensor
 LONGEST = 10000.0  # slowest wave, in steps
 
 
-def time_features(t: Tensor, width: int, *, first_step: int = 1, frequency_shift: float = 0.0) -> Tensor:
-    """``t [b]`` in [0, 1] to float32 ``[b width]``: cosines, then sines of the step's number.
+def time_features(
+    t: Tensor, width: int, *, first_step: int = 1, frequency_shift: float = 0.0, sines_first: bool = False
+) -> Tensor:
+    """``t [b]`` in [0, 1] to float32 ``[b width]``: cosines, then sines of the step's number (or the reverse).
 
     t = 1/1000 has the number ``first_step``. ``frequency_shift`` 1 lets the slowest wave be ``LONGEST`` itself.
     """
@@ -21,7 +23,8 @@ def time_features(t: Tensor, width: int, *, first_step: int = 1, frequency_shift
         steps = steps + (steps.mul(1e4).round().div(1e4) - steps).detach()
     steps = (steps + (first_step - 1)).float()
     angles = steps[:, None] * frequencies(width, frequency_shift, t.device)
-    return torch.cat([angles.cos(), angles.sin()], 1)
+    waves = [angles.sin(), angles.cos()] if sines_first else [angles.cos(), angles.sin()]
+    return torch.cat(waves, 1)
 
 
 def frequencies(width: int, shift: float = 0.0, device: torch.device | None = None) -> Tensor:

@@ -86,6 +86,9 @@ class Config(Base):
         le=1,
         description="1 makes the slowest wave of the time 10000 steps long, 0 a little shorter.",
     )
+    sines_first: bool = Field(
+        False, description="Sines before cosines in the features of the time, as in DDPM."
+    )
     first_step: Literal[0, 1] = Field(
         1, description="Number of the step t = 1/1000; 0 for networks trained with steps 0 to 999."
     )
@@ -302,7 +305,11 @@ class UNet(nn.Module):
         """What the blocks are told of time and vector: [b e]."""
         config = self.config
         waves = time_features(
-            t, config.channels, first_step=config.first_step, frequency_shift=config.frequency_shift
+            t,
+            config.channels,
+            first_step=config.first_step,
+            frequency_shift=config.frequency_shift,
+            sines_first=config.sines_first,
         )
         embedding = self.time(waves.to(self.conv_in.weight.dtype))
         if self.vector is not None and context.vector is not None:

@@ -1,6 +1,6 @@
 """U-Nets in the layout of diffusers, ``UNet2DModel`` and ``UNet2DConditionModel``: read and written.
 
-There the class table is inside, the time's sines may stand before its cosines and steps are numbered from 0.
+There the class table is inside, and steps are numbered from 0.
 """
 
 from __future__ import annotations
@@ -88,9 +88,6 @@ def read_unet(path: str | Path) -> Adopted:
         ours: torch.cat([tensors[there].float() for there in theirs])
         for ours, theirs in names(network, _vector_name(extras)).items()
     }
-    if not file.flip_sin_to_cos:
-        for name in _reading_waves(extras):
-            state[name] = torch.cat(state[name].chunk(2, 1)[::-1], 1)
     if extras.vector == "classes":
         extras = replace(extras, class_table=tensors[CLASS_TABLE].float())
     return Adopted(said.config, said.channels, said.widths, state, extras)
@@ -142,11 +139,6 @@ def _vector_name(extras: Extras) -> str:
     return "add_embedding" if extras.vector == "text_and_sizes" else "class_embedding"
 
 
-def _reading_waves(extras: Extras) -> list[str]:
-    """The weights that read cosines and sines."""
-    return ["time.0.weight", *(["vector.0.weight"] if extras.vector == "class_number" else [])]
-
-
 def _widths(config: unet.Config, network: unet.UNet) -> dict[str, int]:
     """Of the roles that the network reads."""
     found = {"tokens": network.tokens, "vector": network.vector_width, "image": network.image}
@@ -172,6 +164,10 @@ def _one_step_later(weight: Tensor, config: unet.Config) -> Tensor:
     cos and sin of an angle that one step adds to are a rotation of the angle's own.
     """
     angles = frequencies(config.channels, config.frequency_shift).double()
-    cosines, sines = weight.double().chunk(2, 1)
-    turned = [cosines * angles.cos() + sines * angles.sin(), sines * angles.cos() - cosines * angles.sin()]
+    first, second = weight.double().chunk(2, 1)
+    sign = -1 if config.sines_first else 1
+    turned = [
+        first * angles.cos() + sign * second * angles.sin(),
+        second * angles.cos() - sign * first * angles.sin(),
+    ]
     return torch.cat(turned, 1).float()

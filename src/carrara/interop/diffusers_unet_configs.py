@@ -114,6 +114,7 @@ class Shared(Config):
             "asymmetric": self.downsample_padding == 0,
             "embedding": None if self.time_embedding_dim == 4 * first else self.time_embedding_dim,
             "frequency_shift": self.freq_shift,
+            "sines_first": not self.flip_sin_to_cos,
             "first_step": 0,
             "unit_input": self.center_input_sample,
             "dropout": self.dropout,

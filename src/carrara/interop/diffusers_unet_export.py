@@ -34,6 +34,7 @@ def express(
         "center_input_sample": config.unit_input,
         "time_embedding_dim": config.embedding,
         "freq_shift": config.frequency_shift,
+        "flip_sin_to_cos": not config.sines_first,
         "downsample_padding": 0 if config.asymmetric else 1,
         "dropout": config.dropout,
         "norm_num_groups": _groups(config, network),
