@@ -217,7 +217,7 @@ def _fitting(parts: _Parts, denoiser: _Denoiser) -> _Denoiser:
     if beside := denoiser.widths.get("image"):
         raise UserError(
             f"{parts.network}: it reads {beside} channels beside the {denoiser.channels} of z, and nothing says what "
-            "of: adopt it in Python (docs/interop.md)"
+            "of; read_unet and read_dit give the network alone (docs/interop.md)"
         )
     if denoiser.vector in ("class_number", "given"):
         what = "the number of a class" if denoiser.vector == "class_number" else "a vector"
