@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from carrara.autoencoders import kl, vq
+from carrara.context import Context
 from carrara.denoisers import unet
 
 
@@ -37,20 +38,60 @@ def test_autoencoders(
     assert config.factor == factor
 
 
-@pytest.mark.parametrize(
-    ("config", "channels", "tokens", "published"),
-    [
-        pytest.param({"channels": 320, "multipliers": (1, 2, 4, 4), "head_width": 40, "attention": (1, 2, 4)},
-                     4, 768, 859_520_964, id="stable diffusion 1"),
-        pytest.param({"channels": 320, "multipliers": (1, 2, 4, 4), "head_width": 64, "attention": (1, 2, 4)},
-                     4, 1024, 865_910_724, id="stable diffusion 2"),
-        pytest.param({"channels": 256, "multipliers": (1, 2, 4), "head_width": 32, "attention": (1, 2, 4)},
-                     4, 512, 394_984_196, id="LDM-8 ImageNet"),
-        pytest.param({"channels": 192, "multipliers": (1, 2, 3, 5), "head_width": 64, "attention": (2, 4, 8)},
-                     3, 512, 400_920_579, id="LDM-4 ImageNet"),
-    ],
-)  # fmt: skip
-def test_unet(config: dict[str, Any], channels: int, tokens: int, published: int) -> None:
+# Exact where the zoo counts them; None where it only describes them: then what is described is built and run.
+LDM: dict[str, Any] = {"scale_shift": False, "attention": (2, 4, 8)}
+SD: dict[str, Any] = {
+    "scale_shift": False,
+    "attention": (1, 2, 4),
+    "channels": 320,
+    "multipliers": (1, 2, 4, 4),
+}
+DDPM: dict[str, Any] = {"scale_shift": False, "channels": 128, "depth": 0, "heads": 1}
+UNETS = [
+    pytest.param(LDM | {"channels": 224, "multipliers": (1, 2, 3, 4), "depth": 0, "head_width": 32},
+                 3, {}, 274_056_163, id="LDM-4 unconditional"),
+    pytest.param(LDM | {"channels": 192, "multipliers": (1, 2, 3, 5), "heads": 1},
+                 3, {"tokens": 512}, 400_920_579, id="LDM-4 ImageNet"),
+    pytest.param(LDM | {"channels": 256, "multipliers": (1, 2, 4), "head_width": 32, "attention": (1, 2, 4)},
+                 4, {"tokens": 512}, 394_984_196, id="LDM-8 ImageNet"),
+    pytest.param(SD | {"heads": 8, "projections": "convolution"},
+                 4, {"tokens": 768}, 859_520_964, id="stable diffusion 1"),
+    pytest.param(SD | {"heads": (5, 10, 20, 20)},
+                 4, {"tokens": 1024}, 865_910_724, id="stable diffusion 2"),
+    pytest.param(SD | {"multipliers": (1, 2, 4), "attention": (2, 4), "depth": (0, 2, 10)},
+                 4, {"tokens": 2048, "vector": 2816}, 2_567_463_684, id="SDXL"),
+    pytest.param(DDPM | {"multipliers": (1, 2, 2, 2), "attention": (2,), "dropout": 0.1},
+                 3, {}, 35_746_307, id="DDPM CIFAR-10"),
+    pytest.param(DDPM | {"multipliers": (1, 1, 2, 2, 4, 4), "attention": (16,)},
+                 3, {}, 113_673_219, id="DDPM 256"),
+    pytest.param(LDM | {"channels": 192, "multipliers": (1, 2, 2, 4, 4), "attention": (1, 2, 4, 8), "depth": 0,
+                        "heads": 8, "scale_shift": True, "resample_blocks": True},
+                 4, {}, None, id="LDM-8 Churches"),
+    pytest.param(SD | {"heads": 8}, 4, {"tokens": 1280}, None, id="text-to-image 1.45B"),
+    pytest.param(LDM | {"channels": 128, "multipliers": (1, 2, 3, 4), "depth": 3, "head_width": 32},
+                 4, {"tokens": 512}, None, id="layout-to-image"),
+    pytest.param(LDM | {"channels": 256, "multipliers": (1, 2, 3, 4), "depth": 0, "heads": 8,
+                        "resample_blocks": True}, 3, {"image": 4}, None, id="inpainting"),
+    pytest.param(LDM | {"channels": 128, "multipliers": (1, 4, 8), "depth": 0, "heads": 8}, 3, {"image": 3}, None,
+                 id="semantic synthesis"),
+    pytest.param(LDM | {"channels": 160, "multipliers": (1, 2, 2, 4), "attention": (8, 16), "depth": 0,
+                        "head_width": 32}, 3, {"image": 3}, None, id="super-resolution"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "channels", "widths", "published"), UNETS)
+def test_unet(shape: dict[str, Any], channels: int, widths: dict[str, int], published: int | None) -> None:
     with torch.device("meta"):
-        network = unet.Config(**config, scale_shift=False).build(channels=channels, tokens=tokens)
-    assert count(network) == published
+        network = unet.Config(**shape).build(channels=channels, **widths)
+        z = torch.empty(2, channels, 2 * network.factor, 3 * network.factor)
+        context = Context(
+            tokens=torch.empty(2, 5, widths["tokens"]) if "tokens" in widths else None,
+            vector=torch.empty(2, widths["vector"]) if "vector" in widths else None,
+            image=torch.empty(2, widths["image"], *z.shape[2:]) if "image" in widths else None,
+        )
+        assert network(z, torch.empty(2), context).shape == z.shape
+    assert widths.keys() <= network.config.roles
+    if published is None:
+        assert 5e7 < count(network) < 9e8
+    else:
+        assert count(network) == published
