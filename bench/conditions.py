@@ -99,7 +99,7 @@ def main() -> None:
     arguments.add_argument("pairs", nargs="+", metavar="RUN=DATA")
     arguments.add_argument("--pictures", type=int, default=256, help="made and compared with, at most")
     arguments.add_argument("--references", type=int, default=2000, help="real pictures that teach the judges")
-    arguments.add_argument("--lessons", type=int, default=300, help="steps of the judge that reads maps")
+    arguments.add_argument("--lessons", type=int, default=400, help="steps of the judge that reads maps")
     arguments.add_argument("--guidance", type=float, help="1 is off; the default is that of `carrara sample`")
     arguments.add_argument("--steps", type=int, default=20)
     arguments.add_argument("--seed", type=int, default=0)

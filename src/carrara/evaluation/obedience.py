@@ -63,7 +63,7 @@ class Trial:
     settings: Settings
     pictures: int = 256
     references: int = 2000
-    lessons: int = 300
+    lessons: int = 400
     batch: int = 32
     autocast: Autocast = field(default=nullcontext)
 

@@ -75,7 +75,7 @@ def learn_to_read(
     maps: Tensor,
     classes: int,
     *,
-    steps: int = 300,
+    steps: int = 400,
     batch: int = 32,
     seed: int = 0,
     device: torch.device | None = None,
