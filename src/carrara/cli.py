@@ -271,7 +271,7 @@ def run_diffusion(
     if start:
         conditions = start.conditions
     else:
-        conditions = learned(fitting.model, dataset, latent_of(worked_on), fitting.train.seed)
+        conditions = learned(fitting.model, dataset, latent_of(feed.scaled()), fitting.train.seed)
     conditions.to(placement.device)
     reads = reads_of(fitting.model, dataset)
     for note in cut_notes(conditions, reads, dataset):

@@ -58,7 +58,8 @@ class Config(Base):
         return self
 
     def reads(self, data: Columns) -> list[str]:
-        """The caption columns, as `text` chooses them."""
+        """The caption columns, as `text` chooses them. UserError where a folder cannot be used, before all else."""
+        self._open()
         return text.Config(languages=self.languages).reads(data)
 
     def learn(self, data: Columns, latent: Latent | None = None) -> PretrainedTextEncoder:
