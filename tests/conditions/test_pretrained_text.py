@@ -270,11 +270,16 @@ def test_captions_are_drawn_by_seed_from_what_is_there(clips: dict[str, tuple[Pa
     assert counts[None] / 500 == pytest.approx(0.1, abs=0.04)
 
 
-def test_languages_are_those_of_text() -> None:
-    assert Config(paths=("x",)).reads(DATA) == ["caption_de", "caption_en"]
-    assert Config(paths=("x",), languages=("en",)).reads(DATA) == ["caption_en"]
+def test_languages_are_those_of_text(clips: dict[str, tuple[Path, Any]]) -> None:
+    folder = str(clips["l"][0])
+    assert Config(paths=(folder,), length=12).reads(DATA) == ["caption_de", "caption_en"]
+    assert Config(paths=(folder,), length=12, languages=("en",)).reads(DATA) == ["caption_en"]
     with pytest.raises(UserError, match="no captions in 'fr'"):
-        Config(paths=("x",), languages=("fr",)).reads(DATA)
+        Config(paths=(folder,), length=12, languages=("fr",)).reads(DATA)
+    with pytest.raises(UserError, match="there is no text encoder at"):
+        Config(paths=("nowhere",)).reads(DATA)
+    with pytest.raises(UserError, match="needs 'paths'"):
+        Config().reads(DATA)
     with pytest.raises(ValueError, match="nothing is left"):
         Config(tokens=False)
 

@@ -24,6 +24,7 @@ from conftest import run_out
 CHANGES = [
     "train.budget=2steps",
     "train.batch=4",
+    "train.accumulate=1",
     "validation={looks=1, pictures=2, samples=2, steps=1}",
 ]
 DIFFUSION = [
