@@ -8,7 +8,8 @@ comes and when it goes, which sees more than what autograd saves: gradients and 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +22,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from carrara.autoencoders.codebook import Codebook
 from carrara.training.loop import TrainConfig, TrainingState
-from carrara.training.parallel import Placement
+from carrara.training.parallel import Placement, blocks
 from carrara.training.rehearsal import Rehearsal
 
 # A CPU's allocator keeps what it was given in pieces that do not fit the next tensor; measured with glibc on U-Nets
 # and autoencoders (docs/plan.md). CUDA's caching allocator wastes less; a GPU's libraries want some room as well.
-_WASTE = {"cpu": 0.4, "cuda": 0.1}
+_WASTE = {"cpu": 0.3, "cuda": 0.1}
 _ALWAYS = {"cpu": 90_000_000, "cuda": 300_000_000}  # bytes: code and workspaces of the libraries, once used
-_MANY = 64  # pictures: their activations outweigh the gradients of all but the largest networks
+_FEW, _MANY = 2, 6  # pictures: what a picture takes is the difference
 _EIGHT_BIT = 2 * (1 + 4 / 256)  # bytes a weight: two averages in blocks of 256 with a float32 each
 
 
@@ -36,8 +37,8 @@ _EIGHT_BIT = 2 * (1 + 4 / 256)  # bytes a weight: two averages in blocks of 256 
 class Imagined:
     """Bytes of what stays (``weights``, ``averages``, ``optimizer``), of the ``gradients``, and of a step.
 
-    A forward and backward pass over n pictures needs ``base + each * n`` at its peak, where it goes back; with few
-    pictures no more than ``least``, at its end, where the gradients are all there. ``activations`` is what is saved
+    A forward and backward pass over n pictures needs ``base + each * n`` where it turns back; at its end, where the
+    gradients are all there, ``least`` for the first picture and ``further`` for each one more. ``activations`` is what is saved
     a picture, ``flops`` are those of a picture forward and backward; ``stepping`` is what the optimizer needs
     besides, while it steps. ``parameters`` are the weights of each part, counted.
     """
@@ -48,6 +49,7 @@ class Imagined:
     optimizer: int
     gradients: int
     least: int
+    further: float
     base: float
     each: float
     activations: float
@@ -57,7 +59,7 @@ class Imagined:
 
     def passing(self, pictures: int) -> int:
         """Bytes at the peak of a forward and backward pass over so many pictures at once, on top of what stays."""
-        return round(max(self.least, self.base + self.each * pictures))
+        return round(max(self.least + self.further * (pictures - 1), self.base + self.each * pictures))
 
     def peak(self, pictures: int, accumulate: int) -> int:
         """Bytes at the peak of a step in ``accumulate`` parts of ``pictures``, with what the allocator wastes."""
@@ -83,11 +85,14 @@ class _Shapes(Placement):
 
 
 class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of all tensors alive (``now``) and the most there were at once (``most``)."""
+    """Bytes of all tensors alive (``now``), the most there were at once (``most``), and without gradients.
+
+    ``gradients`` is told from outside; ``apart`` is the most there was of everything else.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.most = 0
+        self.now = self.most = self.apart = self.gradients = 0
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -105,6 +110,7 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._sizes[key] = storage.nbytes()
             self.now += self._sizes[key]
             self.most = max(self.most, self.now)
+            self.apart = max(self.apart, self.now - self.gradients)
             weakref.finalize(storage, self._gone, key)
 
     def _gone(self, key: int) -> None:
@@ -115,7 +121,10 @@ def imagine(build: Callable[[], Rehearsal], config: TrainConfig, placement: Plac
     """A step of what ``build`` makes, for any number of pictures."""
     shapes = _Shapes(placement.device, placement.bf16)
     eight = config.optimizer == "adamw8bit"  # its library knows no tensors without values
-    config = config.model_copy(update={"compile": False, **({"optimizer": "adamw"} if eight else {})})
+    twice = config.checkpointing
+    config = config.model_copy(
+        update={"compile": False, "checkpointing": False, **({"optimizer": "adamw"} if eight else {})}
+    )
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, _Allocations() as tally:
         with torch.device(placement.device):
             rehearsal = build()
@@ -127,7 +136,7 @@ def imagine(build: Callable[[], Rehearsal], config: TrainConfig, placement: Plac
         trained = sum(
             p.nbytes for module in rehearsal.modules.values() for p in module.parameters() if p.requires_grad
         )
-        first = _pass(rehearsal, state, tally, 1)
+        first = _pass(rehearsal, state, tally, 1, twice)
         before, tally.most = tally.now, tally.now
         for name, optimizer in state.optimizers.items():
             optimizer.step()
@@ -135,8 +144,12 @@ def imagine(build: Callable[[], Rehearsal], config: TrainConfig, placement: Plac
             state.averages[name].update(rehearsal.modules[name], 1)
         optimizer_bytes = tally.now - weights - averages
         stepping = max(0, tally.most - before - optimizer_bytes)
-        few, many = (_pass(rehearsal, state, tally, count) for count in (_MANY, 2 * _MANY))
-    each = (many.most - few.most) / _MANY
+        few = _pass(rehearsal, state, tally, _FEW, twice)
+        for optimizer in state.optimizers.values():
+            optimizer.zero_grad()
+        many = _pass(rehearsal, state, tally, _MANY, twice)
+    count = _MANY - _FEW
+    each = (many.apart - few.apart) / count
     parts = {part.name: part.module for part in rehearsal.parts}
     return Imagined(
         parameters={name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()},
@@ -145,28 +158,43 @@ def imagine(build: Callable[[], Rehearsal], config: TrainConfig, placement: Plac
         optimizer=round(trained / 4 * _EIGHT_BIT) if eight else max(0, optimizer_bytes),
         gradients=trained,
         least=first.most,
-        base=few.most - each * _MANY,
+        further=max(0.0, (many.most - first.most) / (_MANY - 1)),
+        base=few.apart - each * _FEW,
         each=each,
-        activations=(many.saved - few.saved) / _MANY,
+        activations=(many.saved - few.saved) / count,
         stepping=stepping,
-        flops=(many.flops - few.flops) / _MANY,
+        flops=(many.flops - few.flops) / count,
         device=placement.device.type,
     )
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """The most bytes at once on top of what stays, those saved after the forward passes, FLOPs."""
+    """The most bytes at once on top of what stays, the same without gradients; those saved for going back; FLOPs."""
 
     most: int
+    apart: int
     saved: int
     flops: int
 
 
-def _pass(rehearsal: Rehearsal, state: TrainingState, tally: _Allocations, pictures: int) -> _Pass:
-    """One forward and backward pass of every module, as the loop does it."""
-    before, tally.most, saved = tally.now, tally.now, 0
-    with FlopCounterMode(display=False) as flops:
+def _pass(
+    rehearsal: Rehearsal, state: TrainingState, tally: _Allocations, pictures: int, twice: bool
+) -> _Pass:
+    """One forward and backward pass of every module, as the loop does it.
+
+    Where blocks are computed ``twice`` (gradient checkpointing), what they save goes and comes back one block at a
+    time, and there is another forward pass. This is reckoned: checkpoints of tensors without values leave garbage.
+    """
+    before, saved = tally.now, 0
+    tally.most, tally.apart, tally.gradients = before, before, 0
+    trained = [p for module in state.modules.values() for p in module.parameters() if p.requires_grad]
+
+    def arrived(parameter: Tensor) -> None:
+        tally.gradients += parameter.nbytes
+
+    hooks: list[Any] = [p.register_post_accumulate_grad_hook(arrived) for p in trained]  # type: ignore[no-untyped-call]
+    with FlopCounterMode(display=False) as flops, _saved_by_blocks(state.modules, tally) as left:
         for name in state.modules:
             start = tally.now
             with state.placement.autocast():
@@ -175,7 +203,39 @@ def _pass(rehearsal: Rehearsal, state: TrainingState, tally: _Allocations, pictu
             saved += tally.now - start
             total.backward()  # type: ignore[no-untyped-call]
             del terms, total
-    return _Pass(tally.most - before, saved, flops.get_total_flops())
+    for hook in hooks:
+        hook.remove()
+    most, apart, count = tally.most - before, tally.apart - before, flops.get_total_flops()
+    if not twice or not left:
+        return _Pass(most, apart, saved, count)
+    gone = sum(left) - max(left)
+    least = sum(parameter.nbytes for parameter in trained) + max(left)
+    return _Pass(max(most - gone, least), apart - gone, saved - sum(left), count * 4 // 3)
+
+
+@contextmanager
+def _saved_by_blocks(modules: Mapping[str, nn.Module], tally: _Allocations) -> Iterator[list[int]]:
+    """A list that gets the bytes which each block's forward pass leaves, besides its output."""
+    found: list[int] = []
+    began: list[int] = []
+
+    def enter(block: nn.Module, inputs: Any) -> None:
+        began.append(tally.now)
+
+    def leave(block: nn.Module, inputs: Any, out: Any) -> None:
+        outer = sum(
+            value.untyped_storage().nbytes() for value in tree_leaves(out) if isinstance(value, Tensor)
+        )
+        found.append(max(0, tally.now - began.pop() - outer))
+
+    owned = [block for module in modules.values() for block in blocks(module)]
+    hooks = [block.register_forward_pre_hook(enter) for block in owned]
+    hooks += [block.register_forward_hook(leave) for block in owned]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _enter(module: nn.Module, fake: FakeTensorMode, tally: _Allocations) -> None:

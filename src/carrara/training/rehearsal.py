@@ -84,7 +84,8 @@ def learn(config: ModelConfig, data: Any, latent: Latent) -> tuple[nn.ModuleDict
                 raise
             encoders[name] = _Absent()
             assumed = f"{_WINDOW} tokens of width {_WIDTH}"
-            notes.append(f"{name}: assumed to give {assumed}, for its encoder cannot be opened ({error})")
+            reason = str(error).partition(" (known")[0].partition("; did you")[0]
+            notes.append(f"{name}: assumed to give {assumed}, for its encoder cannot be opened: {reason}")
     return encoders, notes
 
 
