@@ -38,8 +38,8 @@ class Imagined:
     """Bytes of what stays (``weights``, ``averages``, ``optimizer``), of the ``gradients``, and of a step.
 
     A forward and backward pass over n pictures needs ``base + each * n`` where it turns back; at its end, where the
-    gradients are all there, ``least`` for the first picture and ``further`` for each one more. ``activations`` is what is saved
-    a picture, ``flops`` are those of a picture forward and backward; ``stepping`` is what the optimizer needs
+    gradients are all there, ``least`` for the first picture and ``further`` for each one more. ``activations`` are
+    saved a picture, ``flops`` are those of a picture forward and backward; ``stepping`` is what the optimizer needs
     besides, while it steps. ``parameters`` are the weights of each part, counted.
     """
 
