@@ -14,7 +14,16 @@ RANKS = {
     **dict.fromkeys(["recipes", "interop"], 4),
     **dict.fromkeys(["serving", "cli", "quickstart"], 5),
     **dict.fromkeys(
-        ["cli_data", "cli_show", "cli_inspect", "cli_exchange", "cli_reconstruct", "cli_average", "cli_plan"],
+        [
+            "cli_data",
+            "cli_show",
+            "cli_inspect",
+            "cli_exchange",
+            "cli_reconstruct",
+            "cli_average",
+            "cli_plan",
+            "cli_doctor",
+        ],
         5,
     ),
 }

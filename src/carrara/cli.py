@@ -11,6 +11,7 @@ import typer
 
 from carrara.cli_average import average
 from carrara.cli_data import data, encode_missing, keep_scale
+from carrara.cli_doctor import doctor
 from carrara.cli_exchange import adopt, export
 from carrara.cli_inspect import app as inspect
 from carrara.cli_plan import plan
@@ -209,6 +210,7 @@ def quickstart(
 app.command()(adopt)
 app.command()(average)
 app.command()(plan)
+app.command()(doctor)
 app.command()(export)
 app.command()(reconstruct)
 

@@ -1,0 +1,88 @@
+"""`carrara doctor`: why a run makes noise, or came apart, and what to change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from carrara.console import Bar, console
+from carrara.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from carrara.generation.model import Model
+
+
+def doctor(
+    run: Annotated[Path, typer.Argument(help="A run's folder, finished or not.")],
+    dataset: Annotated[
+        Path | None, typer.Argument(help="The data set it was trained on; without it less can be looked at.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="A PNG that the model made: how it was sampled is read from it.")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="Or the sampler that was used,")] = None,
+    steps: Annotated[int | None, typer.Option(help="its steps,")] = None,
+    grid: Annotated[str | None, typer.Option(help="where they were,")] = None,
+    guidance: Annotated[float | None, typer.Option(help="and the guidance.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All that was looked at, as JSON.")] = False,
+) -> None:
+    """Look for what keeps a diffusion model from good pictures; status 1 where something is found."""
+    from carrara.data.table import Dataset
+    from carrara.evaluation.doctor.examine import document, examine, serious_first
+    from carrara.evaluation.doctor.patient import Patient
+    from carrara.generation.generate import settings_for
+    from carrara.recipes.catalogue import named
+    from carrara.training.autoencoding import AutoencoderRecipe
+    from carrara.training.run import RECIPE
+
+    if not (run / RECIPE).is_file():
+        siblings = [p.parent.name for p in run.parent.glob(f"*/{RECIPE}")] if run.parent.is_dir() else []
+        raise UserError(f"{run} is no run: it has no {RECIPE}{nearest(run.name, siblings)}")
+    recipe = named(str(run / RECIPE))
+    if isinstance(recipe, AutoencoderRecipe):
+        raise UserError(
+            f"{run} is the run of an autoencoder, which `carrara inspect autoencoder {run} DATA` looks at; expected "
+            "that of a diffusion model"
+        )
+    patient = Patient(run, recipe, Dataset.open(dataset) if dataset else None)
+    given = {"sampler": sampler, "steps": steps, "grid": grid, "guidance": guidance}
+    if picture:
+        given = _of_picture(picture, patient.model) | {k: v for k, v in given.items() if v is not None}
+    settings = settings_for(patient.model, given)
+    checks = []
+    if as_json:
+        checks = [check for _, check in examine(patient, settings)]
+    else:
+        with Bar("doctor") as bar:
+            for done, check in examine(patient, settings):
+                checks.append(check)
+                bar.show(done, check.name)
+    checks = list(serious_first(checks))
+    if as_json:
+        typer.echo(json.dumps(document(checks), indent=2, ensure_ascii=False))
+    else:
+        for check in checks:
+            mark = "?" if check.skipped else "✗" if check.findings else "✓"
+            words = f"not looked at: {check.saw}" if check.skipped else check.saw
+            console.print(f"{mark} {check.name}: {words}", soft_wrap=True)
+            for finding in check.findings:
+                console.print(f"    {'' if finding.serious else '(minor) '}{finding.words}", soft_wrap=True)
+                console.print(f"    -> {finding.fix}", soft_wrap=True)
+    if any(check.findings for check in checks):
+        raise typer.Exit(1)
+
+
+def _of_picture(picture: Path, model: Model) -> dict[str, Any]:
+    """The settings in a PNG; UserError where it holds none, or is of another model."""
+    from carrara.generation.pictures import read_recipe
+
+    try:
+        found = read_recipe(picture)
+    except OSError as error:
+        raise UserError(f"cannot read {picture}: {error.strerror or error}") from None
+    if "model" in found and found["model"] != model.hash:
+        raise UserError(f"{picture} was made by another model than this run's")
+    return {key: found.get(key) for key in ("sampler", "steps", "grid", "guidance")}

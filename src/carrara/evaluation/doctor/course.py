@@ -1,0 +1,116 @@
+"""How the training went, from its log, and whether there was enough of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from carrara.data.rows import caption_language
+from carrara.evaluation.doctor.findings import Check, Finding, not_looked
+from carrara.training.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from carrara.data.table import Dataset
+
+_OF_A_STEP = {"step", "seen", "spent", "rate", "lr", "gradient"}
+_FEW = 50  # pictures: a network of any size knows them by heart
+_OFTEN = 30  # times that a picture has to be met before its caption means something
+
+
+def losses(lines: Sequence[Mapping[str, float]], config: TrainConfig) -> Check:
+    """Numbers that are none; a loss that rose again, or never fell; gradients that grew."""
+    name = "course of the loss"
+    if not lines:
+        return not_looked(name, "metrics.jsonl is empty: fewer than ten steps are done")
+    bad = next(
+        ((key, line["seen"]) for line in lines for key, v in line.items() if not math.isfinite(v)), None
+    )
+    if bad:
+        words = f"{bad[0]} is no longer a number after {bad[1]:.0f} pictures"
+        fix = f"lower train.lr (now {config.lr:g}), or train.clip (now {config.clip:g}), and begin a new run"
+        return Check(name, f"{len(lines)} lines of the log", [Finding("not_a_number", words, fix)])
+    term = "denoising" if any("denoising" in line for line in lines) else _first_term(lines)
+    loss = np.array([line[term] for line in lines if term in line])
+    gradient = np.array([line["gradient"] for line in lines if "gradient" in line])
+    saw = f"{len(loss)} values of {term}, from {loss[0]:.4g} to {loss[-1]:.4g}"
+    found = []
+    if len(loss) >= 10:
+        width = max(2, len(loss) // 10)
+        smooth = np.convolve(loss, np.ones(width) / width, "valid")
+        if smooth[-1] > 1.3 * smooth.min():
+            words = f"{term} fell to {smooth.min():.4g} and rose again to {smooth[-1]:.4g}: it diverges"
+            found.append(Finding("diverged", words, f"lower train.lr (now {config.lr:g})"))
+        elif smooth[-1] > 0.97 * smooth[0]:
+            words = f"{term} has not fallen: {smooth[0]:.4g} at first, {smooth[-1]:.4g} at last"
+            found.append(
+                Finding("flat", words, f"raise train.lr (now {config.lr:g}), or train longer (train.budget)")
+            )
+        third = max(1, len(gradient) // 3)
+        early, late = np.median(gradient[:third]), np.median(gradient[-third:])
+        saw += f"; gradient's norm {early:.3g} at first, {late:.3g} at last"
+        if early > 0 and late > 10 * early:
+            words = f"the gradient's norm grew from {early:.3g} to {late:.3g}"
+            found.append(Finding("gradient_grows", words, f"lower train.lr (now {config.lr:g})"))
+        if (share := float(np.mean(gradient > 10 * config.clip))) > 0.5:
+            words = f"in {share:.0%} of the steps the gradient is more than ten times train.clip = {config.clip:g}"
+            fix = (
+                f"raise train.clip to about {np.median(gradient):.2g}, or lower train.lr (now {config.lr:g})"
+            )
+            found.append(Finding("always_clipped", words, fix, serious=False))
+    if config.warmup > 0.5 * (steps := lines[-1].get("step", 0)):
+        words = f"the learning rate was still rising: warm-up takes {config.warmup} steps, the run did {steps:.0f}"
+        found.append(
+            Finding(
+                "warmup", words, f"lower train.warmup (now {config.warmup}), or train longer", serious=False
+            )
+        )
+    return Check(name, saw, found)
+
+
+def amount(lines: Sequence[Mapping[str, float]], dataset: Dataset | None, conditional: bool) -> Check:
+    """How many pictures and words there are, and how often each was met."""
+    name = "amount of data"
+    if dataset is None:
+        return not_looked(name, "give the data set to look at it")
+    pictures = len(dataset.indices("train"))
+    seen = lines[-1].get("seen", 0) if lines else 0
+    times = seen / max(1, pictures)
+    found = []
+    saw = f"{pictures} pictures, each met {times:.3g} times"
+    if pictures == 1:
+        fix = "import more pictures; with one the model can only give that one back"
+        found.append(Finding("one_picture", "there is a single picture to train on", fix))
+    elif pictures < _FEW:
+        words = f"there are only {pictures} pictures: they will be learnt by heart"
+        found.append(
+            Finding(
+                "few_pictures", words, f"bring at least some hundred, {_FEW} at the very least", serious=False
+            )
+        )
+    if lines and times < _OFTEN:
+        words = f"each picture was met {times:.2g} times; captions mean something from about {_OFTEN} on"
+        factor = math.ceil(_OFTEN / max(times, 0.01))
+        found.append(
+            Finding(
+                "few_seen",
+                words,
+                f"train about {factor} times as long (train.budget)",
+                serious=times < _OFTEN / 3,
+            )
+        )
+    captions = [c for c in dataset.columns if caption_language(c)]
+    if conditional and captions:
+        rows = dataset.take(dataset.indices("train"), captions)
+        different = len({text for column in captions for text in rows[column] if text})
+        saw += f", {different} different captions"
+        if different == 1 and pictures > 1:
+            fix = "give each picture a caption of its own; with one for all it says nothing"
+            found.append(Finding("one_caption", "all pictures have the same caption", fix))
+    return Check(name, saw, found)
+
+
+def _first_term(lines: Sequence[Mapping[str, float]]) -> str:
+    return next(key for key in lines[0] if key not in _OF_A_STEP)
