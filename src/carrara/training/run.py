@@ -118,10 +118,18 @@ class Run:
             if held is not None:
                 os.close(held)
 
+    def log(self, state: TrainingState, measures: Mapping[str, float]) -> None:
+        """Logs what was measured after the last step."""
+        with closing(_Log(self.folder, state)) as log:
+            log.add(state.step, {"seen": state.seen, **measures})
+
     def finish(self, save: Callable[[Path], object]) -> None:
-        """Has the finished model written; what stood for it meanwhile goes."""
+        """Has the finished model written, and the run's page; what stood for the model meanwhile goes."""
+        from carrara.evaluation.run_report import write_report
+
         save(self.model)
         shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
+        write_report(self.folder)
 
     def _resume(self, state: TrainingState) -> list[str]:
         """Takes up the newest checkpoint that can be read; those that cannot get another name, and a note each.
@@ -174,10 +182,15 @@ class _Log:
             values |= self._state.measured
         if (device := self._state.placement.device).type == "cuda":
             values["peak_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
-        self._lines.write(json.dumps({"step": report.step, "seen": report.seen, **values}) + "\n")
+        self.add(report.step, {"seen": report.seen, **values})
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """A line, and its numbers as events."""
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
         self._lines.flush()
         for name, value in values.items():
-            self._events.add_scalar(name, value, report.step)
+            if name != "seen":
+                self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Closes both files."""

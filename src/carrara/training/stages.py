@@ -198,6 +198,7 @@ def train_diffusion(
 
     yield from run.train(task, state, batches, save)
     if note := task.between(state):  # the last look, at what is finished now
+        run.log(state, task.measures())
         yield Report.remark(state, note)
     state.averages["denoiser"].copy_to(task.modules["denoiser"])
     run.finish(save)
