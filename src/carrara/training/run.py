@@ -121,7 +121,7 @@ class Run:
     def log(self, state: TrainingState, measures: Mapping[str, float]) -> None:
         """Logs what was measured after the last step."""
         with closing(_Log(self.folder, state)) as log:
-            log.add(state.step, {"seen": state.seen, **measures})
+            log.add(state.step, {"seen": state.seen, **{k: round(v, 6) for k, v in measures.items()}})
 
     def finish(self, save: Callable[[Path], object]) -> None:
         """Has the finished model written, and the run's page; what stood for the model meanwhile goes."""
