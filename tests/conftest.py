@@ -95,6 +95,11 @@ def run_out(iterator: Iterable[Any]) -> list[Any]:
     return list(iterator)
 
 
+def steps(reports: Iterable[Any]) -> list[Any]:
+    """The reports about a step; others only bring a note."""
+    return [report for report in reports if report.losses]
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of captioned pictures."""

@@ -151,6 +151,7 @@ def _report(
     assert scale is not None
     grid = "".join(report.picture(to_image(picture), prompt) for prompt, picture in pictures.items())
     seen = {name: read_metrics(out / name) for name in ("autoencoder", "diffusion")}
+    seen = {name: [line for line in lines if "spent" in line] for name, lines in seen.items()}
     rates = {name: lines[-1]["seen"] / lines[-1]["spent"] if lines else 0.0 for name, lines in seen.items()}
     licences = ", ".join(model.passport.get("licences", []))
     sections = [

@@ -19,7 +19,7 @@ from carrara.recipes.catalogue import named, recipes
 from carrara.tensors import from_pixels, sample_uniform
 from carrara.training.diffusing import DiffusionRecipe
 from carrara.training.stages import train_diffusion
-from conftest import run_out
+from conftest import run_out, steps
 
 RED, BLUE = (230, 30, 40), (20, 60, 220)
 
@@ -86,7 +86,7 @@ def test_trained_on_two_squares_it_makes_both(name: str, two_squares: Dataset, t
         "model.denoiser.attention=[1]", "train.budget=300steps", "train.batch=16",
         "train.lr=5e-3", "train.warmup=10", "train.ema=0.02", "train.precision=fp32",
     )  # fmt: skip
-    reports = run_out(train_diffusion(small, two_squares, None, tmp_path / name))
+    reports = steps(train_diffusion(small, two_squares, None, tmp_path / name))
     first, last = (sum(r.losses["denoising"] for r in part) / 20 for part in (reports[:20], reports[-20:]))
     assert last < 0.7 * first
     model = load_model(tmp_path / name / "model")

@@ -17,7 +17,7 @@ from carrara.tensors import from_pixels
 from carrara.training.autoencoding import AutoencoderRecipe
 from carrara.training.diffusing import DiffusionRecipe, DiffusionTask, Pixels
 from carrara.training.stages import train_autoencoder, train_diffusion
-from conftest import Command, run_out, small_diffusion
+from conftest import Command, run_out, small_diffusion, steps
 
 
 def in_pixels(budget: str = "6steps", *, captions: bool = True, flip: bool = True) -> DiffusionRecipe:
@@ -101,7 +101,7 @@ def test_stopped_and_continued_it_ends_with_the_same_weights(dataset: Dataset, t
     part = train_diffusion(recipe, dataset, None, tmp_path / "parts")
     assert len(list(islice(part, 2))) == 2
     part.close()  # type: ignore[attr-defined]
-    assert len(run_out(train_diffusion(recipe, dataset, None, tmp_path / "parts"))) == 4
+    assert len(steps(train_diffusion(recipe, dataset, None, tmp_path / "parts"))) == 4
     files = [tmp_path / run / "model" / "denoiser.safetensors" for run in ("whole", "parts")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
