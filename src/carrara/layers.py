@@ -114,8 +114,8 @@ class GroupNorm(nn.Module):
         return F.silu(out) if silu else out
 
 
-# Scores that are computed at once: in bfloat16 two megabytes, which stay in a processor's cache.
-_AT_ONCE = 1 << 20
+# Scores that are computed at once by each thread: in bfloat16 two megabytes, which stay in a processor's cache.
+_AT_ONCE, _THREADS = 1 << 20, 8  # of more threads the caches are shared
 # Keys come in so many: PyTorch's softmax takes three times as long on rows with a remainder.
 _MULTIPLE = 32
 
@@ -168,9 +168,9 @@ class _Scores:
         self.hidden = None
         if hidden is not None:
             self.hidden = hidden.expand(b, heads, 1, -1).reshape(b * heads, 1, -1)
-        keys = self.k.shape[1]
-        self.together = max(1, _AT_ONCE // (n * keys))  # heads at once, or
-        self.some = min(n, max(16, _AT_ONCE // keys))  # so many queries of one
+        keys, at_once = self.k.shape[1], _AT_ONCE * min(torch.get_num_threads(), _THREADS)
+        self.together = max(1, at_once // (n * keys))  # heads, or
+        self.some = min(n, max(16, at_once // keys))  # so many queries of one
         self.places = query.new_empty(places, min(self.together, b * heads) * self.some * keys)
 
     def rows(self, x: Tensor) -> Tensor:
