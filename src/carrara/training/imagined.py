@@ -68,6 +68,11 @@ class Imagined:
         return round(self.lasting + most * (1 + _WASTE[self.device]) + _ALWAYS[self.device])
 
     @property
+    def floor(self) -> int:
+        """Bytes that no smaller batch and no second forward pass goes below."""
+        return round(self.lasting + self.gradients * (1 + _WASTE[self.device]) + _ALWAYS[self.device])
+
+    @property
     def lasting(self) -> int:
         """Bytes of what is there all the time."""
         return self.weights + self.averages + self.optimizer

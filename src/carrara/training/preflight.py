@@ -236,11 +236,11 @@ def _too_large(
     if fits and fits[0][0] == config.batch:
         return f"{words}: take --set train.accumulate={fits[0][1]}"
     words += f"; a single picture at a time still needs {_bytes(step.peak(1, config.batch))}"
-    if not config.checkpointing and step.lasting + step.gradients < free.free:
+    if not config.checkpointing and step.floor < free.free:
         return f"{words}: try --set train.checkpointing=true"
     return (
-        f"{words}, of which {_bytes(step.lasting + step.gradients)} are weights, their averages, gradients and "
-        + ("the optimizer's: take a smaller network, or a larger machine")
+        f"{words}, of which weights, their averages, gradients and the optimizer alone are {_bytes(step.floor)}: "
+        "take a smaller network, or a larger machine"
     )
 
 

@@ -1,0 +1,202 @@
+"""`carrara plan`: its figures are those of real steps, and what cannot fit is refused with what would."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from carrara.config import to_toml
+from carrara.recipes import kl_autoencoder, text_ldm
+from carrara.training import preflight
+from carrara.training.activation_memory import activation_bytes
+from carrara.training.diffusing import DiffusionRecipe, Pixels
+from carrara.training.imagined import Imagined, imagine
+from carrara.training.loop import TrainConfig, TrainingState
+from carrara.training.machine import Memory
+from carrara.training.parallel import Placement
+from carrara.training.preflight import Subject, plan
+from carrara.training.rehearsal import Rehearsal
+from conftest import Here, Trained, recipe_file, small_autoencoder, small_diffusion
+
+CPU = torch.device("cpu")
+WIDTH, DEPTH = 64, 3
+
+
+def _layer() -> nn.Module:
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Sigmoid())
+
+
+class Stack(nn.Module):
+    """Linear layers, two in a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(_layer(), _layer()) for _ in range(DEPTH))
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Plain(Rehearsal):
+    """A network whose needs can be counted on fingers."""
+
+    def __init__(self) -> None:
+        super().__init__(CPU)
+        self.modules = {"network": Stack()}
+        self.parts = []
+
+    def terms(self, update: str, count: int) -> dict[str, torch.Tensor]:
+        return {"loss": self.modules["network"](torch.rand(count, 256, WIDTH)).mean()}
+
+
+def config(**values: Any) -> TrainConfig:
+    return TrainConfig(**{"optimizer": "adamw", **values})
+
+
+def test_a_step_by_hand() -> None:
+    found = imagine(Plain, config(), Placement(CPU, bf16=False))
+    count = 2 * DEPTH * (WIDTH * WIDTH + WIDTH)
+    row = 256 * WIDTH * 4  # bytes of a picture's values at a layer
+    assert found.weights == found.averages == found.gradients == 4 * count
+    assert found.optimizer == pytest.approx(8 * count, rel=0.01)
+    # Forward, and backward to weights and to inputs; the first layer's input wants no gradient.
+    assert found.flops == 2 * 256 * WIDTH * WIDTH * (3 * 2 * DEPTH - 1)
+    # The input, and each layer's sigmoid, which is the next one's input.
+    assert found.activations == (2 * DEPTH + 1) * row
+    assert found.activations < found.each <= found.activations + 3 * row
+    twice = imagine(Plain, config(checkpointing=True), Placement(CPU, bf16=False))
+    assert twice.activations == (DEPTH + 1) * row  # what enters blocks stays, what is between does not
+    assert twice.each < found.each
+    many = imagine(Plain, config(ema_lengths=(0.1, 0.2)), Placement(CPU, bf16=False))
+    assert many.averages == 3 * found.averages
+
+
+def test_half_a_batch_takes_half_and_holds_its_gradients() -> None:
+    found = Imagined({}, 100, 100, 200, 100, 110, 1.0, 50.0, 60.0, 55.0, 10, 1.0, "cpu")
+    assert found.passing(1) == 110
+    assert found.passing(10) == 650
+    assert found.peak(10, 1) - found.peak(5, 1) == pytest.approx(1.3 * 300)
+    assert found.peak(5, 2) - found.peak(5, 1) == pytest.approx(1.3 * 100)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_is_saved_is_what_a_real_step_saves(bf16: bool) -> None:
+    placement = Placement(CPU, bf16)
+    recipe = small_diffusion("1steps", optimizer="adamw").model_copy(update={"pixels": Pixels(size=16)})
+    subject = Subject.of(recipe, None, None, None)
+    found = imagine(preflight._rehearsal(subject, placement)[0], recipe.train, placement)
+    real = preflight._rehearsal(subject, placement)[0]()
+    TrainingState(real.modules, recipe.train, placement)
+
+    def saved(count: int) -> int:
+        with placement.autocast():
+            return activation_bytes(lambda: real.terms("denoiser", count)["denoising"])
+
+    assert found.activations == pytest.approx((saved(9) - saved(3)) / 6, rel=0.15)
+    assert sum(found.parameters.values()) * 4 == found.weights == found.gradients
+
+
+def test_a_network_far_too_large_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand million weights, of which none is made."""
+    model = text_ldm.recipe().model
+    wide = model.denoiser.model_copy(update={"channels": 1408, "multipliers": (1, 2)})
+    recipe = text_ldm.recipe().model_copy(
+        update={"model": model.model_copy(update={"denoiser": wide, "conditions": {}})}
+    )
+    monkeypatch.setattr(preflight, "memory", lambda device: Memory(24 * 10**9, 24 * 10**9, "RAM"))
+    before = preflight.resident("VmHWM") or 0
+    found = plan(Subject.of(recipe, None, None, (4, 32, 32)), seconds=5)
+    assert found.parameters["denoiser"] > 6e8
+    assert (preflight.resident("VmHWM") or 0) - before < 1e9
+    assert found.peak > 24e9 or found.trial.peak is None  # what cannot fit is not tried
+
+
+def test_a_plan_of_pixels_on_a_command_line(here: Here, tmp_path: Path) -> None:
+    recipe = small_diffusion("40steps", captions=False).model_copy(update={"pixels": Pixels(size=16)})
+    file = recipe_file(recipe, tmp_path / "mine.toml")
+    done = here("plan", file, "--seconds", "0.3", "--json")
+    assert done.status == 0, done.err
+    told = json.loads(done.out)
+    assert told["seen"] == 160
+    assert told["seconds"] == pytest.approx(160 / told["rate"])
+    assert told["fits"][0] == {"batch": 4, "accumulate": 1}
+    assert told["memory"]["peak"] < told["memory"]["free"]
+    assert "measured" in told["rate_from"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.toml"]  # nothing is written
+
+
+def test_a_plan_on_data(here: Here, trained: Trained, tmp_path: Path) -> None:
+    recipe = recipe_file(small_diffusion("10m"), tmp_path / "mine.toml")
+    given = (recipe, trained.dataset.path, "--seconds", "0")
+    done = here("plan", *given, "--autoencoder", trained.autoencoder)
+    assert done.status == 0, done.err
+    for words in ("denoiser", "caption", "autoencoder", "memory at its peak", "10:00", "FLOPs at"):
+        assert words in done.out
+    assert "latents" not in done.out  # they are there
+    assert "made up" not in done.out
+    done = here("plan", *given, "--latent", "4x8x8", "--json")
+    told = json.loads(done.out)
+    assert told["disk"]["latents"] == len(trained.dataset) * 2 * 4 * 8 * 8 * 2
+    assert told["pictures"] == len(trained.dataset.indices("train"))
+
+
+def test_an_autoencoder(tmp_path: Path) -> None:
+    found = plan(Subject.of(small_autoencoder("20steps"), None, None, None), seconds=0)
+    whole = sum(p.numel() for p in small_autoencoder().network.build().parameters())
+    assert found.parameters == {"autoencoder": whole}
+    assert found.seen == 80
+
+
+@pytest.mark.parametrize(
+    ("free", "words"),
+    [
+        (250_000_000, "train.accumulate="),
+        (120_000_000, "train.checkpointing=true"),
+        (60_000_000, "a smaller network"),
+    ],
+)
+def test_what_cannot_fit_is_refused(
+    here: Here, monkeypatch: pytest.MonkeyPatch, free: int, words: str, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(preflight, "memory", lambda device: Memory(free, 10**9, "RAM"))
+    file = tmp_path / "mine.toml"
+    file.write_text(to_toml(kl_autoencoder.recipe()))
+    done = here("plan", file, "--set", "train.batch=128", "--seconds", "1")
+    assert done.status == 2
+    assert words in done.err
+    assert f"{free // 10**6} MB of RAM are free" in done.err
+    if "accumulate" in words:
+        parts = done.err.split("train.accumulate=")[1].split()[0]
+        again = here(
+            "plan", file, "--set", "train.batch=128", "--set", f"train.accumulate={parts}", "--seconds", "0"
+        )
+        assert again.status == 0, again.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("text_ldm",), "give its --autoencoder, or their shape as --latent"),
+        (("text_ldm", "--latent", "4x64"), "expected channels x height x width"),
+        (("text_ldm", "--latent", "4x64x32"), "expected a square one"),
+        (("text_ldn", "--latent", "4x64x64"), "did you mean 'text_ldm'"),
+    ],
+)
+def test_mistakes(here: Here, arguments: tuple[str, ...], words: str) -> None:
+    assert words in here("plan", *arguments).refusal
+
+
+def test_a_full_disk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "disk_free", lambda path: 1000)
+    recipe: DiffusionRecipe = small_diffusion("4steps", captions=False)
+    found = plan(Subject.of(recipe, None, None, (4, 8, 8)), seconds=5)
+    assert "of disk are needed" in found.refusals[0]
+    assert "no trial" in found.trial.words
