@@ -190,11 +190,19 @@ def test_what_is_given_must_fit() -> None:
         ({"middle_attention": True, "middle_blocks": 1}, "middle_attention stands between two blocks"),
         ({"middle_groups": 3}, "the middle has 16 channels, no multiple of 3"),
         ({"dropout": 1.0}, "less than 1"),
+        ({"attention": (16, 8)}, "attention 16, 8 is no level; the levels are 1, 2 .*the nearest is 2"),
     ],
 )
 def test_what_cannot_hold_is_refused(shape: dict[str, Any], line: str) -> None:
     with pytest.raises(ValidationError, match=line):
         unet.Config(**SMALL | shape)
+
+
+def test_factors_beyond_a_small_network_are_left_out() -> None:
+    """The default names two levels, and models with one of them were saved so."""
+    assert unet.Config(multipliers=(1,)).attends(0)
+    with pytest.raises(ValidationError, match=r"attention 2 is no level; the levels are 1 .*nearest is 1"):
+        unet.Config(multipliers=(1,), attention=(2,))
 
 
 def test_roles_are_what_can_be_read() -> None:

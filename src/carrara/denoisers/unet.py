@@ -158,6 +158,14 @@ class Config(Base):
             with_middle = name in ("depth", "heads") and isinstance(given, tuple) and len(given) == levels + 1
             if isinstance(given, tuple) and len(given) != wanted and not with_middle:
                 raise ValueError(f"{name} has {len(given)} entries for {wanted} {what}")
+        factors = [2**level for level in range(levels)]
+        # Some may lie beyond a U-Net with few levels, as the default's 2 does beyond one; all of them are a mistake.
+        if self.attention and not set(self.attention) & set(factors):
+            near = min(factors, key=lambda factor: abs(factor - self.attention[0]))
+            raise ValueError(
+                f"attention {', '.join(map(str, self.attention))} is no level; the levels are "
+                f"{', '.join(map(str, factors))} (factors of down-sampling, not resolutions), the nearest is {near}"
+            )
         if self.middle_attention and self.middle_blocks < 2:
             raise ValueError(
                 f"middle_attention stands between two blocks, but middle_blocks is {self.middle_blocks}"
