@@ -108,7 +108,7 @@ def overfits(patient: Patient, *, seconds: float = 60.0) -> Check:
     saw = f"{fell} in {len(first)} steps on {_BATCH} pictures at a learning rate of {lr:g}"
     if _fell(first):
         return Check(name, saw)
-    for factor, words in ((0.1, "lower"), (10.0, "raise")):
+    for factor, words in ((0.1, "lower"), (10.0, "raise"), (0.01, "lower")):
         if _fell(other := _course(patient, factor * lr, seconds)):
             found = Finding(
                 "learning_rate",
@@ -179,6 +179,10 @@ class _OneBatch:
         return {"denoising": loss.mean()}
 
     def between(self, state: TrainingState) -> str:
+        """Nothing."""
+        return ""
+
+    def last(self, state: TrainingState) -> str:
         """Nothing."""
         return ""
 
