@@ -268,7 +268,7 @@ def run_diffusion(
         encode_missing(dataset, worked_on, placement, feed.variants, rows=needed.rows, size=needed.size)
     if not fitting.pixels:
         keep_scale(worked_on, feed.measured)
-        if note := feed.scale_note():
+        if not start and (note := feed.scale_note()):
             console.print(note, soft_wrap=True)
     if start:
         conditions = start.conditions

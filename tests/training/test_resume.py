@@ -89,7 +89,7 @@ def test_steps_after_the_last_checkpoint_are_done_again(start: Start, tmp_path: 
     assert next(iter(start(tmp_path / "parts", budget="32steps"))).step == 8
     run_out(start(tmp_path / "parts", budget="32steps"))
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
-    assert [line["step"] for line in logged(tmp_path / "parts")] == [10, 20, 30]
+    assert [line["step"] for line in logged(tmp_path / "parts") if "lr" in line] == [10, 20, 30]
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
     assert not list((tmp_path / "parts" / "checkpoints").glob("*.part"))
 

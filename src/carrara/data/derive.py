@@ -212,14 +212,19 @@ def _publish(dataset: Dataset, staging: _Staging, changeable: list[str]) -> None
         dataset.table.add_columns(pa.RecordBatchReader.from_batches(schema, parts))
         return
     changed, fields = [], list[int]()
-    ids = dataset.take_arrow(staging.missing, ["id"])["id"]
+    ids = dataset.take_arrow(staging.missing, ["id"])["id"].to_pylist()
+    place = {name: index for index, name in enumerate(ids)}
     field = dataset.table.schema.field(staging.column)
-    update = pa.table({"id": ids, staging.column: _arrow(values, field.type)})
-    here = set(ids.to_pylist())
+    step = _at_a_time(values)
     for fragment in dataset.table.get_fragments():
-        if not here.isdisjoint(fragment.to_table(columns=["id"])["id"].to_pylist()):
-            metadata, fields = fragment.update_columns(update, left_on="id", right_on="id")
-            changed.append(metadata)
+        names = [name for name in fragment.to_table(columns=["id"])["id"].to_pylist() if name in place]
+        if not names:
+            continue
+        rows = np.array([place[name] for name in names])
+        pieces = [_arrow(values[rows[k : k + step]], field.type) for k in range(0, len(rows), step)]
+        update = pa.table({"id": names, staging.column: pa.chunked_array(pieces, field.type)})
+        metadata, fields = fragment.update_columns(update, left_on="id", right_on="id")
+        changed.append(metadata)
     operation = lance.LanceOperation.Update(updated_fragments=changed, fields_modified=fields)
     where = str(dataset.path / TABLE)
     lance.LanceDataset.commit(where, operation, read_version=dataset.table.version)
@@ -229,11 +234,16 @@ def _every_row(
     staging: _Staging, values: npt.NDArray[Any], total: int, kind: pa.DataType
 ) -> Iterator[pa.Array]:
     """The values of all rows in order, some megabytes at a time; none for rows that were not asked for."""
-    step = max(1, 2**25 // max(1, values.nbytes // len(values)))
+    step = _at_a_time(values)
     for start in range(0, total, step):
         first, last = np.searchsorted(staging.missing, (start, start + step))
         there = np.isin(np.arange(start, min(start + step, total)), staging.missing[first:last])
         yield _arrow(values[first:last], kind, there)
+
+
+def _at_a_time(values: npt.NDArray[Any]) -> int:
+    """Rows of some megabytes: a list array counts its numbers in 31 bits, and memory stays flat."""
+    return int(max(1, 2**25 // max(1, values.nbytes // len(values))))
 
 
 def _field(staging: _Staging, numbers: int, changeable: list[str], *, whole: bool) -> pa.Field:

@@ -146,6 +146,10 @@ class AutoencoderTask:
         self._held_out = numbers.get("psnr")
         return note
 
+    def last(self, state: TrainingState) -> str:
+        """Nothing: the adversary has its own end."""
+        return ""
+
     def finished(self, state: TrainingState) -> str:
         """Only the budget ends it."""
         return ""

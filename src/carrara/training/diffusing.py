@@ -181,6 +181,10 @@ class DiffusionTask:
         """Now and then the validation looks at the averaged weights."""
         return self.validation.between(state) if self.validation else ""
 
+    def last(self, state: TrainingState) -> str:
+        """The validation's last look, at what is finished."""
+        return self.between(state)
+
     def finished(self, state: TrainingState) -> str:
         """Why the validation would end the training now, or ""."""
         return self.validation.finished(state) if self.validation else ""

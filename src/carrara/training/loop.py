@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,10 @@ class Task(Protocol):
         """
         ...
 
+    def last(self, state: TrainingState) -> str:
+        """After the last step, as `between` before each."""
+        ...
+
     def finished(self, state: TrainingState) -> str:
         """Asked after `between`: why training should end before its budget does, or "".
 
@@ -69,7 +73,7 @@ class Report:
 
     ``measures`` are further numbers of the task for the log, ``note`` is something that the user should read;
     a report without losses is about no step and brings only the note, or ``best``: that the state as it is now
-    has done better on held-out pictures than any before.
+    has done better on held-out pictures than any before. ``last`` is what the task measured after the last step.
     """
 
     seen: int
@@ -82,11 +86,12 @@ class Report:
     measures: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
     best: bool = False
+    last: bool = False
 
     @staticmethod
-    def remark(state: TrainingState, note: str = "", *, best: bool = False) -> Report:
+    def remark(state: TrainingState, note: str = "", **more: Any) -> Report:
         """A report about no step."""
-        return Report(state.seen, state.step, {}, 0.0, 0.0, state.spent, state.fraction, note=note, best=best)
+        return Report(state.seen, state.step, {}, 0.0, 0.0, state.spent, state.fraction, note=note, **more)
 
 
 def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterator[Report]:
@@ -100,10 +105,7 @@ def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterat
     drops = dropout.active(state.modules.values())
     while (used := budget.fraction(spent=state.spent, step=state.step)) < 1:
         notes = [task.between(state)]
-        held_out = task.measures().get(BEST)
-        if held_out is not None and held_out < (math.inf if state.best is None else state.best):
-            state.best = held_out
-            yield Report.remark(state, best=True)
+        yield from _best(task, state)
         if reason := task.finished(state):
             yield Report.remark(state, "; ".join(note for note in (*notes, f"stopped: {reason}") if note))
             return
@@ -137,6 +139,17 @@ def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterat
             task.measures(),
             "; ".join(note for note in notes if note),
         )
+    if note := task.last(state):
+        yield from _best(task, state)
+        yield Report.remark(state, note, measures=task.measures(), last=True)
+
+
+def _best(task: Task, state: TrainingState) -> Iterator[Report]:
+    """Says so where the task has measured less than ever before."""
+    held_out = task.measures().get(BEST)
+    if held_out is not None and held_out < (math.inf if state.best is None else state.best):
+        state.best = held_out
+        yield Report.remark(state, best=True)
 
 
 def _gradients(

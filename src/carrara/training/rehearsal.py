@@ -118,6 +118,10 @@ class Rehearsal:
         """Nothing."""
         return ""
 
+    def last(self, state: TrainingState) -> str:
+        """Nothing."""
+        return ""
+
     def finished(self, state: TrainingState) -> str:
         """Only the budget ends it."""
         return ""

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +78,16 @@ class Run:
         now into ``unfinished``. The reports of steps that a kill undid are taken out of the log. When the iterator
         is closed early (Ctrl-C), the state is saved first.
         """
+        with self._held():
+            yield from self._train(task, state, load, begun)
+
+    def _train(
+        self, task: Task, state: TrainingState, load: Any, begun: Callable[[Path], object] | None
+    ) -> Iterator[Report]:
         checkpoints = self.folder / CHECKPOINTS
         notes = self._resume(state)
         saved = time.monotonic()
-        held = None
         try:
-            self._begin()
-            held = lock(self.folder)
             if begun and not (self.folder / UNFINISHED).is_dir() and not self.finished:
                 begun(self.folder / UNFINISHED)
             snapshots = Snapshots(self.folder / AVERAGES, state)
@@ -95,6 +98,8 @@ class Run:
                         if report.best:
                             state.save(checkpoints / checkpoint.BEST, best=True)
                             continue
+                        if report.last:
+                            log.add(report.step, {"seen": report.seen, **_rounded(report.measures)})
                         log.write(report)
                         snapshots.after(state)
                         if time.monotonic() - saved > state.config.save_every:
@@ -114,22 +119,38 @@ class Run:
                 else error
             )
             raise UserError(f"{reason}; the last good checkpoint is {last or 'none yet'}") from None
-        finally:
-            if held is not None:
-                os.close(held)
-
-    def log(self, state: TrainingState, measures: Mapping[str, float]) -> None:
-        """Logs what was measured after the last step."""
-        with closing(_Log(self.folder, state)) as log:
-            log.add(state.step, {"seen": state.seen, **{k: round(v, 6) for k, v in measures.items()}})
 
     def finish(self, save: Callable[[Path], object]) -> None:
         """Has the finished model written, and the run's page; what stood for the model meanwhile goes."""
         from carrara.evaluation.run_report import write_report
 
-        save(self.model)
-        shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
-        write_report(self.folder)
+        with self._held():
+            save(self.model)
+            shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
+            try:
+                write_report(self.folder)
+            except OSError as error:
+                raise UserError(
+                    f"cannot write the page of {self.folder}: {error.strerror or error}; the model is complete"
+                ) from None
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """The run's folder for this process alone, made where it is missing."""
+        try:
+            self._begin()
+            held = lock(self.folder)
+        except OSError as error:
+            last = checkpoint.newest(self.folder / CHECKPOINTS)
+            raise UserError(
+                f"cannot write {self.folder}: {error.strerror or error}; "
+                f"the last good checkpoint is {last or 'none yet'}"
+            ) from None
+        try:
+            yield
+        finally:
+            if held is not None:
+                os.close(held)
 
     def _resume(self, state: TrainingState) -> list[str]:
         """Takes up the newest checkpoint that can be read; those that cannot get another name, and a note each.
@@ -160,7 +181,7 @@ class _Log:
 
         _cut_log(folder / METRICS, state.step)
         self._lines = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
-        self._events = SummaryWriter(str(folder / EVENTS), purge_step=state.step)
+        self._events = SummaryWriter(str(folder / EVENTS), purge_step=state.step + 1)
         self._since = (time.monotonic(), state.seen)
         self._state = state
 
@@ -171,8 +192,8 @@ class _Log:
         before, self._since = self._since, (time.monotonic(), report.seen)
         rate = (report.seen - before[1]) / max(1e-9, self._since[0] - before[0])
         values = {
-            **{name: round(value, 6) for name, value in report.losses.items()},
-            **{name: round(value, 6) for name, value in report.measures.items()},
+            **_rounded(report.losses),
+            **_rounded(report.measures),
             "gradient": round(report.gradient, 5),
             "lr": report.lr,
             "rate": round(rate, 1),
@@ -198,11 +219,19 @@ class _Log:
         self._events.close()
 
 
+def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in numbers.items()}
+
+
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's log, in order."""
-    file = folder / METRICS
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return [json.loads(line) for line in lines]
+    """The lines of a run's log, in order, as far as they are whole: the last may be half written."""
+    file, found = folder / METRICS, []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found
 
 
 def _cut_log(file: Path, step: int) -> None:

@@ -155,10 +155,11 @@ def train_diffusion(
         return
     begun = start.hash if start else ""
     feed = feed_of(recipe, dataset, autoencoder)
-    autoencoder = feed.scaled()
     if start:
         check_start(start, autoencoder)
-        autoencoder, conditions = replace(autoencoder, scale=start.autoencoder.scale), start.conditions
+        autoencoder, conditions = replace(feed.autoencoder, scale=start.autoencoder.scale), start.conditions
+    else:
+        autoencoder = feed.scaled()
     assert autoencoder.scale is not None
     placement = Placement.choose(precision=recipe.train.precision)
     latent, reads = latent_of(autoencoder), reads_of(recipe.model, dataset)
@@ -197,9 +198,6 @@ def train_diffusion(
         model.save(path, {RECIPE: to_toml(recipe)})
 
     yield from run.train(task, state, batches, save)
-    if note := task.between(state):  # the last look, at what is finished now
-        run.log(state, task.measures())
-        yield Report.remark(state, note)
     state.averages["denoiser"].copy_to(task.modules["denoiser"])
     run.finish(save)
 
