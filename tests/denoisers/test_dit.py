@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from carrara.context import Context
 from carrara.denoisers import dit
@@ -150,7 +151,7 @@ def test_joint_tokens_that_are_all_masked_are_not_there() -> None:
 
 def test_rotary_products_depend_on_how_far_apart_patches_lie() -> None:
     query, key = torch.randn(2, 1, 1, 16, generator=generator(1)).expand(2, 1, 30, 16).unbind()
-    rotation = rotary(5, 6, 16, None, CPU)
+    rotation = rotary(5, 6, 16, None, device=CPU)
     assert torch.equal(rotate(query, rotation)[0, 0], query[0, 0])
     products = (rotate(query, rotation)[0] @ rotate(key, rotation)[0].mT).view(5, 6, 5, 6)
     for down in range(5):
@@ -164,15 +165,15 @@ def test_rotary_products_depend_on_how_far_apart_patches_lie() -> None:
 
 
 def test_fixed_positions_say_where_and_spread_over_any_size() -> None:
-    rows = fixed(4, 6, 32, None, CPU)
+    rows = fixed(4, 6, 32, None, device=CPU)
     assert rows.shape == (24, 32)
     assert torch.cdist(rows, rows).add(10 * torch.eye(24)).min() > 0.5
     grid = rows.view(4, 6, 32)
     assert torch.equal(grid[0, :, :16], grid[3, :, :16]), "the first half tells the column"
     assert torch.equal(grid[:, 0, 16:], grid[:, 5, 16:]), "the second the row"
-    torch.testing.assert_close(fixed(4, 4, 32, 4, CPU), fixed(4, 4, 32, None, CPU))
-    fine = fixed(8, 8, 32, 4, CPU).view(8, 8, 32)
-    torch.testing.assert_close(fine[::2, ::2].flatten(0, 1), fixed(4, 4, 32, None, CPU))
+    torch.testing.assert_close(fixed(4, 4, 32, 4, device=CPU), fixed(4, 4, 32, None, device=CPU))
+    fine = fixed(8, 8, 32, 4, device=CPU).view(8, 8, 32)
+    torch.testing.assert_close(fine[::2, ::2].flatten(0, 1), fixed(4, 4, 32, None, device=CPU))
 
 
 def test_one_steering_layer_and_a_bottleneck_are_special_cases() -> None:
@@ -211,6 +212,47 @@ def test_a_gate_takes_as_many_weights() -> None:
 def test_what_cannot_hold_is_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         dit.Config(**values)
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    network = built(VARIANTS["shared"])
+    z, t, context = inputs(network)
+    with pytest.raises(ValueError, match=r"sides of \(16, 11\) are not multiples of 4"):
+        network(z[..., :-1], t, context)
+    with pytest.raises(ValueError, match="reads an image of 2 channels beside z"):
+        network(z, t, Context(tokens=context.tokens, vector=context.vector))
+
+
+def test_tables_of_positions_are_kept_and_are_no_weights() -> None:
+    """Of a sampling under inference_mode, too, after which training goes on with them."""
+    for table in (fixed, rotary):
+        table.cache_clear()
+    for name in ("joint", "shared"):
+        network = built(VARIANTS[name])
+        names = list(network.state_dict())
+        z, t, context = inputs(network)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            network(z + 0, t, context)
+        with torch.inference_mode():
+            sampled = network(z, t, context)
+        with FakeTensorMode() as fake:
+            roles = {name: fake.from_tensor(value) for name, value in context.roles().items()}
+            imagined = dit.Config(**VARIANTS[name]).build(channels=3, tokens=10, vector=12, image=2)
+            assert imagined(fake.from_tensor(z), fake.from_tensor(t), Context(**roles)).shape == z.shape
+        trained = network(z, t, context)
+        trained.square().mean().backward()
+        assert torch.equal(trained.detach(), sampled)
+        assert list(network.state_dict()) == names
+        narrow = {**context.roles(), "image": context.image[..., :-4]}
+        assert network(z[..., :-4], t, Context(**narrow)).shape == z[..., :-4].shape
+    assert (fixed.cache_info().misses, rotary.cache_info().misses) == (2, 4), "one for each size"
+    kept = rotary(2, 3, 8, None, 2, device=CPU)
+    torch.testing.assert_close(kept[:, 2:], rotary(2, 3, 8, None, device=CPU))
+    vectors = torch.randn(1, 8, 8, generator=generator(1))
+    assert torch.equal(rotate(vectors, kept)[:, :2], vectors[:, :2])
+    half = rotary(2, 3, 8, None, device=CPU, dtype=torch.bfloat16)
+    assert torch.equal(half, rotary(2, 3, 8, None, device=CPU).bfloat16())
+    assert rotary(2, 3, 8, None, device=torch.device("meta")).is_meta
 
 
 def test_a_vector_that_does_not_fit_is_refused() -> None:

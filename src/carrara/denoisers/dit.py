@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -123,7 +123,8 @@ class DiT(nn.Module):
         self, config: Config, channels: int, tokens: int | None, vector: int | None, image: int | None
     ) -> None:
         super().__init__()
-        self.config, self.factor, self.tokens = config, config.patch, tokens
+        self.config, self.factor = config, config.patch
+        self.tokens, self.image = tokens, image
         width, inner = config.width, (channels + (image or 0)) * config.patch**2
         first = nn.Linear(inner, config.bottleneck, bias=False) if config.bottleneck else nn.Identity()
         self.conv_in = nn.Sequential(first, nn.Linear(config.bottleneck or inner, width))
@@ -151,16 +152,20 @@ class DiT(nn.Module):
         return list(self.trunk)
 
     def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
+        """float32; [b 2c h w] with a learnt variance. ValueError where sides are no multiples of ``factor``."""
         config, patch = self.config, self.config.patch
-        if context.image is not None:
+        if any(side % patch for side in z.shape[2:]):
+            raise ValueError(f"sides of {tuple(z.shape[2:])} are not multiples of {patch}")
+        if self.image is not None:
+            if context.image is None:
+                raise ValueError(
+                    f"this network reads an image of {self.image} channels beside z, and has none"
+                )
             z = torch.cat([z, context.image.to(z.dtype)], 1)
         height, width = z.shape[2] // patch, z.shape[3] // patch
         x = self.conv_in(F.pixel_unshuffle(z, patch).flatten(2).mT)  # b n width
         if config.positions != "rotary":
-            x = x + fixed(height, width, config.width, config.spread, z.device).to(x.dtype)
-        rotation = None
-        if config.positions != "fixed":
-            rotation = rotary(height, width, config.width // config.heads, config.spread, z.device)
+            x = x + _table(fixed, x, height, width, config.width, config.spread)
         embeddings = self._embeddings(t, context, z.dtype)
         mask, beside = None, 0
         if self.joint is not None and context.tokens is not None:
@@ -169,9 +174,10 @@ class DiT(nn.Module):
             if context.mask is not None:
                 mask = F.pad(context.mask, (0, x.shape[1]), value=True)
             x = torch.cat([tokens.to(x.dtype), x], 1)
-            if rotation is not None:  # tokens lie nowhere: what they know of their order they have brought
-                nowhere = torch.tensor([1.0, 0.0], device=z.device).view(2, 1, 1)
-                rotation = torch.cat([nowhere.expand(-1, beside, rotation.shape[2]), rotation], 1)
+        rotation = None
+        if config.positions != "fixed":  # tokens lie nowhere: what they know of their order they have brought
+            head = config.width // config.heads
+            rotation = _table(rotary, x, height, width, head, config.spread, beside)
         for number, block in enumerate(self.trunk):
             steer = embeddings[number % len(embeddings)]
             x = block(
@@ -322,6 +328,12 @@ class FeedForward(nn.Module):
                 h = up * (F.silu(gate) if gated == "swiglu" else F.gelu(gate))
         out: Tensor = self.outward(h)
         return out
+
+
+def _table(made: Any, x: Tensor, *shape: int | None) -> Tensor:
+    """The table of positions for ``x``. Kept for the next, unless x is one of a plan's tensors without values."""
+    table: Tensor = (made if type(x) is Tensor else made.__wrapped__)(*shape, device=x.device, dtype=x.dtype)
+    return table
 
 
 def _mlp(inner: int, width: int) -> nn.Sequential:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,26 +20,54 @@ def waves(values: Tensor, count: int, longest: float) -> Tensor:
     return values.double()[:, None] * torch.exp(exponents * -math.log(longest))
 
 
-def fixed(height: int, width: int, channels: int, spread: int | None, device: torch.device) -> Tensor:
-    """What is added to patches, row by row: [height * width, channels], of which the first half tells the column."""
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # what sampling asked for first may serve training next
+def fixed(
+    height: int,
+    width: int,
+    channels: int,
+    spread: int | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """What is added to patches, row by row: [height * width, channels], of which the first half tells the column.
+
+    Computed once for a size, a device and a precision: not to be changed in place.
+    """
     sines = []
     for count in (width, height):
         angles = waves(_places(count, spread, device), channels // 4, _FIXED)
         sines.append(torch.cat([angles.sin(), angles.cos()], 1).float())
     x, y = sines
-    return torch.cat([x.expand(height, -1, -1), y[:, None].expand(-1, width, -1)], 2).flatten(0, 1)
+    return torch.cat([x.expand(height, -1, -1), y[:, None].expand(-1, width, -1)], 2).flatten(0, 1).to(dtype)
 
 
-def rotary(height: int, width: int, head: int, spread: int | None, device: torch.device) -> Tensor:
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def rotary(
+    height: int,
+    width: int,
+    head: int,
+    spread: int | None,
+    before: int = 0,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Cosines and signed sines that ``rotate`` turns heads of width ``head`` by: [2, height * width, head].
 
     Half of the pairs turn with the row, half with the column (axial), so the product of two patches' vectors
-    depends on how far apart they lie and not on where.
+    depends on how far apart they lie and not on where. As many rows as ``before`` says come first and do not turn.
+    Computed once as ``fixed`` is.
     """
     y, x = (waves(_places(count, spread, device), head // 4, _ROTARY) for count in (height, width))
     angles = torch.cat([y[:, None].expand(-1, width, -1), x.expand(height, -1, -1)], 2).flatten(0, 1)
     cos, sin = angles.cos(), angles.sin()
-    return torch.stack([torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)]).float()
+    table = torch.stack([torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)]).float().to(dtype)
+    still = table.new_zeros(2, before, head)
+    still[0].fill_(1)
+    return torch.cat([still, table], 1)
 
 
 def rotate(vectors: Tensor, rotation: Tensor) -> Tensor:
