@@ -13,8 +13,9 @@ diffusers: the network, optimizer, schedule and batch of its example train_uncon
 (UNet2DModel of six levels, AdamW 1e-4, 500 steps of warm-up, batch 16, DDPMScheduler of 1000 linear steps, float32, no
 average of the weights), given the class by num_class_embeds. denoising-diffusion-pytorch: its classifier-free-guidance
 module with the readme's network (dim 64, mults 1, 2, 4, 8) and its Trainer's defaults (Adam 1e-4, batch 16, average
-0.995); in an environment of its own, see class_conditional_lucidrains.py. Both sample in 50 steps, in bfloat16; of the
-second, the better of no guidance and of its default scale counts.
+0.995); in an environment of its own, see class_conditional_lucidrains.py. Both sample in bfloat16 in --their-steps
+steps; their own default is 1000, which takes hours on a CPU. The better of two ways counts: of the first DDPM's own
+steps and DDIM's, of the second no guidance and its default scale.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from carrara.data.table import Dataset
 
 HERE = Path(__file__).parent
 CLASSES = 10
-SAMPLING_STEPS = 50
 
 
 def arrays(dataset: Dataset, split: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -70,18 +70,19 @@ def carrara(data: Path, minutes: float, samples: int, out: Path, changes: list[s
     left = minutes - (time.monotonic() - start) / 60
     recipe = named("class_ldm", [*changes, f'train.budget="{left}m"', "validation.looks=0"])
     seen = [report.seen for report in train_diffusion(recipe, dataset, stored, folder / "d")][-1]  # type: ignore[arg-type]
+    minutes = (time.monotonic() - start) / 60  # with checkpoints, and the model written
     model = load_model(folder / "d" / "model").to(placement.device)
     names = model.conditions["label"].classes
     rows = [{"label": names[k % CLASSES]} for k in range(samples)]  # type: ignore[index]
     with placement.autocast():
         pictures = generate(model, rows, settings_for(model, {"steps": 50, "guidance": 1.0}), batch=100)
     weights = sum(p.numel() for p in model.network.parameters())
-    np.savez(out, pictures=pictures.numpy(), seen=seen, weights=weights)
+    np.savez(out, pictures=pictures.numpy(), seen=seen, weights=weights, minutes=minutes)
 
 
-def diffusers(data: Path, minutes: float, samples: int, out: Path) -> None:
+def diffusers(data: Path, minutes: float, samples: int, out: Path, steps: int) -> None:
     """As the example does it."""
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
     from diffusers.optimization import get_scheduler
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -120,28 +121,32 @@ def diffusers(data: Path, minutes: float, samples: int, out: Path) -> None:
         rate.step()
         optimizer.zero_grad()
         seen += 16
-    noise_scheduler.set_timesteps(SAMPLING_STEPS)
-    made = []
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
-        for first in range(0, samples, 100):
-            classes = torch.arange(first, min(first + 100, samples), device=device) % CLASSES
-            z = torch.randn(len(classes), 3, 32, 32, device=device)
-            for step in noise_scheduler.timesteps:
-                z = noise_scheduler.step(
-                    model(z, step, class_labels=classes).sample.float(), step, z
-                ).prev_sample
-            made.append(((z.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
-    weights = sum(p.numel() for p in model.parameters())
-    np.savez(out, pictures=torch.cat(made).numpy(), seen=seen, weights=weights)
+    made: dict[str, np.ndarray] = {}
+    for name, scheduler in (
+        ("pictures_ddpm", noise_scheduler),
+        ("pictures_ddim", DDIMScheduler.from_config(noise_scheduler.config)),
+    ):
+        scheduler.set_timesteps(steps)
+        found = []
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+            for first in range(0, samples, 100):
+                classes = torch.arange(first, min(first + 100, samples), device=device) % CLASSES
+                z = torch.randn(len(classes), 3, 32, 32, device=device)
+                for step in scheduler.timesteps:
+                    said = model(z, step, class_labels=classes).sample.float()
+                    z = scheduler.step(said, step, z).prev_sample
+                found.append(((z.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
+        made[name] = torch.cat(found).numpy()
+    np.savez(out, seen=seen, weights=sum(p.numel() for p in model.parameters()), **made)
 
 
-def lucidrains(python: str, data: Path, minutes: float, samples: int, out: Path) -> None:
+def lucidrains(python: str, data: Path, minutes: float, samples: int, out: Path, steps: int) -> None:
     """In the environment that has it."""
     given = out.with_name("cifar.npz")
     pictures, labels = arrays(Dataset.open(data), "train")
     np.savez(given, pictures=pictures, labels=labels)
     script = HERE / "class_conditional_lucidrains.py"
-    arguments = [str(given), str(minutes), str(samples), str(SAMPLING_STEPS), str(out)]
+    arguments = [str(given), str(minutes), str(samples), str(steps), str(out)]
     subprocess.run([python, str(script), *arguments], check=True)
 
 
@@ -159,6 +164,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--their-steps", type=int, default=50)
     parser.add_argument("--real", type=int, default=5000, help="held-out pictures to compare with")
     parser.add_argument(
         "--lucidrains-python", help="python of an environment with denoising-diffusion-pytorch"
@@ -173,7 +179,7 @@ def main() -> None:
         if given.only == "carrara":
             carrara(given.data, given.minutes, given.samples, given.out, given.changes)
         else:
-            diffusers(given.data, given.minutes, given.samples, given.out)
+            diffusers(given.data, given.minutes, given.samples, given.out, given.their_steps)
         return
     folder = given.keep or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,10 +188,13 @@ def main() -> None:
         out = folder / f"{system}.npz"
         if system == "lucidrains":
             if given.lucidrains_python:
-                lucidrains(given.lucidrains_python, given.data, given.minutes, given.samples, out)
+                lucidrains(
+                    given.lucidrains_python, given.data, given.minutes, given.samples, out, given.their_steps
+                )
             continue
         command = [sys.executable, __file__, str(given.data), "--only", system, "--out", str(out)]
         command += ["--minutes", str(given.minutes), "--samples", str(given.samples)]
+        command += ["--their-steps", str(given.their_steps)]
         command += [f"--set={change}" for change in given.changes]
         subprocess.run(command, check=True)
     from carrara.evaluation.features import load_features
@@ -207,6 +216,7 @@ def main() -> None:
             "kernel_distance": round(best, 2),
             "seen": int(made["seen"]),
             "weights": int(made["weights"]),
+            "minutes": round(float(made["minutes"]) if "minutes" in made.files else given.minutes, 2),
         }
         print(f"{system:28} {best:16.1f} {int(made['seen']):14} {int(made['weights']):12}")
     print("limited by: how many pictures the two cores, or the GPU, take through each network in that time")
