@@ -1,6 +1,7 @@
 """Frozen text encoders from folders: what the published models read, cached or not, and what is said of bad folders."""
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 import tiny_encoders
+from carrara.conditions import encoder_folder
 from carrara.conditions.encoder_folder import FAMILIES, EncoderFolder
 from carrara.conditions.pretrained_text import Config, PretrainedTextEncoder
 from carrara.errors import UserError
@@ -361,6 +363,72 @@ def test_a_model_keeps_a_reference_that_is_checked(tmp_path: Path) -> None:
     (tmp_path / "model" / "condition_caption" / "references.json").unlink()
     with pytest.raises(UserError, match=r"is incomplete: it lacks condition_caption/references\.json"):
         encoder.config.restore(tmp_path / "model" / "condition_caption")
+
+
+def test_a_relative_path_holds_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    tiny_encoders.clip(tmp_path / "here" / "clip")
+    monkeypatch.chdir(tmp_path / "here")
+    encoder = learned(Path("clip"))
+    kept = tmp_path / "model" / "condition_caption"
+    encoder.keep(kept)
+    monkeypatch.chdir(tmp_path / "there")
+    (again,) = encoder.config.restore(kept).folders
+    assert again.path == (tmp_path / "here" / "clip").resolve()
+    tiny_encoders.clip(Path("clip"), width=24)
+    with pytest.raises(UserError, match=r"^clip is not the text encoder"):  # what is at the path goes first
+        encoder.config.restore(kept)
+    shutil.rmtree("clip")
+    (tmp_path / "here" / "clip").rename(tmp_path / "here" / "gone")
+    with pytest.raises(UserError, match=r"there is no text encoder at clip.*change 'paths' in"):
+        encoder.config.restore(kept)
+    with pytest.raises(
+        UserError, match=r"was trained with 1 text encoders, but 'paths' in its model.toml has 2"
+    ):
+        encoder.config.model_copy(update={"paths": ("clip", "clip")}).restore(kept)
+
+
+def test_weights_are_hashed_again_only_when_they_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    hashed = encoder_folder._file_hash.__wrapped__
+    monkeypatch.setattr(
+        encoder_folder, "_file_hash", lambda file, *of: (read.append(file.name), hashed(file, *of))[1]
+    )
+    tiny_encoders.clip(tmp_path / "clip")
+    weights = tmp_path / "clip" / "model.safetensors"
+    encoder = learned(tmp_path / "clip")
+    kept = tmp_path / "model" / "condition_caption"
+    encoder.keep(kept)
+    assert weights.name in read
+    read.clear()
+    again = encoder.config.restore(kept)
+    assert weights.name not in read
+    assert "config.json" in read, "what is small is always read"
+    assert again.folders[0].hashes == encoder.folders[0].hashes
+    again.keep(tmp_path / "copy")
+    assert (tmp_path / "copy" / "references.json").read_text() == (kept / "references.json").read_text()
+    os.utime(weights, ns=(1, 1))
+    encoder.config.restore(kept)
+    assert weights.name in read
+    before = json.loads((kept / "references.json").read_text())
+    for one in before["encoders"]:  # as earlier versions wrote it
+        del one["stamps"], one["resolved"]
+    (kept / "references.json").write_text(json.dumps(before))
+    read.clear()
+    encoder.config.restore(kept)
+    assert weights.name in read
+    weights.parent.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="there is no text encoder at"):
+        encoder.config.restore(kept)
+    (tmp_path / "moved").rename(weights.parent)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match="the SHA-256 of its weights is"):
+        encoder.config.restore(kept)
 
 
 # --- folders that lack something ---

@@ -65,6 +65,7 @@ class EncoderFolder:
             hint = f"; did you mean {str(self.path / inside[0])!r}?" if inside else ""
             raise UserError(_lacks(self.path, _CONFIG) + hint)
         self._model: Any = None
+        self._known: str | None = None  # hash of the weights, where it need not be computed
         self.weights = self._weight_files()
         self.tokenizer_folder, self.tokenizer_files = self._tokenizer_files()
         if importlib.util.find_spec("transformers") is None:
@@ -143,11 +144,23 @@ class EncoderFolder:
         return found
 
     @cached_property
+    def stamps(self) -> list[list[str | int]]:
+        """Of the files of its weights name, size and time of change: while they stay, so does their hash."""
+        found = [(file.name, file.stat()) for file in self.weights]
+        return [[name, status.st_size, status.st_mtime_ns] for name, status in found]
+
+    def recognise(self, sha256: str, stamps: Any) -> None:
+        """Spares reading the weights, up to 19 GB, if their stamps still are those of when this was their hash."""
+        if stamps == self.stamps:
+            self._known = sha256
+
+    @cached_property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of its configuration, its weights and its tokenizer; of a single file as `sha256sum` prints it."""
+        _ = self.stamps  # before the files are read: weights that change meanwhile are read again next time
         return {
             "config": _digest([self.path / _CONFIG]),
-            "weights": _digest(self.weights),
+            "weights": self._known or _digest(self.weights),
             "tokenizer": _digest(self.tokenizer_files),
         }
 

@@ -59,17 +59,21 @@ class Config(Base):
 
     def reads(self, data: Columns) -> list[str]:
         """The caption columns, as `text` chooses them. UserError where a folder cannot be used, before all else."""
-        self._open()
+        self._open(self.paths)
         return text.Config(languages=self.languages).reads(data)
 
     def learn(self, data: Columns, latent: Latent | None = None) -> PretrainedTextEncoder:
         """The encoder, with what the empty text becomes. UserError where a folder cannot be used as asked."""
-        encoder = PretrainedTextEncoder(self, self._open())
+        encoder = PretrainedTextEncoder(self, self._open(self.paths))
         encoder.remember_nothing()
         return encoder
 
     def restore(self, folder: Path, latent: Latent | None = None) -> PretrainedTextEncoder:
-        """The encoder, if its folders are those that the model was trained with; UserError where they are not."""
+        """The encoder, if its folders are those that the model was trained with; UserError where they are not.
+
+        A folder that is not at its path, as one relative to where the training was begun, is looked for where it
+        was then, unless somebody has changed the path.
+        """
         file = folder / _REFERENCES
         try:
             known = json.loads(file.read_text(encoding="utf-8"))["encoders"]
@@ -78,12 +82,18 @@ class Config(Base):
             raise UserError(f"{folder.parent} is incomplete: it lacks {folder.name}/{_REFERENCES}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} is damaged: {error}") from None
+        if len(self.paths) != len(known):
+            raise UserError(
+                f"{folder.parent} was trained with {len(known)} text encoders, but 'paths' in its model.toml has "
+                f"{len(self.paths)}"
+            )
         try:
-            folders = self._open()
+            folders = self._open([_found(path, one) for path, one in zip(self.paths, known, strict=True)])
         except UserError as error:
             moved = f"if it was moved, change 'paths' in {folder.parent / 'model.toml'}"
             raise UserError(f"{error}; {moved}") from None
-        for one, hashes in zip(folders, expected, strict=True):
+        for one, hashes, kept in zip(folders, expected, known, strict=True):
+            one.recognise(hashes.get("weights", ""), kept.get("stamps"))
             for part, sha256 in hashes.items():
                 if one.hashes.get(part) != sha256:
                     raise UserError(
@@ -92,10 +102,10 @@ class Config(Base):
                     )
         return PretrainedTextEncoder(self, folders)
 
-    def _open(self) -> list[EncoderFolder]:
-        if not self.paths:
+    def _open(self, paths: Sequence[str]) -> list[EncoderFolder]:
+        if not paths:
             raise UserError("pretrained_text needs 'paths', the folders of one or more text encoders")
-        folders = [EncoderFolder(path) for path in self.paths]
+        folders = [EncoderFolder(path) for path in paths]
         for folder in folders:
             if -self.layer > folder.layers:
                 raise UserError(
@@ -143,17 +153,19 @@ class PretrainedTextEncoder(nn.Module):
         self.null.copy_(_half(self._encode(self._tokenize([""])), self.config)[0])
 
     def keep(self, folder: Path) -> None:
-        """Writes which encoders these are: paths, hashes and sizes, not their weights."""
+        """Writes which encoders these are: paths, hashes, sizes and times of change, not their weights."""
         folder.mkdir(parents=True)
         known = [
             {
-                "path": str(one.path),
+                "path": path,
+                "resolved": str(one.path.resolve()),
                 "sha256": one.hashes,
+                "stamps": one.stamps,
                 "model_type": one.config.model_type,
                 "layers": one.layers,
                 "width": one.width,
             }
-            for one in self.folders
+            for path, one in zip(self.config.paths, self.folders, strict=True)
         ]
         content = json.dumps({"encoders": known}, indent=2, ensure_ascii=False)
         (folder / _REFERENCES).write_text(content, encoding="utf-8")
@@ -278,6 +290,13 @@ class PretrainedTextEncoder(nn.Module):
             found = self._encode({name: value.to(device) for name, value in inputs.items()})
             blocks[written] = _half(found, self.config).cpu()
         return np.asarray(blocks.numpy())
+
+
+def _found(path: str, known: Mapping[str, Any]) -> str:
+    """The path, or where it led to when the model was written, unless it has been changed since."""
+    resolved = str(known.get("resolved") or path)
+    moved = not Path(path).expanduser().is_dir() and Path(resolved).is_dir()
+    return resolved if moved and known.get("path") == path else path
 
 
 def _half(blocks: Tensor, config: Config) -> Tensor:
