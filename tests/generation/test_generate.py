@@ -91,6 +91,26 @@ def test_the_network_is_called_once_a_step(model: Model, guidance: float, batch:
     assert sizes == [batch] * 6
 
 
+@pytest.mark.parametrize(
+    ("guidance", "encoded"), [(1.0, [["red disc", "blau"]]), (2.0, [["red disc", "blau", None]])]
+)
+def test_each_different_prompt_is_encoded_once(
+    model: Model, monkeypatch: pytest.MonkeyPatch, guidance: float, encoded: list[list[str | None]]
+) -> None:
+    encoder: Any = model.conditions["caption"]
+    prepare, seen = encoder.prepare, []
+
+    def watched(captions: list[str | None], *more: Any) -> torch.Tensor:
+        seen.append(list(captions))
+        return prepare(captions, *more)
+
+    monkeypatch.setattr(encoder, "prepare", watched)
+    rows = [{"caption": word} for word in ("red disc", "blau", "red disc", "blau")]
+    pictures = generate(model, rows, settings(guidance=guidance, steps=2))
+    assert seen == encoded
+    assert (pictures[0].int() - pictures[1].int()).abs().max() > 1
+
+
 def test_guidance_pulls_along_the_difference(model: Model) -> None:
     """x0 = unconditional + scale (conditional - unconditional), at the first step where z is the same for all."""
 

@@ -12,11 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
+import tiny_encoders
+from carrara.conditions import pretrained_text
 from carrara.data.importing import import_pictures
 from carrara.data.table import Dataset
 from carrara.errors import UserError
 from carrara.evaluation.run_report import write_report
+from carrara.generation.model import latent_of
 from carrara.generation.pictures import read_recipe
+from carrara.training.conditioning import derive_for, learned, reads_of
 from carrara.training.diffusing import DiffusionRecipe, Pixels
 from carrara.training.fixed_pictures import BINS, absent
 from carrara.training.run import read_metrics
@@ -134,6 +138,24 @@ def test_conditions_are_there_however_often_training_drops_them(
     never = {"caption": often.model_copy(update={"dropout": 0.0})}
     assert pictures.free(never) is None
     assert all(absent(value) for value in pictures.free({"caption": often}).values["caption"])
+
+
+def test_two_conditions_may_read_one_column(dataset: Dataset, tmp_path: Path) -> None:
+    """One draws words, the other what was derived of them; each is given its own in the grid of samples."""
+    chosen = recipe(1, "1steps")
+    frozen = pretrained_text.Config(
+        paths=(tiny_encoders.clip_folder(),), length=20, tokens=False, pooled="last"
+    )
+    both = {"words": chosen.model.conditions["caption"], "frozen": frozen}
+    model = chosen.model.model_copy(update={"conditions": both})
+    assert chosen.pixels is not None
+    conditions = learned(model, dataset, latent_of(chosen.pixels.autoencoder()), 0)
+    run_out(derive_for(conditions, reads_of(model, dataset), dataset))
+    chosen = chosen.model_copy(update={"model": model})
+    run_out(train_diffusion(chosen, dataset, None, tmp_path / "run", conditions=conditions))
+    (grid,) = (tmp_path / "run" / "samples").glob("*.png")
+    asked = read_recipe(grid)["asked"]
+    assert [list(row) for row in asked] == [["words"]] * 3, "the other's are numbers, not words"
 
 
 def state(fraction: float, numbers: dict[str, float]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,13 @@ from torch import Tensor
 from carrara.autoencoders.tiling import decode_any_size
 from carrara.conditions.contract import Size
 from carrara.config import Config, OneOf, parse
+from carrara.context import Context
 from carrara.diffusion.grids import GRIDS
 from carrara.diffusion.guidance import cfg
 from carrara.diffusion.samplers import SAMPLERS
 from carrara.diffusion.schedules import Discrete, Flow
 from carrara.generation.model import Model
+from carrara.generation.values import Values, encoded
 from carrara.tensors import PictureNoise, to_pixels
 
 
@@ -70,12 +73,13 @@ class Moment:
 
 @torch.inference_mode()  # as a decorator it is off again whenever the caller's loop body runs
 def denoise(
-    model: Model, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], settings: Settings
+    model: Model, rows: Sequence[Mapping[str, Any]] | Values, numbers: Sequence[int], settings: Settings
 ) -> Iterator[Moment]:
     """Samples one latent a request; picture i's noise belongs to (seed, numbers[i]), whatever the batch.
 
     A row is a request's columns by name, e.g. {"caption": "a red apple"}; a column that a condition reads and
-    the row lacks is the condition's null. "negative" holds what to keep away from.
+    the row lacks is the condition's null. "negative" holds what to keep away from. `Values` go by the names of
+    conditions instead.
     """
     diffusion, device = model.diffusion, model.device
     times = GRIDS[settings.grid](settings.steps, diffusion.schedule)
@@ -100,34 +104,38 @@ def decode(model: Model, latent: Tensor) -> Tensor:
 
 def generate(
     model: Model,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]] | Values,
     settings: Settings,
     *,
     numbers: Sequence[int] | None = None,
     batch: int = 16,
 ) -> Tensor:
     """One picture a request, ``[n c H W]`` as `decode` gives them; ``numbers`` default to 0, 1, 2 … ."""
-    numbers = list(range(len(rows))) if numbers is None else numbers
+    values = rows if isinstance(rows, Values) else Values.of(model, rows)
+    numbers = list(range(values.count)) if numbers is None else numbers
     pictures = []
-    for first in range(0, len(rows), batch):
+    for first in range(0, values.count, batch):
         part = slice(first, first + batch)
-        for moment in denoise(model, rows[part], numbers[part], settings):
+        for moment in denoise(model, values.part(part), numbers[part], settings):
             latent = moment.z
         pictures.append(decode(model, latent))
     return torch.cat(pictures)
 
 
-def _guided(model: Model, rows: Sequence[Mapping[str, Any]], settings: Settings) -> Any:
+def _guided(model: Model, rows: Sequence[Mapping[str, Any]] | Values, settings: Settings) -> Any:
     """z, t -> x0: both guidance branches in one call of the network, and only where guidance is on."""
     diffusion, size = model.diffusion, settings.size(model)
-    context = model.context(rows, size).remembering()
-    both = model.context([*rows, *(_free(model, row) for row in rows)], size).remembering()
+    values = rows if isinstance(rows, Values) else Values.of(model, rows)
+
+    @functools.cache  # either is made when a step first needs it, and often one of them never is
+    def context(both: bool) -> Context:
+        return encoded(model, values.both() if both else values.asked, size).remembering()
 
     def conditional(z: Tensor, t: Tensor) -> Tensor:
-        return diffusion.denoise(z, t, context)
+        return diffusion.denoise(z, t, context(False))
 
     def pair(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        with_it, without = diffusion.denoise(torch.cat([z, z]), t, both).chunk(2)
+        with_it, without = diffusion.denoise(torch.cat([z, z]), t, context(True)).chunk(2)
         return with_it, without
 
     guided = cfg(settings.guidance).together(pair, conditional) if model.conditions else conditional
@@ -135,16 +143,3 @@ def _guided(model: Model, rows: Sequence[Mapping[str, Any]], settings: Settings)
     if limit is None:
         return guided
     return lambda z, t: guided(z, t).clamp(-limit, limit)
-
-
-def _free(model: Model, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The request of the branch that guidance leads away from.
-
-    Words become the negative ones; what was never left out in training stays, for the network knows no null.
-    """
-    free: dict[str, Any] = {}
-    for name, encoder in model.conditions.items():
-        column, form = str(encoder.column), str(encoder.form)
-        kept = model.config.conditions[name].dropout == 0
-        free[column] = row.get(column) if kept else row.get("negative") if form == "text" else None
-    return free

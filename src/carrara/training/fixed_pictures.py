@@ -17,6 +17,7 @@ from carrara.data.latents import Autocast
 from carrara.data.loader import Fetch
 from carrara.data.order import Batch
 from carrara.generation.model import joined
+from carrara.generation.values import Values
 from carrara.tensors import mix, sample_noise
 
 if TYPE_CHECKING:
@@ -79,12 +80,12 @@ class FixedPictures:
         values = {name: list(found)[:count] for name, found in self.values.items()}
         return FixedPictures(self.latent[:count], values, self.seeds[:count], self.size)
 
-    def requests(self, conditions: nn.ModuleDict) -> list[dict[str, Any]]:
-        """The same conditions as a user would ask for them, a row a picture."""
-        return [
-            {str(conditions[name].column): found[k] for name, found in self.values.items()}
-            for k in range(len(self))
-        ]
+    def wanted(self, config: Mapping[str, Any], count: int) -> Values:
+        """What is asked for in so many samples, at most as many as these; any number where there is no condition."""
+        first, free = self.first(count), self.first(count).free(config)
+        return Values(
+            len(first) if self.values else count, first.values, free.values if free else first.values
+        )
 
     def free(self, config: Mapping[str, Any]) -> FixedPictures | None:
         """Without the conditions that training sometimes drops, as guidance asks; None where there is none."""

@@ -159,13 +159,15 @@ class Validation:
         model = Model(
             self.task.recipe.model, network["network"], self.task.conditions, self.autoencoder, passport={}
         ).to(state.placement.device)
-        rows = self._pictures.first(self.config.samples).requests(self.task.conditions)
-        rows += [{}] * (self.config.samples - len(rows) if not rows or not rows[0] else 0)
+        wanted = self._pictures.wanted(self._conditions, self.config.samples)
         settings = settings_for(model, {"steps": self.config.steps, "seed": self.task.recipe.train.seed})
         with state.placement.autocast():
-            pictures = generate(model, rows, settings, batch=self._at_once)
+            pictures = generate(model, wanted, settings, batch=self._at_once)
         words = {"seen": state.seen, **settings.model_dump(exclude_none=True)}
-        words["asked"] = [{k: v for k, v in row.items() if isinstance(v, str | int)} for row in rows]
+        words["asked"] = [
+            {name: found[k] for name, found in wanted.asked.items() if isinstance(found[k], str | int)}
+            for k in range(wanted.count)
+        ]
         _save(pictures, self.folder / SAMPLES / f"{state.seen:012d}.png", words)
 
     @property
