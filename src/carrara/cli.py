@@ -250,16 +250,24 @@ def run_diffusion(
 ) -> None:
     """Latents where they are missing, then stage two with a bar; None goes with a recipe for pixels."""
     from carrara.generation.model import latent_of
-    from carrara.training.conditioning import cut_notes, derive_for, learned, reads_of
+    from carrara.training.conditioning import checked, cut_notes, derive_for, learned, reads_of
     from carrara.training.parallel import Placement
     from carrara.training.stages import feed_of, fitted, train_diffusion
 
     fitting = fitted(recipe, dataset)
     if dropped := sorted(recipe.model.conditions.keys() - fitting.model.conditions.keys()):
+        if start:
+            raise UserError(
+                f"the model to begin from needs {', '.join(dropped)}, for which the data has no column"
+            )
         console.print(
             f"the data has no column for {', '.join(dropped)}: training without it, unconditionally",
             soft_wrap=True,
         )
+    reads = reads_of(fitting.model, dataset)
+    parts = dict(start.conditions.items()) if start else fitting.model.conditions
+    for known in checked(parts, dataset, reads=reads):
+        console.print(f"note: {known}", soft_wrap=True)
     placement = Placement.choose(precision=recipe.train.precision)
     worked_on = fitting.pixels.autoencoder() if fitting.pixels else autoencoder
     assert worked_on is not None
@@ -275,7 +283,6 @@ def run_diffusion(
     else:
         conditions = learned(fitting.model, dataset, latent_of(feed.scaled()), fitting.train.seed)
     conditions.to(placement.device)
-    reads = reads_of(fitting.model, dataset)
     for note in cut_notes(conditions, reads, dataset):
         console.print(f"note: {note}", soft_wrap=True)
     with Bar("conditions") as bar:

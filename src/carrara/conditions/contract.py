@@ -44,6 +44,22 @@ class Columns(Protocol):
         ...
 
 
+class Contents(Columns, Protocol):
+    """What a condition may ask besides of the rows, once, before anything is made of them."""
+
+    def held_out(self, column: str) -> Iterable[Any]:
+        """A column's values over the rows that are held out."""
+        ...
+
+    def missing(self, column: str) -> tuple[int, int]:
+        """How many rows, of how many that training or validation uses, have nothing in a column."""
+        ...
+
+    def numbers(self, column: str, most: int) -> Iterable[tuple[str, Sequence[int]]]:
+        """Evenly from those rows at most so many pictures' names, with the different numbers in their maps."""
+        ...
+
+
 @dataclass(frozen=True)
 class Latent:
     """What the denoiser works on: conditions that bring a picture fit it to this.
@@ -77,7 +93,8 @@ class ConditionConfig(Protocol):
     """The configuration of a condition. ``dropout``: the share of pictures trained without it.
 
     A class attribute ``placed = True`` says that it goes by where things are in the picture, which has to be the
-    central part then.
+    central part then. One that not all data suits has ``check(data: Contents) -> list[str]``: before latents are
+    encoded it raises UserError where training would stop at some of the rows, and returns what else is to be known.
     """
 
     kind: str
@@ -102,7 +119,8 @@ class ConditionConfig(Protocol):
 class Condition(Protocol):
     """A condition's encoder, a module. ``tokens``, ``vector``, ``image``: the widths of the roles it fills.
 
-    One with a window also has ``cut(value) -> int``: how much of a value lies beyond it.
+    One with a window also has ``cut(value) -> int``: how much of a value lies beyond it. One that knows some values
+    only has ``check`` as its configuration, for training that begins from it.
     """
 
     column: str

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from carrara.conditions.contract import Columns, Derivation, Form, Latent, Size, dropped
+from carrara.conditions.contract import Columns, Contents, Derivation, Form, Latent, Size, dropped
 from carrara.conditions.fitting import central, edges, fit_map, fit_mask, fit_picture, resize, shrink
 from carrara.conditions.holes import Masked, draw_hole
 from carrara.config import Config as Base
@@ -29,6 +29,7 @@ UNLABELLED = 255
 
 _HOLE, _LEVEL, _NOISE = 1, 2, 3  # which of the condition's sixteen streams
 _LEVEL_FEATURES = 64
+_MAPS = 1000  # looked at before training; more would take minutes
 _NULL = -2.0  # darker than black: a null that no picture looks like
 _CLASSES = ("map", "mask")  # columns of whole numbers
 _SETTINGS = {  # those that mean something in one form alone
@@ -101,6 +102,28 @@ class Config(Base):
             raise UserError(f"the data has no column {column!r} to show{nearest(column, data.names)}")
         return [column]
 
+    def check(self, data: Contents) -> list[str]:
+        """Says where not all maps were looked at. UserError where a picture lacks the column, or a map is beyond."""
+        (column,) = self.reads(data)
+        if column == "image":  # the pictures themselves
+            return []
+        lacking, every = data.missing(column)
+        if lacking:
+            raise UserError(
+                f"{lacking} of {every} pictures have nothing in the column {column!r}, which this condition shows; "
+                "import the data without them, or with what they lack"
+            )
+        if self.shows != "map":
+            return []
+        for name, numbers in data.numbers(column, _MAPS):
+            known = range(self.classes)
+            if wrong := [n for n in numbers if n not in known and (n != UNLABELLED or n < self.classes)]:
+                raise UserError(
+                    f"the map of {name!r} has the class {wrong[0]}; with classes = {self.classes} expected 0 to "
+                    f"{self.classes - 1}, or 255 for none"
+                )
+        return [f"the classes of {_MAPS} maps of {every} were looked at"] if every > _MAPS else []
+
     def learn(self, data: Columns, latent: Latent) -> ImageEncoder:
         """A new encoder; nothing of the data has to be known."""
         return ImageEncoder(self, latent)
@@ -157,6 +180,10 @@ class ImageEncoder(nn.Module):
             self.image = masks + (self.shown if config.through == "resize" else latent.channels)
         if not masks:  # there, nothing known is a hole everywhere
             self.null = nn.Parameter(torch.full((self.image,), _NULL))
+
+    def check(self, data: Contents) -> list[str]:
+        """As the configuration's."""
+        return self.config.check(data)
 
     def keep(self, folder: Path) -> None:
         """Nothing besides the weights."""

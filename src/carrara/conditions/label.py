@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from carrara.conditions.contract import Columns, Derivation, Form, Latent, Size, dropped
+from carrara.conditions.contract import Columns, Contents, Derivation, Form, Latent, Size, dropped
 from carrara.config import Config as Base
 from carrara.context import Context
 from carrara.errors import UserError, nearest
@@ -52,14 +52,33 @@ class Config(Base):
 
     def learn(self, data: Columns, latent: Latent | None = None) -> LabelEncoder:
         """A new encoder for the classes of the data, or for its own. UserError where the data has others."""
+        return LabelEncoder(self, self._found(data, self.classes))
+
+    def check(self, data: Contents) -> list[str]:
+        """Says which held-out pictures have a class that is not learned. UserError as from ``learn``."""
+        return self.checked(data, self._found(data, self.classes))
+
+    def checked(self, data: Contents, classes: Sequence[str]) -> list[str]:
+        """The same where the ``classes`` are known. UserError where a picture to train on has another."""
+        known = set(self._found(data, classes))
+        strange = [str(v) for v in data.held_out(self.column) if v is not None and str(v) not in known]
+        if not strange:
+            return []
+        return [
+            f"{len(strange)} held-out pictures have a class that is not learned, {strange[0]!r} for example; "
+            "they are validated without it"
+        ]
+
+    def _found(self, data: Columns, classes: Sequence[str]) -> Sequence[str]:
+        """``classes``, or the data's where these are none. UserError where the data to train on has others."""
         (column,) = self.reads(data)
         found = sorted({str(value) for value in data.values(column) if value is not None}, key=_natural)
-        if self.classes and (strange := [name for name in found if name not in self.classes]):
+        if classes and (strange := [name for name in found if name not in classes]):
             raise UserError(
-                f"the data has a class {strange[0]!r}, which is not among the recipe's"
-                f"{nearest(strange[0], self.classes)}"
+                f"the data has a class {strange[0]!r}, which is none of the classes"
+                f"{nearest(strange[0], classes)}"
             )
-        return LabelEncoder(self, self.classes or found)
+        return classes or found
 
     def restore(self, folder: Path, latent: Latent | None = None) -> LabelEncoder:
         """The encoder with the names that a model folder keeps."""
@@ -88,6 +107,10 @@ class LabelEncoder(nn.Module):
         self.table = nn.Embedding(len(self.classes) + 1, config.width)
         nn.init.normal_(self.table.weight, std=0.02)
 
+    def check(self, data: Contents) -> list[str]:
+        """As the configuration's, against the classes that there are."""
+        return self.config.checked(data, self.classes)
+
     def keep(self, folder: Path) -> None:
         """Writes the names."""
         folder.mkdir(parents=True)
@@ -100,11 +123,17 @@ class LabelEncoder(nn.Module):
     def draw(
         self, columns: Mapping[str, Any], seeds: Sequence[int], *, stream: int
     ) -> Sequence[str | int | None]:
-        """The class of each picture, None where it has none or goes without."""
+        """The class of each picture, None where it has none or goes without.
+
+        A held-out picture may have a class that no picture to train on has; then it has none.
+        """
         without = dropped(seeds, self.config.dropout, stream=stream)
         values = columns[self.column]
         found = values.tolist() if isinstance(values, Tensor) else values
-        return [None if drop else value for value, drop in zip(found, without, strict=True)]
+        return [
+            None if drop or str(value) not in self._number else value
+            for value, drop in zip(found, without, strict=True)
+        ]
 
     def prepare(self, values: Sequence[str | int | None], size: Size | None = None) -> Tensor:
         """indices [b]; UserError for a name that is none of the classes."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from carrara.conditions import text
 from carrara.conditions.boxes import Box, Layout, covered, read_boxes
-from carrara.conditions.contract import Columns, Derivation, Form, Latent, Size, dropped
+from carrara.conditions.contract import Columns, Contents, Derivation, Form, Latent, Size, dropped
 from carrara.config import Config as Base
 from carrara.context import Context
 from carrara.errors import UserError, nearest
@@ -73,14 +73,42 @@ class Config(Base):
 
     def learn(self, data: Columns, latent: Latent) -> LayoutEncoder:
         """A new encoder for the labels in the data; UserError where no picture has a box."""
-        self.reads(data)
-        counts = Counter(box.label for value in data.values("boxes") if value for box in read_boxes(value))
-        if not counts:
-            raise UserError("no picture to train on has a box in the column 'boxes'")
+        counts = self._counted(data)
         if self.phrases is None:
             return LayoutEncoder(self, latent, sorted(counts), None)
         tokenizer = text.learn_tokenizer(counts.elements(), self.phrases.vocabulary)
         return LayoutEncoder(self, latent, [], text.TextEncoder(_phrase_config(self), tokenizer))
+
+    def check(self, data: Contents) -> list[str]:
+        """Says how many held-out boxes have a label that is not learned. UserError as from ``learn``."""
+        return self.checked(data, None)
+
+    def checked(self, data: Contents, labels: Sequence[str] | None) -> list[str]:
+        """The same where the ``labels`` are known. UserError where a picture to train on has another."""
+        counts = self._counted(data)
+        if self.phrases is not None:
+            return []
+        known = set(counts if labels is None else labels)
+        if strange := sorted(counts.keys() - known):
+            raise UserError(
+                f"the data has boxes of {strange[0]!r}, which the model does not know"
+                f"{nearest(strange[0], sorted(known))}"
+            )
+        held_out = [box.label for value in data.held_out("boxes") if value for box in read_boxes(value)]
+        if not (new := [label for label in held_out if label not in known]):
+            return []
+        return [
+            f"{len(new)} boxes of held-out pictures have a label that is not learned, {new[0]!r} for example; "
+            "they are left out"
+        ]
+
+    def _counted(self, data: Columns) -> Counter[str]:
+        """How many boxes each label has in the data to train on."""
+        self.reads(data)
+        counts = Counter(box.label for value in data.values("boxes") if value for box in read_boxes(value))
+        if not counts:
+            raise UserError("no picture to train on has a box in the column 'boxes'")
+        return counts
 
     def restore(self, folder: Path, latent: Latent) -> LayoutEncoder:
         """The encoder with the labels, or the tokens of phrases, that a model folder keeps."""
@@ -126,6 +154,10 @@ class LayoutEncoder(nn.Module):
             nn.Linear(config.width, config.width),
         )
         self.colours = nn.Linear(config.width, config.paints) if config.paints else None
+
+    def check(self, data: Contents) -> list[str]:
+        """As the configuration's, against the labels that there are."""
+        return self.config.checked(data, self.labels)
 
     def keep(self, folder: Path) -> None:
         """Writes the labels, or the tokens of phrases."""

@@ -6,11 +6,15 @@ import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from carrara.conditions.contract import Derivation, Latent
+from carrara.data.beside import id_column
 from carrara.data.derive import Progress, derive, derived
+from carrara.data.pictures import class_ids
+from carrara.data.rows import BadPicture
 from carrara.errors import UserError
 from carrara.generation.model import ModelConfig
 
@@ -18,11 +22,12 @@ if TYPE_CHECKING:
     from carrara.data.table import Dataset
 
 _AT_A_TIME = 4096
+_MAPS_AT_A_TIME = 64
 _LOOKED_AT = 10_000
 
 
 class TrainingRows:
-    """`conditions.contract.Columns` of a data set: its rows to train on."""
+    """`conditions.contract.Contents` of a data set: its rows to train on, and those held out."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -39,7 +44,34 @@ class TrainingRows:
 
     def values(self, column: str) -> Iterator[Any]:
         """The values of a column over the rows to train on, in order."""
-        rows = self.dataset.indices("train")
+        yield from self._values(column, "train")
+
+    def held_out(self, column: str) -> Iterator[Any]:
+        """The values of a column over the held-out rows, in order."""
+        yield from self._values(column, "held_out")
+
+    def missing(self, column: str) -> tuple[int, int]:
+        """How many rows, of all, have nothing in a column."""
+        short = id_column(column)  # tells it without reading a picture
+        asked = short if short in self.dataset.columns else column
+        return len(self.dataset.indices(None, f"{asked} IS NULL")), len(self.dataset)
+
+    def numbers(self, column: str, most: int) -> Iterator[tuple[str, Sequence[int]]]:
+        """For at most so many rows, evenly from all, the picture's name and the different numbers in its map."""
+        count = len(self.dataset)
+        rows = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+        for first in range(0, len(rows), _MAPS_AT_A_TIME):
+            found = self.dataset.take(rows[first : first + _MAPS_AT_A_TIME], ["source", column])
+            for name, data in zip(found["source"], found[column], strict=True):
+                if data is not None:
+                    try:
+                        counts = np.bincount(class_ids(data).ravel())
+                    except BadPicture as error:
+                        raise UserError(f"the {column} of {name!r} cannot be used: {error}") from None
+                    yield str(name), np.flatnonzero(counts).tolist()
+
+    def _values(self, column: str, split: str) -> Iterator[Any]:
+        rows = self.dataset.indices(split)
         for first in range(0, len(rows), _AT_A_TIME):
             yield from self.dataset.take(rows[first : first + _AT_A_TIME], [column])[column]
 
@@ -48,6 +80,19 @@ def reads_of(config: ModelConfig, dataset: Dataset) -> dict[str, list[str]]:
     """For each condition the columns it draws from; UserError where it cannot do without one that is not there."""
     rows = TrainingRows(dataset)
     return {name: c.reads(rows) for name, c in config.conditions.items()}
+
+
+def checked(
+    parts: Mapping[str, Any], dataset: Dataset, *, reads: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
+    """What is to be known of the data before training: a line each. UserError where it would stop in the middle.
+
+    ``parts`` are the configurations of conditions to be learned, or the encoders of a model to begin from.
+    """
+    rows = TrainingRows(dataset)
+    for name, part in parts.items():
+        if reads[name] and hasattr(part, "check"):
+            yield from (f"{name}: {note}" for note in part.check(rows))
 
 
 def learned(config: ModelConfig, dataset: Dataset, latent: Latent, seed: int) -> nn.ModuleDict:
