@@ -94,7 +94,7 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
         ("fits this machine", fits or "nothing, not even a picture at a time"),
         ("disk", f"{disk}; {_size(plan.disk_free)} are free"),
         ("pictures a second", f"{plan.trial.rate:.3g}, {plan.trial.words}"),
-        ("time to the end", clock(plan.seconds)),
+        ("time to the end", _time(plan.seconds)),
     ]
     seen = f"{plan.seen:,.0f} pictures".replace(",", " ")
     if plan.pictures:
@@ -109,6 +109,11 @@ def _shape(text: str | None) -> tuple[int, int, int] | None:
         raise UserError(f"--latent is {text!r}; expected channels x height x width, e.g. 4x64x64")
     channels, height, width = map(int, match.groups())
     return channels, height, width
+
+
+def _time(seconds: float) -> str:
+    days = seconds / 86400
+    return clock(seconds) if days < 2 else f"{days:,.0f} days".replace(",", " ")
 
 
 def _size(count: float) -> str:

@@ -60,6 +60,7 @@ def patient_of(tmp_path: Path, trained: Trained) -> Callable[..., Patient]:
 
 
 def test_a_sound_run(sound: Path, dataset: Dataset, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "_STEPS", 30)
     told = here("doctor", sound, dataset.path, "--json")
     document = json.loads(told.out)
     assert told.status == 1  # it is a tiny one

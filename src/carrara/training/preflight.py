@@ -312,10 +312,11 @@ def _trial(subject: Subject, step: Imagined, placement: Placement, seconds: floa
         marks.extend((r.seen, r.spent) for r in train(rehearsal, batches, state) if r.losses)
     skipped = min(2, len(marks) - 1)  # the first steps are slow
     (seen0, spent0), (seen, spent) = (marks[skipped - 1] if skipped else (0, 0.0)), marks[-1]
-    words = f"measured over {spent:.1f} s, {len(marks)} steps" + (
-        f" of {batch} pictures" if batch != config.batch else ""
-    )
-    return Trial((seen - seen0) / max(1e-9, spent - spent0), words, _measured(placement, before))
+    counted = f"{len(marks)} {'step' if len(marks) == 1 else 'steps'}"
+    fewer = f" of {batch} {'picture' if batch == 1 else 'pictures'}" if batch != config.batch else ""
+    words = f"measured over {spent:.1f} s, {counted}{fewer}"
+    peak = _measured(placement, before) if batch == config.batch else None
+    return Trial((seen - seen0) / max(1e-9, spent - spent0), words, peak)
 
 
 def _measured(placement: Placement, before: int | None) -> int | None:
