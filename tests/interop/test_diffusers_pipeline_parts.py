@@ -232,6 +232,23 @@ def test_pipelines_that_are_refused(tmp_path: Path, here: Here) -> None:
         assert line in here("adopt", name, "mine").refusal
 
 
+def test_classes_that_dit_pipelines_cannot_count(tmp_path: Path) -> None:
+    """There, number 1000 is none, whatever the table holds."""
+    denoiser = dit.Config(width=24, depth=1, heads=2, frequency_shift=1.0, feed_forward_eps=1e-5)
+    many = label.LabelEncoder(label.Config(width=10), [f"class {number}" for number in range(1001)])
+    with pytest.raises(UserError, match="there are 1001 classes, and DiTPipeline takes number 1000 for none"):
+        diffusers_pipeline_export.write(model(denoiser, conditions={"label": many}), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    always = label.LabelEncoder(label.Config(width=10, dropout=0.0), ["cat", "dog", "owl"])
+    mine = model(denoiser, conditions={"label": always})
+    remarks = diffusers_pipeline_export.write(mine, tmp_path / "out")
+    assert "it knows no picture without a class: call its pipeline with guidance_scale=1" in remarks
+    back = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", low_cpu_mem_usage=False)
+    back.set_progress_bar_config(disable=True)
+    made = back([2], guidance_scale=1, num_inference_steps=2, output_type="np").images
+    assert made.shape == (1, 16, 16, 3)
+
+
 def test_a_class_without_none(tmp_path: Path, here: Here) -> None:
     network = enlivened(plain_unet(num_class_embeds=5))
     diffusers.DDPMPipeline(unet=network, scheduler=diffusers.DDPMScheduler()).save_pretrained(tmp_path / "a")

@@ -151,7 +151,9 @@ def write_dit(
     remarks = []
     if network.vector is None:
         table = torch.zeros(2, config.width)
-        remarks.append("it was trained without classes, which diffusers asks for: give class 0")
+        remarks.append(
+            "it was trained without classes, which diffusers asks for: give class 0 and guidance_scale=1"
+        )
     elif table is None:
         raise UserError(
             "diffusers cannot express it: its vector comes from another condition than one class, and its DiT has "

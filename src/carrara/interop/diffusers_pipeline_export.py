@@ -168,7 +168,14 @@ def _write_transformer(model: Model, guides: _Guides, folder: Path) -> list[str]
             raise UserError(
                 "diffusers cannot express it: the class is a token, and its DiT adds it to the time"
             )
+        if (count := len(guides.label.classes)) > _CLASSES:
+            raise UserError(
+                f"diffusers cannot express it: there are {count} classes, and DiTPipeline takes number {_CLASSES} for "
+                "none"
+            )
         table = guides.label.table.weight.detach()
+        if not guides.label.config.dropout:
+            remarks.append("it knows no picture without a class: call its pipeline with guidance_scale=1")
         missing = _CLASSES + 1 - len(table)
         if missing > 0 and guides.label.config.dropout:
             table = torch.cat([table, table[-1:].expand(missing, -1)])
