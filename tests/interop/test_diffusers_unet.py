@@ -15,7 +15,9 @@ from unet_cases import CASES, CONDITIONAL, PLAIN, Case, asked, sides
 
 from carrara.denoisers import unet
 from carrara.errors import UserError
+from carrara.interop import diffusers_unet
 from carrara.interop.diffusers_files import CONFIG
+from carrara.interop.diffusers_names import modern
 from carrara.interop.diffusers_unet import read_unet, write_unet
 from carrara.interop.diffusers_unet_configs import Extras, UNet2DConditionModel, UNet2DModel
 from carrara.tensors import generator
@@ -116,6 +118,25 @@ def test_older_names_and_a_pipelines_folder(tmp_path: Path) -> None:
     save_file({renamed(name): value for name, value in load_file(file).items()}, file)
     found = read_unet(tmp_path)
     assert_same(found.network(), theirs, found.config, found.channels, found.widths, found.extras)
+
+
+def test_weights_are_not_copied_and_not_held_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    CASES["latent diffusion's"].build().save_pretrained(tmp_path)
+    read: dict[str, Tensor] = {}
+    monkeypatch.setattr(diffusers_unet, "modern", lambda given: read.update(modern(given)) or read)
+    places: list[int] = []
+    reading = diffusers_unet.read_tensors
+    monkeypatch.setattr(
+        diffusers_unet,
+        "read_tensors",
+        lambda folder: (given := reading(folder), places.extend(t.data_ptr() for t in given.values()))[0],
+    )
+    state = read_unet(tmp_path).state
+    assert read.keys() == {"class_embedding.weight"}, "all others are given up as they are taken"
+    copied = {name for name, value in state.items() if value.data_ptr() not in places}
+    assert copied
+    assert all(value.is_contiguous() for value in state.values())
+    assert all("qkv" in name or "key_value" in name for name in copied), copied
 
 
 # --- what has no form ---

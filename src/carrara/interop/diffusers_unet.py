@@ -84,10 +84,10 @@ def read_unet(path: str | Path) -> Adopted:
         want = tuple(wanted[name]) if name in wanted else "nothing"
         if have != want:
             raise UserError(f"{folder}: the weights do not fit {CONFIG}: {name} is {have}, expected {want}")
-    state = {
-        ours: torch.cat([tensors[there].float() for there in theirs])
-        for ours, theirs in names(network, _vector_name(extras)).items()
-    }
+    state: dict[str, Tensor] = {}
+    for ours, theirs in names(network, _vector_name(extras)).items():  # each once: SDXL's are 10 GB
+        parts = [tensors.pop(there).float() for there in theirs]
+        state[ours] = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
     if extras.vector == "classes":
         extras = replace(extras, class_table=tensors[CLASS_TABLE].float())
     return Adopted(said.config, said.channels, said.widths, state, extras)
