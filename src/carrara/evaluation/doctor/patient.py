@@ -81,9 +81,11 @@ class Patient:
         if self.dataset is None:
             return "give the data set to look at it"
         try:
-            self._feed()
+            feed = self._feed()
         except UserError as error:
             return str(error)
+        if feed.parts[-1].buckets and not self.rows("held_out"):
+            return "of pictures in buckets only held-out ones can be looked at, and there are none"
         return ""
 
     @cached_property
