@@ -128,13 +128,19 @@ def sample(
         str | None, typer.Option(help="The class, of a model that was trained on classes.")
     ] = None,
     picture: Annotated[
-        Path | None,
-        typer.Option(help="What such a model is shown: a small picture, one to fill, a map, edges …"),
+        list[str] | None,
+        typer.Option(help="What a model is shown: a small picture, a map …; of several each as COLUMN=FILE."),
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="White where --picture is to be filled.")] = None,
     boxes: Annotated[
         str | None,
         typer.Option(help='A layout, or its file: \'[{"label": "cat", "box": [x, y, width, height]}]\'.'),
+    ] = None,
+    original: Annotated[
+        str | None,
+        typer.Option(
+            help="The size it is as if the original had, e.g. 1024x768, of a model that learned sizes."
+        ),
     ] = None,
     size: Annotated[
         str | None, typer.Option(help="Width x height in pixels, e.g. 96x64; the model's own otherwise.")
@@ -152,7 +158,8 @@ def sample(
     given = {"seed": seed, "steps": steps, "sampler": sampler, "grid": grid, "guidance": guidance}
     settings = settings_for(opened, {**given, "width": width, "height": height})
     opened.latent_of(settings.size(opened))  # says where the size does not fit
-    request = read(opened, Asked(prompt, negative, label, picture, mask, boxes))
+    asked = Asked(prompt, negative, label, tuple(picture or ()), mask, boxes, original)
+    request = read(opened, asked, settings.guidance)
     for remark in request.remarks:
         sys.stderr.write(f"note: {remark}\n")
     if note:
@@ -326,12 +333,14 @@ def example_for(model: Model) -> str:
     """How a request to a model may be stated."""
     words = {
         "text": ' "a prompt"',
-        "picture": " --picture FILE",
         "boxes": ' --boxes \'[{"label": …, "box": [0.1, 0.1, 0.5, 0.5]}]\'',
     }
     found = ""
+    pictures = {str(encoder.column) for encoder in model.conditions.values() if encoder.form == "picture"}
     for encoder in model.conditions.values():
         form = str(encoder.form)
+        if form == "picture":
+            found += " --picture FILE" if len(pictures) == 1 else f" --picture {encoder.column}=FILE"
         found += f" --label {encoder.classes[0]!r}" if form == "label" else words.get(form, "")  # type: ignore[index]
         found += " --mask FILE" if form == "picture" and encoder.config.shows == "masked" else ""  # type: ignore[union-attr]
     return found

@@ -75,9 +75,12 @@ def test_a_request_is_of_the_size_that_is_made_unless_it_says() -> None:
     assert [module.remarks(value) for value in values] == [[]] * 5
     for value, message in [
         ("huge", "'huge' is no size; expected \"1024x768\""),
-        ("0x5", "are no two numbers from 1 up"),
+        ("0x5", "are no two numbers from 1 to 1048576"),
+        ("9" * 400 + "x5", "is no size"),
+        ({"original": [10**400, 5]}, "are no two numbers from 1 to"),
+        ("[" * 100_000, "is no size"),
         ('{"orignal": [3, 4]}', "a size has no 'orignal'; did you mean 'original'"),
-        ({"crop": [1]}, "are no two numbers from 0 up"),
+        ({"crop": [1]}, "are no two numbers from 0 to"),
         ([640, 480], "is no size"),
     ]:
         with pytest.raises(UserError, match=message):

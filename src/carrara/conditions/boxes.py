@@ -90,8 +90,11 @@ def _read_box(entry: Any) -> Box:
     numbers = [n for n in place if isinstance(n, int | float)] if isinstance(place, list | tuple) else []
     if not isinstance(label, str) or len(numbers) != 4 or len(place) != 4:
         raise UserError(f"{str(entry)[:80]!r} is no box; {_EXPECTED}")
-    left, top, width, height = map(float, numbers)
-    if not (all(map(math.isfinite, numbers)) and width > 0 and height > 0):
+    try:
+        left, top, width, height = map(float, numbers)
+    except OverflowError:  # a whole number of hundreds of digits
+        raise UserError(f"the box of {label!r} has a number beyond all pictures; {_EXPECTED}") from None
+    if not (all(map(math.isfinite, (left, top, width, height))) and width > 0 and height > 0):
         raise UserError(f"the box of {label!r} has no area: {list(place)}; {_EXPECTED}")
     return Box(label, left, top, left + width, top + height)
 

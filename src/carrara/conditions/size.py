@@ -22,6 +22,7 @@ from carrara.errors import UserError, nearest
 
 _COLUMNS = ("width", "height")
 _NUMBERS = 6  # original height and width, top and left of the cut, height and width that are made
+_MOST = 2**20  # pixels a side
 _KEYS = ("original", "crop")
 _EXPECTED = '"1024x768" (width x height), or {"original": [height, width], "crop": [top, left]}'
 
@@ -124,15 +125,15 @@ def _read(value: Any, size: Size) -> Original:
     if value is None or value == "":
         return Original(*size, (0, 0))
     if isinstance(value, str):
-        if sides := re.fullmatch(r"\s*(\d+)\s*[x×]\s*(\d+)\s*", value):
+        if sides := re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", value):
             value = {"original": [int(sides[2]), int(sides[1])]}
         else:
             try:
                 value = json.loads(value)
-            except ValueError:
-                raise UserError(f"{value!r} is no size; expected {_EXPECTED}") from None
+            except (ValueError, RecursionError):
+                raise UserError(f"{value[:80]!r} is no size; expected {_EXPECTED}") from None
     if not isinstance(value, Mapping):
-        raise UserError(f"{value!r} is no size; expected {_EXPECTED}")
+        raise UserError(f"{str(value)[:80]} is no size; expected {_EXPECTED}")
     if strange := [str(key) for key in value if key not in _KEYS]:
         raise UserError(f"a size has no {strange[0]!r}{nearest(strange[0], _KEYS)}; expected {_EXPECTED}")
     height, width = _pair(value.get("original", size), least=1)
@@ -141,6 +142,6 @@ def _read(value: Any, size: Size) -> Original:
 
 def _pair(value: Any, least: int) -> tuple[float, float]:
     numbers = [n for n in value if isinstance(n, int | float)] if isinstance(value, list | tuple) else []
-    if len(numbers) != 2 or len(value) != 2 or not all(least <= n < math.inf for n in numbers):
-        raise UserError(f"{value!r} are no two numbers from {least} up; expected {_EXPECTED}")
+    if len(numbers) != 2 or len(value) != 2 or not all(least <= n <= _MOST for n in numbers):
+        raise UserError(f"{str(value)[:80]} are no two numbers from {least} to {_MOST}; expected {_EXPECTED}")
     return numbers[0], numbers[1]

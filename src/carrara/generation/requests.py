@@ -14,20 +14,24 @@ from torch import Tensor
 from carrara.conditions.holes import Masked, blend
 from carrara.data.pictures import class_ids, whole
 from carrara.data.rows import BadPicture
-from carrara.errors import UserError
+from carrara.errors import UserError, nearest
 from carrara.generation.model import Model
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What was given for each form of condition; None or "" where nothing was."""
+    """What was given for each form of condition; None or "" where nothing was.
+
+    ``pictures`` are files or, where several conditions take one, "column=file"; ``original`` is a size, "1024x768".
+    """
 
     prompt: str = ""
     negative: str = ""
     label: str | None = None
-    picture: Path | None = None
+    pictures: tuple[str, ...] = ()
     mask: Path | None = None
     boxes: str | None = None
+    original: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Request:
         return picture
 
 
-def read(model: Model, asked: Asked) -> Request:
+def read(model: Model, asked: Asked, guidance: float) -> Request:
     """The row of a request for this model, with what the user should know of it.
 
     UserError where a file cannot be read, a value is none that a condition knows, or nothing takes what was given.
@@ -59,17 +63,20 @@ def read(model: Model, asked: Asked) -> Request:
         remarks.append("this model was trained without captions; the prompt is not used")
     for form, given, option in (
         ("label", asked.label, "--label"),
-        ("picture", asked.picture, "--picture"),
+        ("picture", asked.pictures or None, "--picture"),
         ("boxes", asked.boxes, "--boxes"),
+        ("size", asked.original, "--original"),
     ):
         if given is not None and form not in forms:
             takes = ", ".join(f"{name} ({e.form})" for name, e in encoders.items()) or "nothing"
             raise UserError(f"this model has no condition for {option}; it takes {takes}")
+    files = _files(encoders, asked)
     told: dict[str, Any] = {"caption": asked.prompt, "negative": asked.negative}
     if asked.negative:
         row["negative"] = asked.negative
+        remarks += _negative_remarks(model, asked.negative, guidance)
     for encoder in encoders.values():
-        value, note = _value(encoder, asked)
+        value, note = _value(encoder, asked, files)
         if note:
             told[str(encoder.column)] = note
         if value is not None:
@@ -78,23 +85,65 @@ def read(model: Model, asked: Asked) -> Request:
     return Request(row, told, remarks)
 
 
-def _value(encoder: Any, asked: Asked) -> tuple[Any, str]:
+def _files(encoders: Mapping[str, Any], asked: Asked) -> dict[str, Path]:
+    """Column to the picture for it. UserError where it is not clear which a picture is for, or a mask is for none."""
+    pictured = [encoder for encoder in encoders.values() if encoder.form == "picture"]
+    columns = list(dict.fromkeys(str(encoder.column) for encoder in pictured))
+    masked = [str(encoder.column) for encoder in pictured if encoder.config.shows == "masked"]
+    files: dict[str, Path] = {}
+    for given in asked.pictures:
+        column, sign, file = given.partition("=")
+        if not sign or (column not in columns and Path(given).exists()):
+            if len(columns) != 1:
+                told = ", ".join(f"--picture {name}=FILE" for name in columns)
+                raise UserError(f"this model is shown several pictures; say which this one is: {told}")
+            column, file = columns[0], given
+        if column not in columns:
+            raise UserError(
+                f"this model is shown no {column!r}{nearest(column, columns)}; expected {', '.join(columns)}"
+            )
+        if column in files:
+            raise UserError(f"two pictures were given for {column!r}; expected one")
+        files[column] = Path(file)
+    if asked.mask is not None and not masked:
+        raise UserError("this model fills no holes, so it has no use for --mask")
+    if asked.mask is not None and not files.keys() & set(masked):
+        raise UserError("--mask says what to fill of a picture: give that as --picture")
+    return files
+
+
+def _negative_remarks(model: Model, negative: str, guidance: float) -> list[str]:
+    """Why the negative prompt is not used, or what should be known of it."""
+    texts = {name: e for name, e in model.conditions.items() if e.form == "text"}
+    if not texts:
+        return ["this model was trained without captions; the negative prompt is not used"]
+    if guidance == 1:
+        return ["guidance is 1, which is off; the negative prompt is not used"]
+    used: list[Any] = [e for name, e in texts.items() if model.config.conditions[name].dropout > 0]
+    if not used:
+        return ["this model never trained without its captions; the negative prompt is not used"]
+    return [f"negative prompt: {remark}" for encoder in used for remark in encoder.remarks(negative)]
+
+
+def _value(encoder: Any, asked: Asked, files: Mapping[str, Path]) -> tuple[Any, str]:
     """A condition's value, and what the recipe says of it."""
     if encoder.form == "text":
         return asked.prompt or None, ""
     if encoder.form == "label":
         return asked.label, asked.label or ""
+    if encoder.form == "size":
+        return asked.original, asked.original or ""
     if encoder.form == "boxes" and asked.boxes is not None:
         text = asked.boxes
         if not text.lstrip().startswith("["):
             text = _bytes(Path(text)).decode("utf-8", "replace")
         try:
             boxes = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"the boxes are not JSON: {error}; expected a list or the file of one") from None
         return json.dumps(boxes, ensure_ascii=False), json.dumps(boxes, ensure_ascii=False)
-    if encoder.form == "picture" and asked.picture is not None:
-        return _picture(encoder, asked.picture, asked.mask)
+    if encoder.form == "picture" and (file := files.get(str(encoder.column))) is not None:
+        return _picture(encoder, file, asked.mask)
     return None, ""
 
 
