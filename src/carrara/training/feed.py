@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from pydantic import Field
 
 from carrara.autoencoders.scale import LatentScale
@@ -51,6 +52,21 @@ class Part:
     buckets: tuple[tuple[npt.NDArray[np.int64], tuple[int, int]], ...] = ()
 
 
+def multiple_of(recipe: DiffusionRecipe, autoencoder: StoredAutoencoder) -> int:
+    """What the sides of a picture must be multiples of, for the autoencoder and the denoiser."""
+    with torch.device("meta"):
+        network = recipe.model.denoiser.build(channels=int(autoencoder.module.channels))  # type: ignore[arg-type]
+    return int(autoencoder.module.factor) * int(network.factor)  # type: ignore[arg-type]
+
+
+def check_size(size: int, multiple: int) -> None:
+    """UserError where a picture's side is no multiple of what it must be."""
+    if size % multiple:
+        raise UserError(
+            f"this model needs pictures whose sides are a multiple of {multiple}; here it is {size}"
+        )
+
+
 class Feed:
     """The parts of a training, the latents that they need, and the batches."""
 
@@ -63,10 +79,8 @@ class Feed:
         self.autoencoder = replace(autoencoder, size=stages[-1].size)
         self.variants = latents.variants(recipe.flip, recipe.crops)
         self.names = [IMAGE] if recipe.pixels else [f"latent.{k}" for k in range(len(self.variants))]
-        if wrong := [stage.size for stage in stages if stage.size % multiple]:
-            raise UserError(
-                f"this model needs pictures whose sides are a multiple of {multiple}; here it is {wrong[0]}"
-            )
+        for stage in stages:
+            check_size(stage.size, multiple)
         total = sum(stage.share for stage in stages)
         ends = np.cumsum([stage.share / total for stage in stages])
         self.parts = [

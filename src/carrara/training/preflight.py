@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.conditions.contract import Latent
 from carrara.data.loader import IN_MEMORY, Loaded
@@ -23,6 +24,7 @@ from carrara.training.autoencoding import AutoencoderRecipe
 from carrara.training.budget import Budget
 from carrara.training.conditioning import TrainingRows
 from carrara.training.diffusing import DiffusionRecipe
+from carrara.training.feed import check_size, multiple_of
 from carrara.training.imagined import Imagined, imagine
 from carrara.training.loop import TrainConfig, TrainingState, train
 from carrara.training.machine import Memory, disk_free, memory, resident
@@ -69,7 +71,12 @@ class Subject:
         if recipe.pixels:
             autoencoder = recipe.pixels.autoencoder()
         if autoencoder:
-            return Subject(recipe, latent_of(autoencoder), autoencoder.size, dataset, autoencoder)
+            size = recipe.resolutions[-1].size if recipe.resolutions else autoencoder.size
+            check_size(size, multiple_of(recipe, autoencoder))
+            channels = int(autoencoder.module.channels)  # type: ignore[arg-type]
+            scale = autoencoder.scale or LatentScale(torch.zeros(channels), torch.ones(channels))
+            autoencoder = replace(autoencoder, size=size, scale=scale)  # none is measured before training
+            return Subject(recipe, latent_of(autoencoder), size, dataset, autoencoder)
         if latent is None:
             raise UserError(
                 "this recipe works on latents: give its --autoencoder, or their shape as --latent, e.g. 4x64x64"

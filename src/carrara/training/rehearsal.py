@@ -163,14 +163,14 @@ class DiffusionRehearsal(Rehearsal):
 
 
 def contexts(conditions: nn.ModuleDict, size: Size, device: torch.device) -> Callable[[int], Context]:
-    """count -> the context of so many pictures, made in each step by what learns and once by what is frozen."""
+    """count -> the context of so many pictures, made in each step, or once where it is derived before training."""
     prepared: dict[str, Any] = {}
     ready: dict[str, Context] = {}
     for name, encoder in conditions.items():
         inputs = encoder.prepare([_value(encoder)], size)  # type: ignore[operator]
-        if any(p.requires_grad for p in encoder.parameters()):
+        if not encoder.derivations([encoder.column]):  # type: ignore[operator]
             prepared[name] = inputs
-        else:  # what frozen encoders say is kept beside the pictures
+        else:  # what is derived is kept beside the pictures
             with torch.no_grad():
                 ready[name] = encoder(inputs)
 

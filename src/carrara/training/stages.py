@@ -25,7 +25,7 @@ from carrara.training import adversary
 from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask, with_network
 from carrara.training.conditioning import derived_columns, learned, reads_of
 from carrara.training.diffusing import DiffusionRecipe, DiffusionTask, Pixels
-from carrara.training.feed import Feed
+from carrara.training.feed import Feed, multiple_of
 from carrara.training.held_out import HeldOutJudge
 from carrara.training.loop import Report, TrainConfig, TrainingState
 from carrara.training.parallel import Placement
@@ -219,10 +219,7 @@ def check_pictures(dataset: Dataset) -> None:
 
 def feed_of(recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder) -> Feed:
     """What a recipe is fed; UserError where a size does not fit the autoencoder and the denoiser."""
-    with torch.device("meta"):
-        network = recipe.model.denoiser.build(channels=int(autoencoder.module.channels))  # type: ignore[arg-type]
-    factor = int(autoencoder.module.factor)  # type: ignore[arg-type]
-    return Feed(recipe, dataset, autoencoder, factor * int(network.factor))
+    return Feed(recipe, dataset, autoencoder, multiple_of(recipe, autoencoder))
 
 
 def _batches(
