@@ -39,7 +39,8 @@ CLASSES = 10
 
 def arrays(dataset: Dataset, split: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Pictures uint8 [n 3 32 32] and the numbers of their classes [n]."""
-    rows = dataset.indices(split)[:most]
+    rows = dataset.indices(split)
+    rows = np.random.default_rng(0).permutation(rows)[:most]  # a file may be in the order of its classes
     pictures = torch.cat([dataset.pictures(rows[i : i + 1000], 32) for i in range(0, len(rows), 1000)])
     number = {name: k for k, name in enumerate(dataset.labels)}
     return pictures.numpy(), np.array([number[name] for name in dataset.take(rows, ["label"])["label"]])
