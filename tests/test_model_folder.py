@@ -199,3 +199,28 @@ def test_paths_that_are_no_model(trained: Trained, tmp_path: Path) -> None:
     assert "file" in refusal(tmp_path / "file")
     assert read_about(trained.autoencoder / "model")["kind"] == "autoencoder"
     json.loads((trained.autoencoder / "model" / "passport.json").read_text())
+
+
+def test_attention_at_no_level_opens_as_it_was_meant(tmp_path: Path) -> None:
+    """Earlier versions let it name no level; the middle attended all the same."""
+    from carrara.autoencoders import identity
+    from carrara.autoencoders.scale import LatentScale
+    from carrara.autoencoders.stored import StoredAutoencoder
+    from carrara.denoisers import unet
+    from carrara.generation.model import Model, ModelConfig, build_network
+
+    chosen = unet.Config(
+        channels=8, multipliers=(1,), blocks=1, attention=(), middle_attention=True, head_width=8
+    )
+    config = ModelConfig(denoiser=chosen)
+    autoencoder = StoredAutoencoder.of(identity.Config().build(), identity.Config(), 8, {})
+    autoencoder = autoencoder.with_scale(LatentScale(torch.zeros(3), torch.ones(3)))
+    network = build_network(config, torch.nn.ModuleDict(), 3)
+    Model(config, network, torch.nn.ModuleDict(), autoencoder, {}).save(tmp_path / "m")
+    about = (tmp_path / "m" / "model.toml").read_text()
+    assert "attention = []" in about
+    earlier = about.replace("middle_attention = true\n", "").replace("\nattention = []", "\nattention = [16]")
+    (tmp_path / "m" / "model.toml").write_text(earlier)
+    again = carrara.load(tmp_path / "m")
+    assert isinstance(again, Model)
+    assert again.config == config

@@ -57,6 +57,10 @@ def plan(
         chosen = with_network(chosen, opened)
     elif pictures:
         chosen = fitted(chosen, pictures)
+    if latent and (opened or isinstance(chosen, AutoencoderRecipe) or chosen.pixels):
+        raise UserError(
+            "--latent stands for an autoencoder: leave it away where there is one, or none is needed"
+        )
     found = make(Subject.of(chosen, pictures, opened, _shape(latent)), seconds=seconds)
     if as_json:
         typer.echo(json.dumps(found.document(), indent=2, ensure_ascii=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,18 @@ from carrara.layers import zero
 
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+
+
+def as_written(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration out of a model's file, where earlier versions let ``attention`` name no level at all:
+
+    then the middle attended alone.
+    """
+    levels = len(values.get("multipliers", (1, 2)))
+    attention = values.get("attention", ())
+    if attention and not set(attention) & {2**level for level in range(levels)}:
+        return {**values, "attention": [], "middle_attention": values.get("middle_attention", True)}
+    return values
 
 
 class Config(Base):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from carrara.autoencoders.stored import StoredAutoencoder, load_autoencoder
 from carrara.conditions.contract import Inputs, Latent, Size
-from carrara.config import Component, Config, OneOf, parse
+from carrara.config import Component, Config, OneOf, component, kinds, parse
 from carrara.context import Context
 from carrara.denoisers import unet
 from carrara.diffusion.parameterizations import PARAMETERIZATIONS
@@ -205,7 +205,12 @@ def load_model(path: str | Path) -> Model:
     about = read_about(path)
     if (kind := about.get("kind")) != "diffusion":
         raise UserError(f"{path} holds an {kind}; expected a diffusion model (give the folder of stage two)")
-    config = parse(_About, {"model": about.get("model", {})}, where=str(path)).model
+    values = about.get("model", {})
+    if (written := values.get("denoiser", {})).get("kind") in kinds("denoisers"):
+        module = component("denoisers", written["kind"])
+        if hasattr(module, "as_written"):  # what an earlier version may have said otherwise
+            values = {**values, "denoiser": module.as_written(written)}
+    config = parse(_About, {"model": values}, where=str(path)).model
     autoencoder = load_autoencoder(path / "autoencoder")
     if autoencoder.scale is None or len(autoencoder.scale.mean) != autoencoder.module.channels:
         raise UserError(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _OF_A_STEP = {"step", "seen", "spent", "rate", "lr", "gradient"}
 _FEW = 50  # pictures: a network of any size knows them by heart
 _OFTEN = 30  # times that a picture has to be met before its caption means something
+_MANY = 5000  # pictures; of more of them one learns from another, and not each has to be met so often
 
 
 def losses(lines: Sequence[Mapping[str, float]], config: TrainConfig) -> Check:
@@ -90,15 +91,19 @@ def amount(lines: Sequence[Mapping[str, float]], dataset: Dataset | None, condit
                 "few_pictures", words, f"bring at least some hundred, {_FEW} at the very least", serious=False
             )
         )
-    if lines and times < _OFTEN:
-        words = f"each picture was met {times:.2g} times; captions mean something from about {_OFTEN} on"
-        factor = math.ceil(_OFTEN / max(times, 0.01))
+    wanted = _OFTEN * min(pictures, _MANY)
+    if lines and seen < wanted:
+        what = "conditions mean" if conditional else "pictures become"
+        words = (
+            f"{seen:.0f} pictures were seen, each {times:.2g} times; {what} something from about {wanted} on"
+        )
+        factor = math.ceil(wanted / max(seen, 1))
         found.append(
             Finding(
                 "few_seen",
                 words,
                 f"train about {factor} times as long (train.budget)",
-                serious=times < _OFTEN / 3,
+                serious=seen < wanted / 3,
             )
         )
     captions = [c for c in dataset.columns if caption_language(c)]
