@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -56,7 +57,8 @@ def carrara(data: Path, minutes: float, samples: int, out: Path, changes: list[s
     from carrara.training.parallel import Placement
     from carrara.training.stages import train_autoencoder, train_diffusion
 
-    start, dataset, folder = time.monotonic(), Dataset.open(data), Path(tempfile.mkdtemp())
+    start, dataset, folder = time.monotonic(), Dataset.open(data), out.with_suffix("")
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed one left
     placement = Placement.choose()
     recipe = named("class_ldm", changes)
     stored = None
@@ -113,9 +115,9 @@ def diffusers(data: Path, minutes: float, samples: int, out: Path, steps: int) -
         clean = torch.from_numpy(pictures[chosen]).float().to(device) / 127.5 - 1
         flipped = torch.rand(16) < 0.5
         clean[flipped] = clean[flipped].flip(-1)
-        noise, steps = torch.randn_like(clean), torch.randint(0, 1000, (16,), device=device)
-        noisy = noise_scheduler.add_noise(clean, noise, steps)
-        said = model(noisy, steps, class_labels=torch.from_numpy(labels[chosen]).to(device)).sample
+        noise, times = torch.randn_like(clean), torch.randint(0, 1000, (16,), device=device)
+        noisy = noise_scheduler.add_noise(clean, noise, times)
+        said = model(noisy, times, class_labels=torch.from_numpy(labels[chosen]).to(device)).sample
         torch.nn.functional.mse_loss(said, noise).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -173,7 +175,11 @@ def main() -> None:
     parser.add_argument("--only", choices=["carrara", "diffusers", "lucidrains"])
     parser.add_argument("--set", dest="changes", action="append", default=[], help="changes of class_ldm")
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--keep", type=Path, help="folder for the pictures that were made")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        help="folder for the pictures that were made; a system whose are there is not run again",
+    )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.out:  # a process of its own
@@ -187,6 +193,8 @@ def main() -> None:
     systems = [given.only] if given.only else ["carrara", "diffusers", "lucidrains"]
     for system in systems:
         out = folder / f"{system}.npz"
+        if out.is_file():
+            continue
         if system == "lucidrains":
             if given.lucidrains_python:
                 lucidrains(

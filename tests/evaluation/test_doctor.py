@@ -269,6 +269,16 @@ def test_the_course_of_a_loss(lines: list[dict[str, float]], found: set[str]) ->
     assert names(course.losses(lines, TrainConfig(warmup=20))) == found
 
 
+@pytest.mark.parametrize(
+    ("reason", "fix"), [("the loss l1 is no longer finite", "lower train.lr"), ("no space left", "free what")]
+)
+def test_why_a_training_could_not_go_on(reason: str, fix: str) -> None:
+    (finding,) = course.losses([line(10, 1.0)], TrainConfig(), reason).findings
+    assert finding.name == "stopped"
+    assert reason in finding.words
+    assert finding.fix.startswith(fix)
+
+
 def test_too_little_of_it(tmp_path: Path, pictures: Path) -> None:
     shutil.copytree(pictures, tmp_path / "alike")
     for file in (tmp_path / "alike").glob("*.txt"):

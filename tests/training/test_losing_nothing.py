@@ -13,6 +13,7 @@ from carrara.data.table import Dataset
 from carrara.errors import UserError
 from carrara.training import checkpoint
 from carrara.training.autoencoding import AutoencoderTask
+from carrara.training.run import read_stopped
 from carrara.training.stages import train_autoencoder
 from conftest import run_out, small_autoencoder
 
@@ -171,7 +172,9 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_touched(
     assert numbers["step"] == 3
     assert all(value.isfinite().all() for value in tensors.values())
     assert not (tmp_path / "run" / "model").exists()
+    assert read_stopped(tmp_path / "run") == "the loss edges is no longer finite at 12 pictures seen"
     run_out(train_autoencoder(small_autoencoder(save_every=1e-9), dataset, tmp_path / "run"))  # a cosmic ray
+    assert read_stopped(tmp_path / "run") == ""
     assert (tmp_path / "run" / "model" / "weights.safetensors").is_file()
 
 

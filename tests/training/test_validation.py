@@ -18,8 +18,9 @@ from carrara.data.importing import import_pictures
 from carrara.data.table import Dataset
 from carrara.errors import UserError
 from carrara.evaluation.run_report import write_report
-from carrara.generation.model import latent_of
+from carrara.generation.model import latent_of, load_model
 from carrara.generation.pictures import read_recipe
+from carrara.training import checkpoint
 from carrara.training.conditioning import derive_for, learned, reads_of
 from carrara.training.diffusing import DiffusionRecipe, Pixels
 from carrara.training.fixed_pictures import BINS, absent
@@ -191,6 +192,28 @@ def test_patience(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert ended[:5] == [""] * 5
     assert "not improved in 2 looks; the best was 2.0000 at 20%" in ended[5]
     assert numbers["validation.best"] == 2.0
+
+
+def test_a_run_stopped_by_its_patience_leaves_the_best_model(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 2.0, 2.5, 2.1, 1.0])
+    monkeypatch.setattr(Validation, "_losses", lambda self, state: {"held_out": next(losses)})
+    chosen = recipe(5)  # after each second step
+    impatient = chosen.validation.model_copy(update={"patience": 2, "samples": 0})
+    chosen = chosen.model_copy(update={"validation": impatient})
+    reports = run_out(train_diffusion(chosen, dataset, None, tmp_path / "run"))
+    assert steps(reports)[-1].seen == 32
+    assert "best one, of 16 pictures" in reports[-1].note
+    model = load_model(tmp_path / "run" / "model")
+    assert (model.passport["seen"], model.passport["steps"]) == (16, 4)
+    tensors, _ = checkpoint.load(tmp_path / "run" / "checkpoints" / "best" / "000000000016")
+    latest, _ = checkpoint.load(tmp_path / "run" / "checkpoints" / "000000000032")
+    for name, weight in model.network.state_dict().items():
+        best = tensors.get(key := f"average.denoiser.network.{name}", weight)
+        assert torch.equal(weight, best)
+        assert key not in latest or weight.ndim < 4 or not torch.equal(weight, latest[key])
+    assert any(key.startswith("average.denoiser.network.") for key in tensors)
 
 
 def test_without_held_out_pictures(tmp_path: Path) -> None:

@@ -40,12 +40,13 @@ def write_averaged(
         raise UserError(f"{run} has nothing to average yet: its training has not begun")
     saved = _saved(run, best=best)
     kept = [written(known) for known in dict.fromkeys((config.ema, *config.ema_lengths, *config.posthoc))]
-    weights = {k.removeprefix("module."): v for k, v in saved.tensors.items() if k.startswith("module.")}
-    seen, steps = int(saved.numbers["seen"]), int(saved.numbers["step"])
+    weights = saved.weights("module.")
+    seen, steps = saved.seen, saved.steps
     if written(length) in kept:
-        prefix = "average." if written(length) == written(config.ema) else f"average_{written(length)}."
-        weights |= {k.removeprefix(prefix): v for k, v in saved.tensors.items() if k.startswith(prefix)}
-        source = f"kept while training, from the checkpoint {saved.path.name}"
+        weights |= saved.weights(
+            "average." if written(length) == written(config.ema) else f"average_{written(length)}."
+        )
+        source = saved.source
     elif best:
         raise UserError(f"the best checkpoint has the lengths {', '.join(kept)}; got {written(length)}")
     else:
@@ -64,10 +65,36 @@ def write_averaged(
     return Averaged(seen, steps, source)
 
 
+def fill_best(run: Path, config: TrainConfig, modules: Mapping[str, nn.Module]) -> Averaged:
+    """Gives ``modules`` the average (of the recipe's length) that did best on held-out pictures."""
+    saved = _saved(run, best=True)
+    _fill(modules, {**saved.weights("module."), **saved.weights("average.")})
+    return Averaged(saved.seen, saved.steps, f"the best on held-out pictures, {saved.source}")
+
+
 class _Saved(NamedTuple):
     path: Path
     tensors: dict[str, Tensor]
     numbers: dict[str, Any]
+
+    def weights(self, prefix: str) -> dict[str, Tensor]:
+        """Those whose names begin so, by the rest of their names."""
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+    @property
+    def seen(self) -> int:
+        """Pictures."""
+        return int(self.numbers["seen"])
+
+    @property
+    def steps(self) -> int:
+        """Of training."""
+        return int(self.numbers["step"])
+
+    @property
+    def source(self) -> str:
+        """In words."""
+        return f"kept while training, from the checkpoint {self.path.name}"
 
 
 def _saved(run: Path, *, best: bool) -> _Saved:

@@ -170,7 +170,9 @@ def plan(subject: Subject, *, seconds: float = 10.0, place: Path = Path()) -> Pl
     if subject.autoencoder and not getattr(recipe, "pixels", None):
         parameters["autoencoder"] = sum(p.numel() for p in subject.autoencoder.module.parameters())
     free = memory(placement.device)
-    needed = step.peak(config.batch // config.accumulate, config.accumulate) + _kept_pictures(subject)
+    needed = step.peak(config.batch // config.accumulate, config.accumulate)
+    if placement.device.type == "cpu":  # a GPU's memory does not hold them
+        needed += _kept_pictures(subject)
     fits = _fitting(step, config.batch, free.free)
     disk = _disk(subject, step)
     refusals = []
@@ -178,7 +180,13 @@ def plan(subject: Subject, *, seconds: float = 10.0, place: Path = Path()) -> Pl
         refusals.append(_too_large(step, config, needed, free, fits))
     if (wanted := sum(disk.values())) > (space := disk_free(place)):
         refusals.append(f"{_bytes(wanted)} of disk are needed, {_bytes(space)} are free at {place.resolve()}")
-    trial = _trial(subject, step, placement, seconds if not refusals else 0.0)
+    try:
+        trial = _trial(subject, step, placement, seconds if not refusals else 0.0)
+    except torch.OutOfMemoryError:
+        refusals.append(
+            f"the trial ran out of memory, with {_bytes(free.free)} of {free.kind} free before it"
+        )
+        trial = _trial(subject, step, placement, 0.0)
     budget = Budget.parse(config.budget)
     if budget.steps:
         seen = float(budget.steps * config.batch)
@@ -311,6 +319,8 @@ def _trial(subject: Subject, step: Imagined, placement: Placement, seconds: floa
     if batch != config.batch:
         changes["accumulate"] = 1
     before = resident()
+    if placement.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(placement.device)
     torch.manual_seed(config.seed)
     rehearsal = _rehearsal(subject, placement)[0]()
     state = TrainingState(rehearsal.modules, config.model_copy(update=changes), placement)

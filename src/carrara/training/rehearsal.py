@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,7 @@ class Part:
     module: nn.Module
 
 
-class Rehearsal:
+class Rehearsal(ABC):
     """A `Task` whose losses are of the right shapes, and of no meaning."""
 
     modules: Mapping[str, nn.Module]
@@ -110,9 +111,9 @@ class Rehearsal:
         """For as many random pictures as the batch has rows."""
         return self.terms(update, len(batch.rows))
 
+    @abstractmethod
     def terms(self, update: str, count: int) -> Mapping[str, Tensor]:
         """For ``count`` random pictures."""
-        raise NotImplementedError
 
     def between(self, state: TrainingState) -> str:
         """Nothing."""

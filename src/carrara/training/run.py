@@ -27,6 +27,7 @@ from carrara.training.post_hoc import Snapshots
 
 RECIPE, METRICS, CHECKPOINTS, EVENTS, MODEL = "recipe.toml", "metrics.jsonl", "checkpoints", "events", "model"
 UNFINISHED, AVERAGES = "unfinished", "averages"
+STOPPED = "stopped.txt"  # why the training could not go on; gone when it does
 LOG_EVERY = 10  # steps
 _FIRST_FILES = {"run.json", RECIPE + ".part"}  # all that a run killed at its very start can have left
 
@@ -86,6 +87,7 @@ class Run:
     ) -> Iterator[Report]:
         checkpoints = self.folder / CHECKPOINTS
         notes = self._resume(state)
+        (self.folder / STOPPED).unlink(missing_ok=True)
         saved = time.monotonic()
         try:
             if begun and not (self.folder / UNFINISHED).is_dir() and not self.finished:
@@ -118,6 +120,8 @@ class Run:
                 if isinstance(error, OSError)
                 else error
             )
+            with contextlib.suppress(OSError):
+                (self.folder / STOPPED).write_text(f"{reason}\n", encoding="utf-8")
             raise UserError(f"{reason}; the last good checkpoint is {last or 'none yet'}") from None
 
     def finish(self, save: Callable[[Path], object]) -> None:
@@ -232,6 +236,12 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         except ValueError:
             break
     return found
+
+
+def read_stopped(folder: Path) -> str:
+    """Why the run's training could not go on, or ""."""
+    file = folder / STOPPED
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
 
 def _cut_log(file: Path, step: int) -> None:

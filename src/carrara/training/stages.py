@@ -23,6 +23,7 @@ from carrara.generation.model import Model, build_network, latent_of
 from carrara.tensors import mix
 from carrara.training import adversary
 from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask, with_network
+from carrara.training.averaged import fill_best
 from carrara.training.conditioning import derived_columns, learned, reads_of
 from carrara.training.diffusing import DiffusionRecipe, DiffusionTask, Pixels
 from carrara.training.feed import Feed, multiple_of
@@ -188,16 +189,22 @@ def train_diffusion(
     state = TrainingState(task.modules, recipe.train, placement)
     batches = partial(feed.batches, list(task.columns), lambda: state.fraction)
 
-    def save(path: Path) -> None:
+    def save(path: Path, **more: Any) -> None:
         passport = _passport(dataset, state, autoencoder) | {
             "autoencoder": autoencoder.hash,
             "columns": reads,
         }
-        passport |= {"start": begun} if begun else {}
+        passport |= ({"start": begun} if begun else {}) | more
         model = Model(recipe.model, network, conditions, autoencoder, passport)
         model.save(path, {RECIPE: to_toml(recipe)})
 
     yield from run.train(task, state, batches, save)
+    if task.finished(state):  # by its patience, so at a time when the best has passed
+        best = fill_best(folder, recipe.train, task.modules)
+        about = {"length": recipe.train.ema, "source": best.source}
+        run.finish(partial(save, seen=best.seen, steps=best.steps, average=about))
+        yield Report.remark(state, f"the model is the best one, of {best.seen} pictures seen")
+        return
     state.averages["denoiser"].copy_to(task.modules["denoiser"])
     run.finish(save)
 

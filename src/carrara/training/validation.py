@@ -82,7 +82,7 @@ class Validation:
 
     def between(self, state: TrainingState) -> str:
         """Before a step, and once more after the last one: looks where it is time to; the note says what it saw."""
-        numbers, look = state.numbers, int(state.fraction * self.config.looks)
+        numbers, look = state.numbers, int(state.fraction * self.config.looks + 1e-9)
         note = ""
         if look > numbers.get(_LOOKS, 0):
             note = self._look(state, first=_LOOKS not in numbers)

@@ -21,9 +21,18 @@ _OFTEN = 30  # times that a picture has to be met before its caption means somet
 _MANY = 5000  # pictures; of more of them one learns from another, and not each has to be met so often
 
 
-def losses(lines: Sequence[Mapping[str, float]], config: TrainConfig) -> Check:
-    """Numbers that are none; a loss that rose again, or never fell; gradients that grew."""
+def losses(lines: Sequence[Mapping[str, float]], config: TrainConfig, stopped: str = "") -> Check:
+    """Why it was ``stopped``, if it was; numbers that are none; a loss that rose again, or never fell; gradients
+
+    that grew.
+    """
     name = "course of the loss"
+    if stopped:
+        fix = "free what it lacked, and give the same command again"
+        if "finite" in stopped:
+            fix = f"lower train.lr (now {config.lr:g}), or train.clip (now {config.clip:g}), and begin a new run"
+        finding = Finding("stopped", f"the training was stopped: {stopped}", fix)
+        return Check(name, f"{len(lines)} lines of the log", [finding])
     if not lines:
         return not_looked(name, "metrics.jsonl is empty: fewer than ten steps are done")
     bad = next(

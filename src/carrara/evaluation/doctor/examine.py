@@ -10,13 +10,14 @@ from carrara.evaluation.doctor import course, latents, network, process
 from carrara.evaluation.doctor.findings import Check
 from carrara.evaluation.doctor.patient import Patient
 from carrara.generation.generate import Settings
+from carrara.training.run import read_stopped
 
 
 def examine(patient: Patient, settings: Settings) -> Iterator[tuple[float, Check]]:
     """Each look when it is done, with how much of all is; ``settings`` are those that pictures were sampled with."""
     model, recipe = patient.model, patient.recipe
     looks: Sequence[Callable[[], Check]] = (
-        lambda: course.losses(patient.lines, recipe.train),
+        lambda: course.losses(patient.lines, recipe.train, read_stopped(patient.folder)),
         lambda: course.amount(patient.lines, patient.dataset, bool(model.conditions)),
         lambda: latents.scale(patient),
         lambda: latents.cache(patient),
