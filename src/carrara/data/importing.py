@@ -208,6 +208,10 @@ def _look(item: Row | Rejected) -> Looked | Rejected:
         return Rejected(item.source, f"cannot be read: {error.strerror or error}")
     captions = {caption_column(lang): text for lang, raw in item.captions.items() if (text := tidy(raw))}
     more, left_out = _more(item, width, height)
+    if url := tidy(item.url):
+        more["url"] = url
+    if flags := " ".join(sorted(set(item.flags))):
+        more["flags"] = flags
     record = {
         "id": content_id(data),
         "image": data,

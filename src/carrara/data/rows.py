@@ -26,7 +26,8 @@ class Row:
     ``read()`` gives the bytes, or raises OSError or BadPicture. ``captions`` maps a language ("de", "zh-tw",
     or UNSTATED) to a text. ``group`` names what must not be split apart (default: the picture alone);
     ``split`` is one of SPLITS where the source decides it. ``boxes`` is JSON that `boxes.canonical` reads, whose
-    numbered labels have the names ``box_names``; ``beside`` maps a word of `beside.KINDS` to a picture.
+    numbered labels have the names ``box_names``; ``beside`` maps a word of `beside.KINDS` to a picture. ``url`` is
+    where it was downloaded from; ``flags`` are single words that one may want to filter by.
     """
 
     source: str
@@ -40,6 +41,8 @@ class Row:
     boxes: str | None = None
     box_names: tuple[str, ...] = ()
     beside: Mapping[str, Beside] = field(default_factory=dict)
+    url: str | None = None
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,10 @@ class Dataset:
 
     Columns: ``id`` (SHA-256 of the bytes), ``image`` (the bytes), ``width``, ``height`` (as shown), ``mode``
     (as in the file), ``caption`` (language not stated) and one ``caption_<language>`` each, ``label``,
-    ``group``, ``category``, ``split``, ``source``, ``licence``, and where any picture has such, ``boxes`` and the
-    pictures beside it (`beside.KINDS`) with their ids; any caption and label may be None. Safe to use from
-    threads, not from forked processes.
+    ``group``, ``category``, ``split``, ``source``, ``licence``, and where any picture has such, ``url`` (where it
+    is from), ``flags`` (sorted words to filter by, spaces between), ``boxes`` and the pictures beside it
+    (`beside.KINDS`) with their ids; any caption and label may be None. Safe to use from threads, not from forked
+    processes.
     """
 
     def __init__(self, path: Path, table: lance.LanceDataset, about: dict[str, Any]) -> None:
