@@ -22,7 +22,7 @@ from carrara.config import Config, parse, read_toml
 from carrara.data.beside import KINDS, check, id_column
 from carrara.data.boxes import COLUMN, canonical
 from carrara.data.pictures import examine
-from carrara.data.rows import BadPicture, Rejected, Row, caption_column, content_id, tidy
+from carrara.data.rows import MORE_CAPTIONS, BadPicture, Rejected, Row, caption_column, content_id, tidy
 from carrara.data.table import ABOUT, FORMAT, REJECTED, TABLE, UNFINISHED, Dataset, nearest_path
 from carrara.data.writer import SAME, Record, Writer, forget_journal
 from carrara.errors import UserError
@@ -212,6 +212,8 @@ def _look(item: Row | Rejected) -> Looked | Rejected:
         more["url"] = url
     if flags := " ".join(sorted(set(item.flags))):
         more["flags"] = flags
+    if further := [text for caption in item.more if (text := tidy(caption))]:
+        more[MORE_CAPTIONS] = json.dumps(further, ensure_ascii=False)
     record = {
         "id": content_id(data),
         "image": data,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 UNSTATED = "und"  # BCP 47's word for a language that nobody named
 SPLITS = ("train", "held_out")
+MORE_CAPTIONS = "captions_more"  # the column of further captions, a JSON list
 
 
 class BadPicture(ValueError):
@@ -27,7 +28,8 @@ class Row:
     or UNSTATED) to a text. ``group`` names what must not be split apart (default: the picture alone);
     ``split`` is one of SPLITS where the source decides it. ``boxes`` is JSON that `boxes.canonical` reads, whose
     numbered labels have the names ``box_names``; ``beside`` maps a word of `beside.KINDS` to a picture. ``url`` is
-    where it was downloaded from; ``flags`` are single words that one may want to filter by.
+    where it was downloaded from; ``flags`` are single words that one may want to filter by. ``more`` are further
+    captions, in the language of the first; ``settled`` says that nobody knows the language of an UNSTATED one.
     """
 
     source: str
@@ -43,6 +45,8 @@ class Row:
     beside: Mapping[str, Beside] = field(default_factory=dict)
     url: str | None = None
     flags: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    settled: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from carrara.data import boxes
 from carrara.data.beside import KINDS, id_column
-from carrara.data.rows import caption_language, chosen_by_hash, group_hash
+from carrara.data.rows import MORE_CAPTIONS, caption_language, chosen_by_hash, group_hash
 from carrara.data.table import AS_GIVEN, DERIVED_FROM, DERIVED_KEY, TABLE, UNFINISHED, schema
 from carrara.errors import UserError
 
@@ -33,7 +33,7 @@ BATCH_BYTES = 64 * 2**20
 PIECE_BYTES = 4 * 2**20
 STORAGE_VERSION = "2.2"
 ENOUGH_TO_HOLD_OUT = 20
-DESCRIPTION = ("label", "group", "category", "split", "licence", "url", "flags")
+DESCRIPTION = ("label", "group", "category", "split", "licence", "url", "flags", MORE_CAPTIONS)
 IDS = {name: id_column(name) for name in KINDS}  # of the pictures beside a picture
 JOURNAL = "journal.jsonl"
 BESIDE = "beside"  # the folder for those that known pictures are to get
