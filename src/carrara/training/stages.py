@@ -70,7 +70,7 @@ def train_autoencoder(
     batches = partial(_batches, dataset, list(task.columns), recipe.train, pixels, recipe.bits)
 
     def stored(**more: Any) -> StoredAutoencoder:
-        passport = _passport(dataset, state, start) | ({"start": start.hash} if start else {}) | more
+        passport = passport_of(dataset, state, start) | ({"start": start.hash} if start else {}) | more
         return StoredAutoencoder.of(module, recipe.network, recipe.size, passport, recipe.bits)
 
     def begun(path: Path) -> None:
@@ -190,7 +190,7 @@ def train_diffusion(
     batches = partial(feed.batches, list(task.columns), lambda: state.fraction)
 
     def save(path: Path, **more: Any) -> None:
-        passport = _passport(dataset, state, autoencoder) | {
+        passport = passport_of(dataset, state, autoencoder) | {
             "autoencoder": autoencoder.hash,
             "columns": reads,
         }
@@ -244,7 +244,7 @@ def _batches(
     )
 
 
-def _passport(dataset: Dataset, state: TrainingState, made_from: StoredAutoencoder | None) -> dict[str, Any]:
+def passport_of(dataset: Dataset, state: TrainingState, made_from: StoredAutoencoder | None) -> dict[str, Any]:
     """Where a model comes from; the licences of the autoencoder it stands on are among its own."""
     inherited = made_from.passport.get("licences", []) if made_from else []
     licences = sorted({licence for licence in dataset.column("licence") if licence} | set(inherited))
