@@ -10,6 +10,7 @@ from carrara.config import Component, Config, OneOf, component, kinds, parse, re
 from carrara.errors import UserError, nearest
 from carrara.recipes.catalogue import named, recipes
 from carrara.training.autoencoding import AutoencoderRecipe
+from carrara.training.contrasting import ContrastiveRecipe
 from carrara.training.diffusing import DiffusionRecipe
 
 
@@ -81,7 +82,7 @@ def test_every_recipe_survives_its_file(name: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(to_toml(recipe), encoding="utf-8")
     assert named(str(file)) == recipe
-    assert isinstance(recipe, AutoencoderRecipe | DiffusionRecipe)
+    assert isinstance(recipe, AutoencoderRecipe | DiffusionRecipe | ContrastiveRecipe)
     small = ["train.batch=17", "train.accumulate=1", "train.budget=3steps", "train.precision=fp32"]
     changed = named(name, small)
     assert (changed.train.batch, changed.train.budget, changed.train.precision) == (17, "3steps", "fp32")

@@ -16,6 +16,7 @@ from carrara.cli_exchange import adopt, export
 from carrara.cli_inspect import app as inspect
 from carrara.cli_plan import plan
 from carrara.cli_reconstruct import reconstruct
+from carrara.cli_search import run_contrastive
 from carrara.cli_show import show
 from carrara.console import Bar, Interrupted, console, fail, until_interrupted
 from carrara.errors import UserError
@@ -57,10 +58,11 @@ def train(
         list[str] | None, typer.Option("--set", help="Change a value of the recipe, e.g. train.batch=16.")
     ] = None,
 ) -> None:
-    """Train an autoencoder (stage one), or a diffusion model on its latents (stage two) or on pixels."""
+    """Train an autoencoder (stage one), a diffusion model on its latents (stage two) or on pixels, or a space to search in."""
     from carrara.data.table import Dataset
     from carrara.recipes.catalogue import named
     from carrara.training.autoencoding import AutoencoderRecipe, with_network
+    from carrara.training.contrasting import ContrastiveRecipe
 
     changes = [*(change or []), *([f'train.budget="{budget}"'] if budget else [])]
     diffusion = start and is_diffusion(start)
@@ -70,6 +72,13 @@ def train(
         recipe, changes, network=begin.config if begin else None, model=before.config if before else None
     )
     pictures = Dataset.open(dataset)
+    if isinstance(chosen, ContrastiveRecipe):
+        if autoencoder or start:
+            raise UserError(
+                "this recipe makes a space of texts and pictures: leave --autoencoder and --start away"
+            )
+        run_contrastive(chosen, pictures, dataset, out)
+        return
     if isinstance(chosen, AutoencoderRecipe):
         if autoencoder:
             raise UserError(

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from carrara.cli_keep import data_caption, data_dedup, data_filter, data_split, data_stats
+from carrara.cli_search import search
 from carrara.console import Bar, console
+from carrara.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,22 +56,47 @@ def data_import(
 def data_encode(
     dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
     autoencoder: Annotated[
-        Path, typer.Option("--with", help="The autoencoder: a model folder, or the run that made it.")
-    ],
+        Path | None,
+        typer.Option("--with", help="For latents, the autoencoder: a model folder, or the run that made it."),
+    ] = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="What pictures look like, to search by likeness.")
+    ] = False,
+    meaning: Annotated[
+        bool, typer.Option("--meaning", help="What captions mean, to search by meaning.")
+    ] = False,
+    embedder: Annotated[
+        list[str] | None,
+        typer.Option(help="By another embedder: a run of contrastive, a text encoder's folder, or a name."),
+    ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Also the mirrored pictures.")] = False,
     crops: Annotated[
         int, typer.Option(help="Of pictures that are not square: 1 is the centre, 3 also start and end.")
     ] = 1,
 ) -> None:
-    """Encode every picture once, for training on latents; again, it continues or adds what is new."""
+    """Encode every picture once, for training on latents or for search; again, it continues or adds what is new."""
+    from carrara.cli_search import chosen_embedders, embed_all
+    from carrara.data.table import Dataset
+
+    chosen = chosen_embedders(features, meaning, embedder or [])
+    if not chosen and autoencoder is None:
+        raise UserError(
+            "nothing to encode with: give --with AUTOENCODER, --features, --meaning or --embedder"
+        )
+    if autoencoder is not None:
+        _encode_latents(Dataset.open(dataset), autoencoder, flip, crops)
+    elif flip or crops != 1:
+        raise UserError("--flip and --crops are for latents: give --with AUTOENCODER")
+    embed_all(Dataset.open(dataset), chosen)
+
+
+def _encode_latents(pictures: Dataset, autoencoder: Path, flip: bool, crops: int) -> None:
     from carrara.cli import open_autoencoder
     from carrara.data.channels import check_channels
     from carrara.data.latents import encoded, measured_scale, variants
-    from carrara.data.table import Dataset
     from carrara.training.parallel import Placement
 
     wanted = variants(flip, crops)
-    pictures = Dataset.open(dataset)
     opened = open_autoencoder(autoencoder)
     if note := check_channels(pictures, int(opened.config.image_channels), opened.bits):
         console.print(note, soft_wrap=True)
@@ -86,6 +114,16 @@ def data_encode(
     keep_scale(opened, lambda: measured_scale(pictures, there))
     found = ", ".join(f"{variant} in {column}" for variant, column in zip(wanted, there, strict=True))
     console.print(f"{done}: {len(pictures)} pictures, {found}", soft_wrap=True)
+
+
+data.command("stats")(data_stats)
+data.command("dedup")(data_dedup)
+data.command("split")(data_split)
+data.command("filter")(data_filter)
+data.command("caption")(data_caption)
+
+
+data.command("search")(search)
 
 
 def import_into(source: str, dataset: Path, **options: Any) -> Summary:

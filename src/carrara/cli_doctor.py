@@ -36,6 +36,7 @@ def doctor(
     from carrara.generation.generate import settings_for
     from carrara.recipes.catalogue import named
     from carrara.training.autoencoding import AutoencoderRecipe
+    from carrara.training.contrasting import ContrastiveRecipe
     from carrara.training.run import RECIPE
 
     if not (run / RECIPE).is_file():
@@ -47,6 +48,8 @@ def doctor(
             f"{run} is the run of an autoencoder, which `carrara inspect autoencoder {run} DATA` looks at; expected "
             "that of a diffusion model"
         )
+    if isinstance(recipe, ContrastiveRecipe):
+        raise UserError(f"{run} is the run of a space of texts and pictures; expected that of a diffusion model")
     patient = Patient(run, recipe, Dataset.open(dataset) if dataset else None)
     given = {"sampler": sampler, "steps": steps, "grid": grid, "guidance": guidance}
     if picture:

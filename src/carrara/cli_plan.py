@@ -45,6 +45,7 @@ def plan(
     from carrara.data.table import Dataset
     from carrara.recipes.catalogue import named
     from carrara.training.autoencoding import AutoencoderRecipe, with_network
+    from carrara.training.contrasting import ContrastiveRecipe
     from carrara.training.preflight import Subject
     from carrara.training.preflight import plan as make
     from carrara.training.stages import fitted
@@ -52,6 +53,10 @@ def plan(
     changes = [*(change or []), *([f'train.budget="{budget}"'] if budget else [])]
     opened = open_autoencoder(autoencoder) if autoencoder else None
     chosen = named(recipe, changes, network=opened.config if opened else None)
+    if isinstance(chosen, ContrastiveRecipe):
+        raise UserError(
+            "the towers of a contrastive recipe train in a minute on any machine: nothing is to be planned"
+        )
     pictures = Dataset.open(dataset) if dataset else None
     if isinstance(chosen, AutoencoderRecipe):
         chosen = with_network(chosen, opened)

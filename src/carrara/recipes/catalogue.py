@@ -11,14 +11,16 @@ from typing import Any
 from carrara.config import Config, parse, read_toml
 from carrara.errors import UserError, nearest
 from carrara.training.autoencoding import AutoencoderRecipe
+from carrara.training.contrasting import ContrastiveRecipe
 from carrara.training.diffusing import DiffusionRecipe
 
 _PUBLISHED = ":published"
 
-Recipe = AutoencoderRecipe | DiffusionRecipe
-_TASKS: dict[str, type[AutoencoderRecipe] | type[DiffusionRecipe]] = {
+Recipe = AutoencoderRecipe | DiffusionRecipe | ContrastiveRecipe
+_TASKS: dict[str, type[AutoencoderRecipe] | type[DiffusionRecipe] | type[ContrastiveRecipe]] = {
     "autoencoder": AutoencoderRecipe,
     "diffusion": DiffusionRecipe,
+    "contrastive": ContrastiveRecipe,
 }
 
 

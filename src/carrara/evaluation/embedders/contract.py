@@ -1,7 +1,7 @@
 """What an embedder is: pictures, texts or both become unit vectors, near each other where they mean alike.
 
-A module of this folder with a function ``embedder(where)`` is one; ``where`` is the folder that it is opened from, for
-those that need one. Where one has both, its pictures and its texts share a space.
+A module of this folder with a function ``embedder`` is one. Where it is opened from a folder, it also has ``opens``, which
+says whether a folder is its kind, and ``embedder`` takes that folder.
 """
 
 from __future__ import annotations
@@ -14,15 +14,25 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-Vectors = npt.NDArray[np.float32]  # [n d], each of length one
+Vectors = npt.NDArray[np.float32]  # [n d], each of length one, or zero where there was nothing to embed
+
+
+@dataclass(frozen=True)
+class Lift:
+    """How the vectors of one embedder become those of another that stands on it."""
+
+    below: Embedder
+    lift: Callable[[Vectors], Vectors]
 
 
 @dataclass(frozen=True)
 class Embedder:
     """``pictures`` takes ``uint8 [b 3 size size]``, ``texts`` takes words; None where it cannot.
 
-    ``key`` says what makes its vectors what they are (weights, code), so that a stored column is known to be
-    its own; ``where`` is the folder that it was opened from, None where it came with a package.
+    ``key`` says what makes its vectors what they are (weights, code), so that a stored column is known to be its
+    own. ``joint`` is whether its pictures and its texts share a space. ``picture_lift`` and ``text_lift`` are there
+    where it stands on another's vectors, which need not be computed again. ``where`` is the folder that it was opened
+    from, None where it came with a package.
     """
 
     name: str
@@ -31,6 +41,9 @@ class Embedder:
     pictures: Callable[[Tensor], Vectors] | None = None
     texts: Callable[[Sequence[str]], Vectors] | None = None
     size: int | None = None
+    joint: bool = False
+    picture_lift: Lift | None = None
+    text_lift: Lift | None = None
     where: str | None = None
 
 

@@ -1,0 +1,214 @@
+"""`carrara data search`, and what `carrara data encode` and `carrara train contrastive` do for it."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from carrara.console import Bar, console
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    from carrara.data.search.contract import Found, Hit
+    from carrara.data.table import Dataset
+    from carrara.evaluation.embedders.contract import Embedder
+    from carrara.training.contrasting import ContrastiveRecipe
+
+_COLUMNS_OF_A_SHEET = 6
+
+
+def search(
+    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
+    words: Annotated[str, typer.Argument(help="What to look for, in any language.")] = "",
+    picture: Annotated[
+        Path | None, typer.Option(help="A file: is this picture among them, and what looks like it?")
+    ] = None,
+    like: Annotated[str | None, typer.Option(help="A row's number or id, to find more like it.")] = None,
+    by: Annotated[
+        str, typer.Option(help="words, meaning, picture, joint, or hybrid (all there are).")
+    ] = "auto",
+    where: Annotated[
+        str | None, typer.Option(help="An SQL condition, e.g. \"split = 'train' AND width >= 256\".")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="How many pictures.")] = 20,
+    skip: Annotated[int, typer.Option(help="How many of the best to skip, for the next page.")] = 0,
+    into: Annotated[Path | None, typer.Option(help="Make a data set of what is found.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="A PNG that shows what is found.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
+) -> None:
+    """Find pictures by words in any language, by meaning, by likeness, or by what they show."""
+    import numpy as np
+
+    from carrara.config import parse
+    from carrara.data.search.contract import Query
+    from carrara.data.search.search import search as find
+    from carrara.data.subset import subset
+    from carrara.data.table import Dataset
+    from carrara.evaluation.embedders.opening import embedder_of
+
+    given = {"words": words, "like": like, "by": by, "where": where, "limit": limit, "offset": skip}
+    if picture is not None:
+        given["picture"] = _bytes_of(picture)
+    query = parse(Query, given, where="the search")
+    pictures = Dataset.open(dataset)
+    found = find(pictures, query, lambda column: embedder_of(pictures, column))
+    if sheet and found.hits:
+        _sheet(pictures, found.hits, sheet)
+    if as_json:
+        typer.echo(json.dumps(found.document(), indent=2, ensure_ascii=False))
+    else:
+        _show(found, dataset, sheet if found.hits else None)
+    if into:
+        rows = np.array([hit.row for hit in found.hits], np.int64)
+        made = subset(pictures, np.sort(rows), into, why=_why(query.words, picture, like, by, where))
+        if not as_json:
+            console.print(f"{into}: {len(made)} pictures", soft_wrap=True)
+
+
+def chosen_embedders(features: bool, meaning: bool, others: Sequence[str]) -> list[str]:
+    """The embedders that the flags and names of `carrara data encode` mean."""
+    from carrara.evaluation.embedders.opening import PICTURES, TEXTS
+
+    return [*([PICTURES] if features else []), *([TEXTS] if meaning else []), *others]
+
+
+def embed_all(dataset: Dataset, chosen: Sequence[str]) -> None:
+    """Embeds, with a bar each, what these embedders can and is missing, and says where it is."""
+    from carrara.evaluation.embedders.opening import open_embedder
+
+    for given in chosen:
+        embedder = open_embedder(given)
+        columns = list(dataset.captions.values())
+        if embedder.pictures is None and not columns:
+            raise UserError(f"{dataset.path} has no captions whose meaning could be stored")
+        # In a joint space the pictures are what is found; a text comes with the question.
+        _embed(dataset, embedder, ["image"] if embedder.pictures is not None else columns)
+
+
+def run_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, path: Path, out: Path) -> None:
+    """Embeds what is missing, trains the towers with a bar, and shows how well held-out pairs find each other."""
+    from carrara.cli import watch
+    from carrara.model_folder import read_passport
+    from carrara.training.contrasting import Pairs, train_contrastive
+
+    pairs = Pairs(recipe, dataset)
+    for embedder, of in pairs.needed():
+        _embed(dataset, embedder, [of])
+    languages = ", ".join(pairs.captions)
+    console.print(
+        f"training on {len(pairs.rows('train'))} pictures with captions ({languages})", soft_wrap=True
+    )
+    watch("contrastive", train_contrastive(recipe, dataset, out), out)
+    held_out = read_passport(out / "model").get("held_out")
+    if held_out:
+        console.print(f"{out / 'model'}: {held_out['protocol']}", soft_wrap=True)
+        console.print(f"{'':10} {'text to picture':>24} {'picture to text':>24}")
+        console.print(f"{'':10} {'at 1':>8} {'at 5':>7} {'at 10':>7} {'at 1':>10} {'at 5':>6} {'at 10':>6}")
+        for language, ways in held_out["by_language"].items():
+            cells = [
+                f"{ways[way][f'recall_{k}']:8.0%}"
+                for way in ("text to picture", "picture to text")
+                for k in (1, 5, 10)
+            ]
+            console.print(f"{language:10} {''.join(cells)}")
+    console.print(f"next: carrara data encode {path} --embedder {out}", soft_wrap=True)
+
+
+def _embed(dataset: Dataset, embedder: Embedder, columns: Sequence[str]) -> None:
+    from carrara.evaluation.embedders.encode import embed, embedded, index
+
+    for of in columns:
+        what = "pictures" if of == "image" else f"texts of {of}"
+        there = embedded(dataset, embedder, of)
+        if there is None:
+            with Bar(f"{embedder.name}, {what}") as bar, closing(embed(dataset, embedder, of)) as reports:
+                for report in reports:
+                    if report.column is None:
+                        bar.show(
+                            report.done / report.total, f"{report.done} done", total=report.total, unit="rows"
+                        )
+            there = embedded(dataset, embedder, of)
+        index(dataset, embedder, of)
+        console.print(f"{embedder.name}: {what} in {there}", soft_wrap=True)
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
+
+
+def _why(words: str, picture: Path | None, like: str | None, by: str, where: str | None) -> str:
+    parts = [f"words {words!r}" if words else "", f"picture {picture}" if picture else ""]
+    parts += [
+        f"like {like}" if like else "",
+        f"by {by}" if by != "auto" else "",
+        f"where {where}" if where else "",
+    ]
+    return "search: " + (", ".join(part for part in parts if part) or "everything")
+
+
+def _show(found: Found, dataset: Path, sheet: Path | None) -> None:
+    """The answer for a person."""
+    for remark in found.remarks:
+        console.print(f"note: {remark}", soft_wrap=True)
+    if found.verdict:
+        console.print(found.verdict, soft_wrap=True)
+    for place, hit in enumerate(found.hits, 1):
+        why = "; ".join(f"{reason.words}" for reason in hit.reasons)
+        score = f"{hit.score:7.4f}  " if hit.reasons else ""
+        console.print(
+            f"{place:3}  {score}row {hit.row}  {_called(hit)}" + (f"  ({why})" if why else ""), soft_wrap=True
+        )
+    if not found.hits:
+        console.print("nothing is found")
+    ways = f"by {', '.join(dict.fromkeys(found.ways))}, " if found.ways else ""
+    more = "; there are more (--skip, --limit)" if found.more else ""
+    console.print(
+        f"{len(found.hits)} of {found.pictures} pictures of {dataset} (version {found.version}), {ways}"
+        f"{found.seconds * 1000:.0f} ms{more}",
+        soft_wrap=True,
+    )
+    if sheet:
+        console.print(str(sheet), soft_wrap=True)
+
+
+def _called(hit: Hit) -> str:
+    """What a picture is called: its English or first caption, else its label, else where it came from."""
+    captions = {name: text for name, text in hit.told.items() if name.startswith("caption")}
+    text = captions.get("caption_en") or captions.get("caption") or next(iter(captions.values()), None)
+    named = text or hit.told.get("label") or hit.told.get("source") or hit.id[:12]
+    return textwrap.shorten(str(named), 100, placeholder=" …")
+
+
+def _sheet(dataset: Dataset, hits: Sequence[Hit], path: Path) -> None:
+    """The pictures in rows of six with their numbers, whole in their squares; written whole or not at all."""
+    from PIL import Image, ImageOps
+
+    from carrara.data.pictures import decode
+    from carrara.evaluation.plates import Row, plate
+
+    side, rows = 128, []
+    for start in range(0, len(hits), _COLUMNS_OF_A_SHEET):
+        part = hits[start : start + _COLUMNS_OF_A_SHEET]
+        data = dataset.take([hit.row for hit in part], ["image"])["image"]
+        squares = [
+            ImageOps.pad(
+                decode(d, short_side=side).convert("RGB"), (side, side), Image.Resampling.LANCZOS, "white"
+            )
+            for d in data
+        ]
+        rows.append(Row("", squares, [f"{hit.row}: {hit.score:.3f}" for hit in part]))
+    part_file = path.with_name(path.name + ".part")
+    try:
+        plate(rows, side=side).save(part_file, "PNG")
+        part_file.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None

@@ -1,0 +1,59 @@
+"""Asks the table for rows with scores; the addresses that it answers with become row numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    from carrara.data.table import Dataset
+
+Rows = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float64]
+
+
+def ask(dataset: Dataset, score: str, *, where: str | None, limit: int, **asked: Any) -> tuple[Rows, Scores]:
+    """Row numbers with the numbers in the column ``score``, as the table orders them.
+
+    UserError where the condition does not hold for this table.
+    """
+    try:
+        found = dataset.table.to_table(
+            columns=[score],
+            filter=where,
+            prefilter=where is not None,
+            limit=limit,
+            with_row_address=True,
+            **asked,
+        )
+    except (ValueError, OSError) as error:
+        at_fault(where, error)
+    scores = found[score].to_numpy().astype(np.float64)
+    return row_numbers(dataset, found["_rowaddr"].to_numpy()), scores
+
+
+def at_fault(where: str | None, error: Exception) -> NoReturn:
+    """UserError about the condition, where there is one; else what the table said."""
+    reason = " ".join(str(error).split())[:300]
+    if where is None:
+        raise UserError(f"the table cannot be searched: {reason}") from None
+    raise UserError(f"the condition {where!r} does not hold for this table: {reason}") from None
+
+
+def row_numbers(dataset: Dataset, addresses: npt.NDArray[Any]) -> Rows:
+    """Of addresses (the fragment's number in the upper 32 bits, the place inside it below) the row numbers."""
+    numbers, starts, start = [], [], 0
+    for fragment in dataset.table.get_fragments():
+        numbers.append(fragment.fragment_id)
+        starts.append(start)
+        start += fragment.count_rows()
+    order = np.argsort(numbers)
+    places = (
+        order[np.searchsorted(np.array(numbers)[order], addresses >> np.uint64(32))] if len(addresses) else []
+    )
+    inside = (addresses & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    return np.asarray(starts, np.int64)[np.asarray(places, np.int64)] + inside

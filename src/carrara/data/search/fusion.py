@@ -1,0 +1,33 @@
+"""Several ways become one ranking: reciprocal rank fusion (Cormack et al. 2009), which needs no scale of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from carrara.data.search.contract import Ranked, Reason
+
+_K = 60  # theirs
+
+
+class Fused(NamedTuple):
+    """A row, its score, and how each way found it."""
+
+    row: int
+    score: float
+    reasons: list[Reason]
+
+
+def fuse(rankings: Sequence[Ranked]) -> list[Fused]:
+    """Best first; the score is the sum of 1 / (60 + rank), of a single way that way's own."""
+    found: dict[int, Fused] = {}
+    for ranking in rankings:
+        for place, row in enumerate(ranking.rows.tolist()):
+            rank, score = place + 1, float(ranking.scores[place])
+            reason = Reason(ranking.way, rank, score, ranking.words[place])
+            share = 1 / (_K + rank) if len(rankings) > 1 else score
+            before = found.get(row, Fused(row, 0.0, []))
+            found[row] = Fused(row, before.score + share, [*before.reasons, reason])
+    if len(rankings) == 1:
+        return list(found.values())  # in its own order: of words, all come before some
+    return sorted(found.values(), key=lambda f: (-f.score, f.row))

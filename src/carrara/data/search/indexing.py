@@ -1,0 +1,49 @@
+"""Indexes of the table: made where they are missing, brought up to date after appends, never relied on for finding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from carrara.data.commits import committed
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    import lance
+
+    from carrara.data.table import Dataset
+
+_STALE = 0.02  # share of rows outside of an index from which on freshening it pays
+
+
+def covers(dataset: Dataset, column: str) -> int | None:
+    """How many rows the column's index has; None where there is none."""
+    for index in dataset.table.describe_indices():
+        if list(index.field_names) == [column]:
+            return int(index.num_rows_indexed)
+    return None
+
+
+def make_index(dataset: Dataset, column: str, kind: str, **settings: Any) -> bool:
+    """Whether it had something to do. UserError where the table cannot be written."""
+    indexed, total = covers(dataset, column), len(dataset)
+    if indexed is not None and total - indexed <= _STALE * total:
+        return False
+
+    def change(table: lance.LanceDataset) -> None:
+        if indexed is not None:
+            table.optimize.optimize_indices(index_names=[_name(column)])
+        elif kind == "INVERTED":
+            table.create_scalar_index(column, kind, name=_name(column), **settings)
+        else:
+            table.create_index(column, kind, name=_name(column), **settings)
+
+    try:
+        committed(dataset.store, change)
+    except OSError as error:
+        raise UserError(f"cannot index {dataset.path}: {' '.join(str(error).split())[:200]}") from None
+    dataset.refresh()
+    return True
+
+
+def _name(column: str) -> str:
+    return f"{column}_index"

@@ -1,0 +1,71 @@
+"""By vectors: the nearest of a column by cosine; exact while that is fast, through an index above (`bench/search.py`).
+
+The index (IVF_RQ: RaBitQ codes of Gao & Long 2024 in cells around centroids) only chooses candidates; they are ranked by
+their own vectors. Rows that it does not hold yet are compared one by one, so nothing that is there is missed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from carrara.data.search.asking import Rows, Scores, ask
+from carrara.data.search.indexing import covers, make_index
+
+if TYPE_CHECKING:
+    from carrara.data.search.vectors import VectorColumn
+    from carrara.data.table import Dataset
+
+EXACT = 2_500_000  # numbers that are compared one by one in a few milliseconds
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How an index is built and asked: cells in all, cells that are looked into, candidates for each hit."""
+
+    cells: int
+    probes: int
+    refine: int
+
+    @staticmethod
+    def of(rows: int) -> Effort:
+        """About 800 rows a cell and an eighth of the cells, at most 32, looked into."""
+        cells = 2 ** max(0, round(np.log2(max(1, rows) / 800)))
+        return Effort(cells, min(cells, max(8, min(32, cells // 8))), 10)
+
+
+def index_vectors(dataset: Dataset, column: VectorColumn) -> bool:
+    """Makes or freshens the column's index where it has enough rows for one; whether there was something to do."""
+    rows = len(dataset)
+    if rows * column.width <= EXACT:
+        return False
+    return make_index(
+        dataset, column.column, "IVF_RQ", metric="cosine", num_partitions=Effort.of(rows).cells, num_bits=1
+    )
+
+
+def nearest(
+    dataset: Dataset,
+    column: VectorColumn,
+    vector: npt.NDArray[np.float32],
+    *,
+    limit: int,
+    where: str | None = None,
+    effort: Effort | None = None,
+) -> tuple[Rows, Scores]:
+    """Row numbers and cosines of the ``limit`` rows nearest to ``vector [d]``, best first.
+
+    Rows without a vector are not among them. UserError where the condition does not hold for this table.
+    """
+    asked: dict[str, Any] = {"column": column.column, "q": vector, "k": limit, "metric": "cosine"}
+    if (indexed := covers(dataset, column.column)) is None:
+        asked["use_index"] = False
+    else:
+        effort = effort or Effort.of(indexed)
+        asked |= {"nprobes": effort.probes, "refine_factor": effort.refine}
+    rows, distances = ask(dataset, "_distance", where=where, limit=limit, nearest=asked)
+    there = np.isfinite(distances)
+    return rows[there], 1 - distances[there]

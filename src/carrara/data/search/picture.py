@@ -1,0 +1,69 @@
+"""By picture: "is it in the training set?" – the same bytes, then nearly the same to the eye, then what looks alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from carrara.data.perceptual_hash import BITS, distance, glance_column, glances, look, unpack
+from carrara.data.rows import content_id
+from carrara.data.search.asking import Rows
+from carrara.data.search.contract import Ranked
+
+if TYPE_CHECKING:
+    from carrara.data.table import Dataset
+
+NEAR = 8  # bits of 64 in which the hashes of two forms of one picture differ at most
+
+
+def same_bytes(dataset: Dataset, data: bytes, where: str | None) -> Rows:
+    """The row whose picture has exactly these bytes, if any."""
+    found = f"id = '{content_id(data)}'"
+    return dataset.indices(None, f"({where}) AND {found}" if where else found)
+
+
+def nearly_same(dataset: Dataset, data: bytes, where: str | None) -> tuple[Rows, Rows] | None:
+    """Rows whose perceptual hash differs in few bits, also mirrored, and in how many; None where none are stored."""
+    column = glance_column(dataset)
+    if column is None:
+        return None
+    mine = unpack(look(data)[None])
+    parts = []
+    for theirs in glances(dataset, column):
+        straight, mirrored = distance(theirs.hashes, mine.hashes), distance(theirs.mirrored, mine.hashes)
+        parts.append(np.minimum(straight, mirrored))
+    bits = np.concatenate(parts) if parts else np.empty(0, np.uint8)
+    rows = np.flatnonzero(bits <= NEAR).astype(np.int64)
+    if where:
+        rows = np.intersect1d(rows, dataset.indices(None, where))
+    order = np.argsort(bits[rows], kind="stable")
+    return rows[order], bits[rows[order]].astype(np.int64)
+
+
+def by_bytes_and_hash(dataset: Dataset, data: bytes, where: str | None) -> tuple[Ranked, str, list[str]]:
+    """What is the same, best first; the verdict in words, "" where nothing is; and remarks."""
+    exact = same_bytes(dataset, data, where)
+    near = nearly_same(dataset, data, where)
+    remarks = []
+    if near is None:
+        remarks.append(
+            "perceptual hashes are not stored: `carrara data dedup` looks for near-duplicates and makes them"
+        )
+        near = np.empty(0, np.int64), np.empty(0, np.int64)
+    rows, scores, words = exact.tolist(), [1.0] * len(exact), ["the same bytes"] * len(exact)
+    for row, bits in zip(near[0].tolist(), near[1].tolist(), strict=True):
+        if row not in rows:
+            rows.append(row)
+            scores.append(1 - bits / BITS)
+            words.append(f"nearly the same: {bits} of {BITS} bits of the hash differ")
+    verdict = ""
+    if rows:
+        split, source = (dataset.take(rows[:1], [name])[name][0] for name in ("split", "source"))
+        kind = (
+            "exactly this picture is"
+            if len(exact)
+            else f"nearly this picture ({words[0].partition(': ')[2]}) is"
+        )
+        verdict = f"{kind} in the data set, in the split {split}: row {rows[0]}, {source}"
+    return Ranked("picture", np.array(rows, np.int64), np.array(scores), words), verdict, remarks

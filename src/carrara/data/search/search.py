@@ -1,0 +1,255 @@
+"""A query becomes hits: every way that it can be searched by is asked, and their rankings become one."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from carrara.data.pictures import pixels
+from carrara.data.rows import BadPicture
+from carrara.data.search.contract import WAYS, EmbedderOf, Found, Hit, Query, Ranked, Way
+from carrara.data.search.fusion import Fused, fuse
+from carrara.data.search.nearest import nearest
+from carrara.data.search.picture import by_bytes_and_hash
+from carrara.data.search.vectors import VectorColumn, newest, vector_columns
+from carrara.data.search.words import by_words, index_words, indexed
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    from carrara.data.table import Dataset
+
+_SHOWN = ("id", "source", "label", "category", "split", "licence", "width", "height", "mode", "url", "flags")
+_DEPTH = 200  # candidates of each way that are ranked together
+MISSING = {
+    "meaning": "the captions' meaning is not stored: `carrara data encode {path} --meaning`",
+    "picture": "the pictures' features are not stored: `carrara data encode {path} --features`",
+    "joint": (
+        "there is no space of texts and pictures: `carrara train contrastive {path} --out RUN`, "
+        "then `carrara data encode {path} --embedder RUN`"
+    ),
+    "words": "the data set has no captions",
+}
+
+
+class Unavailable(UserError):
+    """A way that this table or this machine cannot go; with several ways it is a remark."""
+
+
+def search(dataset: Dataset, query: Query, embedder_of: EmbedderOf) -> Found:
+    """What is found, with why and by which ways.
+
+    UserError where the condition, the picture or the row is at fault, or where the one way asked for is not there.
+    """
+    started = time.perf_counter()
+    asking = _Asking(dataset, query, embedder_of)
+    rankings = asking.rankings()
+    if rankings is None:
+        rows = dataset.indices(None, query.where)
+        fused = [Fused(int(row), 0.0, []) for row in rows[query.offset : query.offset + query.limit + 1]]
+    else:
+        fused = fuse(rankings)[query.offset : query.offset + query.limit + 1]
+    hits = _hits(dataset, fused[: query.limit])
+    return Found(
+        hits,
+        [ranking.way for ranking in rankings or ()],
+        dataset.version,
+        len(dataset),
+        len(fused) > query.limit,
+        round(time.perf_counter() - started, 4),
+        asking.verdict,
+        asking.remarks,
+    )
+
+
+class _Asking:
+    """One query on its way through the ways."""
+
+    def __init__(self, dataset: Dataset, query: Query, embedder_of: EmbedderOf) -> None:
+        self.dataset, self.query, self.embedder_of = dataset, query, embedder_of
+        self.words = query.words.strip()
+        self.like = None if query.like is None else _row_of(dataset, query.like)
+        self.columns = vector_columns(dataset)
+        self.depth = max(_DEPTH, 2 * (query.offset + query.limit))
+        self.verdict, self.remarks = "", list[str]()
+
+    def rankings(self) -> list[Ranked] | None:
+        """One for each way that is open; None where there is nothing to look for but a condition."""
+        if not self.words and self.query.picture is None and self.like is None:
+            return None
+        asked = [self.query.by] if self.query.by in WAYS else self._possible()
+        found: list[Ranked] = []
+        for way in asked:
+            try:
+                found += getattr(self, f"_by_{way}")()
+            except Unavailable as error:
+                if len(asked) == 1:
+                    raise
+                self.remarks.append(f"not searched by {way}: {error}")
+        if not found:
+            raise UserError("; ".join(self.remarks))
+        return found
+
+    def _possible(self) -> list[Way]:
+        """The ways that these words, this picture or this row can be looked for by."""
+        ways: list[Way] = ["words", "meaning", "joint"] if self.words else []
+        if self.query.picture is not None or self.like is not None:
+            ways += ["picture", "joint"]
+        if self.like is not None:
+            ways.append("meaning")
+        return [way for way in WAYS if way in ways]
+
+    def _by_words(self) -> list[Ranked]:
+        text = self.words
+        if not text and self.like is not None:
+            text = " ".join(self._captions(self.like))
+        if not self.dataset.captions or not text:
+            raise Unavailable(MISSING["words"])
+        if not indexed(self.dataset):
+            index_words(self.dataset)
+        return [by_words(self.dataset, text, where=self.query.where, limit=self.depth)]
+
+    def _by_meaning(self) -> list[Ranked]:
+        columns = newest(self.columns, of_pictures=False, joint=False)
+        if not columns:
+            raise Unavailable(self._missing("meaning"))
+        best: dict[int, tuple[float, str]] = {}
+        for column in columns:
+            vector = self._text_vector(column) if self.words else self._stored(column)
+            if vector is None:
+                continue
+            for row, score in self._nearest(column, vector):
+                if score > best.get(row, (0.0, ""))[0]:
+                    best[row] = (score, f"means alike, {score:.2f}, in {column.of}")
+        order = sorted(best.items(), key=lambda item: (-item[1][0], item[0]))[: self.depth]
+        return [_ranked("meaning", [(row, score, words) for row, (score, words) in order])]
+
+    def _by_picture(self) -> list[Ranked]:
+        found = []
+        data = self.query.picture
+        if data is not None:
+            same, self.verdict, remarks = self._same(data)
+            self.remarks += remarks
+            found += [same] if len(same.rows) else []
+        columns = newest(self.columns, of_pictures=True, joint=False)
+        if not columns:
+            if not found:
+                raise Unavailable(self._missing("picture"))
+            self.remarks.append(self._missing("picture"))
+            return found
+        vector = self._picture_vector(columns[0], data) if data is not None else self._stored(columns[0])
+        alike = self._nearest(columns[0], vector) if vector is not None else []
+        known = set(found[0].rows.tolist()) if found else set()
+        first = [
+            (int(r), float(s), w) for f in found for r, s, w in zip(f.rows, f.scores, f.words, strict=True)
+        ]
+        rest = [(row, score, f"looks alike, {score:.2f}") for row, score in alike if row not in known]
+        if data is not None and not self.verdict:
+            nearest_one = f"; the nearest looks alike by {alike[0][1]:.2f} of 1" if alike else ""
+            self.verdict = f"this picture is not in the data set{nearest_one}"
+        return [_ranked("picture", [*first, *rest])]
+
+    def _by_joint(self) -> list[Ranked]:
+        columns = newest(self.columns, of_pictures=True, joint=True)
+        if not columns:
+            raise Unavailable(self._missing("joint"))
+        column, found = columns[0], []
+        if self.words and (vector := self._text_vector(column)) is not None:
+            found += self._nearest(column, vector)
+        if self.query.picture is not None:
+            found += self._nearest(column, self._picture_vector(column, self.query.picture))
+        elif self.like is not None and (stored := self._stored(column)) is not None:
+            found += self._nearest(column, stored)
+        best: dict[int, float] = {}
+        for row, score in found:
+            best[row] = max(score, best.get(row, -1.0))
+        order = sorted(best.items(), key=lambda item: (-item[1], item[0]))[: self.depth]
+        return [_ranked("joint", [(row, score, f"fits, {score:.2f}") for row, score in order])]
+
+    def _nearest(self, column: VectorColumn, vector: npt.NDArray[np.float32]) -> list[tuple[int, float]]:
+        """Rows and cosines, without the row that is itself looked for."""
+        rows, scores = nearest(self.dataset, column, vector, limit=self.depth + 1, where=self.query.where)
+        return [
+            (row, score)
+            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+            if row != self.like
+        ]
+
+    def _text_vector(self, column: VectorColumn) -> npt.NDArray[np.float32]:
+        embedder = self._embedder(column)
+        assert embedder.texts is not None
+        vector: npt.NDArray[np.float32] = embedder.texts([self.words])[0]
+        return vector
+
+    def _picture_vector(self, column: VectorColumn, data: bytes) -> npt.NDArray[np.float32]:
+        embedder = self._embedder(column)
+        assert embedder.pictures is not None
+        assert embedder.size is not None
+        try:
+            seen = pixels(data, embedder.size, 3)
+        except BadPicture as error:
+            raise UserError(f"the picture to look for cannot be used: {error}") from None
+        vector: npt.NDArray[np.float32] = embedder.pictures(torch.stack([seen]))[0]
+        return vector
+
+    def _same(self, data: bytes) -> tuple[Ranked, str, list[str]]:
+        try:
+            return by_bytes_and_hash(self.dataset, data, self.query.where)
+        except BadPicture as error:
+            raise UserError(f"the picture to look for cannot be used: {error}") from None
+
+    def _stored(self, column: VectorColumn) -> npt.NDArray[np.float32] | None:
+        """The vector of the row to find more like; None where it has none."""
+        assert self.like is not None
+        value = self.dataset.take([self.like], [column.column])[column.column][0]
+        vector = None if value is None else np.asarray(value, np.float32)
+        return vector if vector is not None and vector.any() else None
+
+    def _embedder(self, column: VectorColumn) -> Any:
+        try:
+            return self.embedder_of(column)
+        except UserError as error:
+            raise Unavailable(str(error)) from None
+
+    def _captions(self, row: int) -> Sequence[str]:
+        columns = list(self.dataset.captions.values())
+        told = self.dataset.take([row], columns)
+        return [told[name][0] for name in columns if told[name][0]]
+
+    def _missing(self, way: Way) -> str:
+        return MISSING[way].format(path=self.dataset.path)
+
+
+def _ranked(way: Way, found: Sequence[tuple[int, float, str]]) -> Ranked:
+    rows = np.array([row for row, _, _ in found], np.int64)
+    return Ranked(way, rows, np.array([score for _, score, _ in found]), [words for _, _, words in found])
+
+
+def _row_of(dataset: Dataset, like: int | str) -> int:
+    """The row number; UserError where there is none, or several ids begin so."""
+    text = str(like)
+    if text.isdigit() and int(text) < len(dataset):
+        return int(text)
+    if not re.fullmatch(r"[0-9a-f]{6,64}", text):
+        raise UserError(
+            f"there is no row {text!r}: expected a number from 0 to {len(dataset) - 1}, or six or more digits of an id"
+        )
+    rows = dataset.indices(None, f"starts_with(id, '{text}')")
+    if len(rows) != 1:
+        raise UserError(f"{len(rows)} pictures have an id that begins with {text}")
+    return int(rows[0])
+
+
+def _hits(dataset: Dataset, fused: Sequence[Fused]) -> list[Hit]:
+    names = [name for name in (*_SHOWN, *dataset.captions.values()) if name in dataset.columns]
+    told = dataset.take([f.row for f in fused], names) if fused else {}
+    hits = []
+    for place, found in enumerate(fused):
+        values = {name: told[name][place] for name in names if told[name][place] is not None}
+        hits.append(Hit(found.row, values.pop("id"), found.score, found.reasons, values))
+    return hits

@@ -1,0 +1,66 @@
+"""Which columns hold vectors: of pictures or of which captions, and made by which embedder; their keys say it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from carrara.data.table import DERIVED_KEY
+
+if TYPE_CHECKING:
+    from carrara.data.table import Dataset
+
+SEEN = "seen"  # the derived column of pictures; that of a caption column is `meaning` of its name
+PICTURES = "image"
+
+
+def meaning(column: str) -> str:
+    """The name of the derived column for the texts of a caption column."""
+    return f"meaning_{column}"
+
+
+def vector_key(embedder: str, key: Mapping[str, Any], of: str, *, joint: bool) -> dict[str, Any]:
+    """The key of a derived column of vectors: the embedder's own, and what they are of."""
+    return {"embedder": embedder, "by": dict(key), "of": of, "joint": joint}
+
+
+@dataclass(frozen=True)
+class VectorColumn:
+    """Vectors in the table: ``of`` is "image" or a caption column, ``key`` what the embedder says of itself.
+
+    Columns of one ``space`` can be compared; in a ``joint`` one texts with pictures too.
+    """
+
+    column: str
+    embedder: str
+    key: Mapping[str, Any]
+    of: str
+    joint: bool
+    width: int
+
+    @property
+    def space(self) -> str:
+        """The same for all columns that one embedder made."""
+        return json.dumps([self.embedder, self.key], sort_keys=True)
+
+
+def vector_columns(dataset: Dataset) -> list[VectorColumn]:
+    """All of them, in the order they were made."""
+    found = []
+    for field in dataset.table.schema:
+        text = (field.metadata or {}).get(DERIVED_KEY)
+        key = json.loads(text) if text else {}
+        # A list of free length (a column of some rows only) is none that can be searched.
+        if {"embedder", "by", "of", "joint"} <= key.keys() and (
+            width := getattr(field.type, "list_size", 0)
+        ) > 0:
+            found.append(VectorColumn(field.name, key["embedder"], key["by"], key["of"], key["joint"], width))
+    return found
+
+
+def newest(columns: Sequence[VectorColumn], *, of_pictures: bool, joint: bool) -> list[VectorColumn]:
+    """Those of the space that was made last: one of pictures, or one a caption column; empty where there is none."""
+    chosen = [c for c in columns if (c.of == PICTURES) == of_pictures and c.joint == joint]
+    return [c for c in chosen if c.space == chosen[-1].space]

@@ -1,0 +1,125 @@
+"""Embedders by name (the folder is the list) or by the folder that they are opened from; and those of stored columns."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import shutil
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from carrara.errors import UserError, nearest
+from carrara.evaluation.embedders.contract import Embedder
+
+if TYPE_CHECKING:
+    from carrara.data.search.vectors import VectorColumn
+    from carrara.data.table import Dataset
+
+PICTURES, TEXTS = "efficientnet_lite0", "use"  # what is taken where none is named
+_KEPT = "embedders"  # the folder of a data set with the models that made its columns, and where others lie
+_PLACES = "places.json"
+
+
+def embedders() -> dict[str, str]:
+    """Every embedder by name, with its sentence."""
+    return {name: (module.__doc__ or "").strip() for name, module in _modules().items()}
+
+
+def open_embedder(given: str | Path) -> Embedder:
+    """By its name, or from a model folder, a run or a text encoder's folder; UserError with the nearest name."""
+    modules = _modules()
+    if str(given) in modules and not hasattr(modules[str(given)], "opens"):
+        found: Embedder = modules[str(given)].embedder()
+        return found
+    folder = Path(given)
+    if folder.is_dir():
+        for module in modules.values():
+            if hasattr(module, "opens") and module.opens(folder):
+                opened: Embedder = module.embedder(folder)
+                return opened
+        raise UserError(
+            f"{folder} holds no embedder; expected a run of `carrara train contrastive` or a text encoder's folder"
+        )
+    named = [name for name, module in modules.items() if not hasattr(module, "opens")]
+    raise UserError(
+        f"no embedder is called {str(given)!r}{nearest(str(given), named)}, and there is no such folder"
+    )
+
+
+def embedder_of(dataset: Dataset, column: VectorColumn) -> Embedder:
+    """The embedder that made a stored column. UserError where it is not on this machine any more, or has changed."""
+    opened = _opened(column.embedder, _place(dataset, column))
+    if json.loads(json.dumps(dict(opened.key))) != dict(column.key):
+        raise UserError(
+            f"the column {column.column} was made by another {column.embedder} than the one that is here; "
+            f"make it again with `carrara data encode`"
+        )
+    return opened
+
+
+def keep(dataset: Dataset, embedder: Embedder) -> None:
+    """Makes sure that `embedder_of` finds it: models trained here are copied beside the table, others noted."""
+    if embedder.where is None:
+        return
+    folder, name = dataset.store.work / _KEPT, _id(embedder.key)
+    folder.mkdir(parents=True, exist_ok=True)
+    source = Path(embedder.where)
+    if embedder.joint:
+        from carrara.model_folder import write_folder
+
+        if not (folder / name).is_dir():
+            write_folder(folder / name, lambda part: _copy(source, part))
+        return
+    places = _places(dataset) | {name: embedder.where}
+    part = folder / (_PLACES + ".part")
+    part.write_text(json.dumps(places, indent=2), encoding="utf-8")
+    os.replace(part, folder / _PLACES)
+
+
+def _copy(source: Path, part: Path) -> None:
+    shutil.copytree(source, part, dirs_exist_ok=True)
+
+
+def _place(dataset: Dataset, column: VectorColumn) -> str | None:
+    if not hasattr(_modules().get(column.embedder), "opens"):
+        return None
+    name = _id(column.key)
+    inside = dataset.store.work / _KEPT / name
+    place = str(inside) if inside.is_dir() else _places(dataset).get(name)
+    if place is None or not Path(place).is_dir():
+        raise UserError(
+            f"the model that made the column {column.column} is not {'at ' + place if place else 'kept'} any more; "
+            "make the column again with `carrara data encode DATASET --embedder FOLDER`"
+        )
+    return place
+
+
+@lru_cache(maxsize=8)
+def _opened(name: str, place: str | None) -> Embedder:
+    return open_embedder(place or name)
+
+
+def _places(dataset: Dataset) -> dict[str, str]:
+    try:
+        found: dict[str, str] = json.loads((dataset.store.work / _KEPT / _PLACES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _id(key: object) -> str:
+    import hashlib
+
+    text = json.dumps(dict(key), sort_keys=True)  # type: ignore[call-overload]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _modules() -> dict[str, ModuleType]:
+    package = importlib.import_module("carrara.evaluation.embedders")
+    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+    found = {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
+    return {name: module for name, module in found.items() if hasattr(module, "embedder")}

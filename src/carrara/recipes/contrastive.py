@@ -1,0 +1,9 @@
+"""A space of texts and pictures, to search by words what no caption names: two small towers on your own pairs."""
+
+from carrara.training.contrasting import ContrastiveRecipe
+from carrara.training.loop import TrainConfig
+
+
+def recipe() -> ContrastiveRecipe:
+    """Large batches, since each pair is told apart from all others of its batch; it takes a minute."""
+    return ContrastiveRecipe(train=TrainConfig(budget="1m", batch=256, lr=1e-3, weight_decay=0.1, ema=0.1))

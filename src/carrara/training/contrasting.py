@@ -1,0 +1,313 @@
+"""Texts and pictures learn a common space from the user's own pairs: symmetric InfoNCE, or the sigmoid loss.
+
+Radford et al. 2021 (CLIP, figure 3); Zhai et al. 2023 (SigLIP, algorithm 1). Only two small towers learn; what they
+stand on, frozen vectors of pictures and of captions, was stored once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from carrara.config import Config, to_toml
+from carrara.data.loader import Fetch, load
+from carrara.data.order import Batch
+from carrara.data.search.vectors import PICTURES
+from carrara.errors import UserError, nearest
+from carrara.evaluation.embedders.contract import Embedder
+from carrara.evaluation.embedders.contrastive import About, StoredTowers, below, lifting
+from carrara.evaluation.embedders.encode import embedded
+from carrara.evaluation.embedders.opening import PICTURES as PICTURES_BY
+from carrara.evaluation.embedders.opening import TEXTS as TEXTS_BY
+from carrara.evaluation.embedders.opening import open_embedder
+from carrara.evaluation.embedders.towers import Towers, TowersConfig
+from carrara.evaluation.recall import RANKS, ranks, recall, reciprocal
+from carrara.tensors import sample_uniform
+from carrara.training.averaged import fill_best
+from carrara.training.fixed_pictures import weights
+from carrara.training.loop import Report, TrainConfig, TrainingState
+from carrara.training.parallel import Placement
+from carrara.training.run import RECIPE, Run
+from carrara.training.stages import check_pictures, passport_of
+
+if TYPE_CHECKING:
+    from carrara.data.loader import Loaded
+    from carrara.data.table import Dataset
+
+MODULE = "towers"
+_LANGUAGE = 1  # stream of a sample's randomness
+_SCALE = (0.0, math.log(100.0))  # theirs: similarities are never scaled up more than a hundredfold
+_LOOK, _KNOWN = "contrast.look", "contrast.known."  # in the state's numbers
+
+
+class ContrastiveRecipe(Config):
+    """Everything that makes a joint space of texts and pictures from a data set."""
+
+    task: Literal["contrastive"] = "contrastive"
+    pictures: str = Field(PICTURES_BY, description="The embedder of pictures below: a name or a folder.")
+    texts: str = Field(
+        TEXTS_BY, description="The embedder of texts below: use, ngrams or an encoder's folder."
+    )
+    languages: tuple[str, ...] = Field(
+        (), description="Languages of captions to learn from; empty means all."
+    )
+    towers: TowersConfig = TowersConfig()
+    loss: Literal["softmax", "sigmoid"] = Field("softmax", description="CLIP's loss, or SigLIP's.")
+    looks: int = Field(
+        10, ge=1, le=1000, description="How often held-out pairs are looked at in a run, evenly."
+    )
+    pairs: int = Field(1000, ge=2, description="At most how many held-out pictures that is done with.")
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _batches_stay_whole(self) -> ContrastiveRecipe:
+        if self.train.accumulate > 1:
+            raise ValueError(
+                "train.accumulate is not 1, but a batch's pairs are told apart from each other, as one"
+            )
+        if self.train.batch < 2:
+            raise ValueError("train.batch is 1; a pair needs others to be told apart from")
+        return self
+
+
+class Pairs:
+    """What is learnt from: the column of the pictures' vectors and by language those of the captions'."""
+
+    def __init__(self, recipe: ContrastiveRecipe, dataset: Dataset) -> None:
+        """UserError where a language has no captions, or vectors are not stored for every picture yet."""
+        self.dataset = dataset
+        self.pictures, self.texts = open_embedder(recipe.pictures), open_embedder(recipe.texts)
+        if self.pictures.pictures is None or self.texts.texts is None:
+            wrong = (
+                f"pictures = {recipe.pictures!r}"
+                if self.pictures.pictures is None
+                else f"texts = {recipe.texts!r}"
+            )
+            raise UserError(f"{wrong} is an embedder of the other kind")
+        self.captions = captions_of(recipe, dataset)
+
+    def needed(self) -> list[tuple[Embedder, str]]:
+        """What has to be embedded first: by which embedder, of "image" or which caption column."""
+        return [(self.pictures, PICTURES), *((self.texts, column) for column in self.captions.values())]
+
+    def columns(self) -> tuple[str, dict[str, str]]:
+        """The stored columns of the pictures and, by language, of the captions."""
+        found = [embedded(self.dataset, embedder, of) for embedder, of in self.needed()]
+        if None in found:
+            raise UserError(
+                f"{self.dataset.path} is not embedded with {self.needed()[found.index(None)][0].name} yet; "
+                "see `carrara data encode`"
+            )
+        seen, *read = [str(column) for column in found]
+        return seen, dict(zip(self.captions, read, strict=True))
+
+    def rows(self, split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The pictures of a split that have any of the captions."""
+        some = " OR ".join(f"{column} IS NOT NULL" for column in self.captions.values())
+        return self.dataset.indices(split, some)
+
+
+def captions_of(recipe: ContrastiveRecipe, dataset: Dataset) -> dict[str, str]:
+    """The caption columns by language that the recipe learns from. UserError where there are none."""
+    check_pictures(dataset)
+    there = dataset.captions
+    if not there:
+        raise UserError(f"{dataset.path} has no captions; a joint space needs pairs of texts and pictures")
+    for language in recipe.languages:
+        if language not in there:
+            raise UserError(f"no picture has a caption in {language!r}{nearest(language, there)}")
+    return {language: there[language] for language in recipe.languages or there}
+
+
+class ContrastiveTask:
+    """Each picture is to be nearer to one of its captions than to those of the batch's others, and the reverse.
+
+    Which language's caption it is follows from the sample's seed, so in time every one is learnt from.
+    """
+
+    def __init__(
+        self,
+        recipe: ContrastiveRecipe,
+        towers: Towers,
+        seen: str,
+        read: Mapping[str, str],
+        held_out: Mapping[str, Tensor],
+        device: torch.device,
+    ) -> None:
+        """``held_out`` has the stored vectors ``[n d]`` of held-out pairs by column; empty where none are."""
+        self.recipe, self.towers, self.seen, self.read = recipe, towers, seen, read
+        self.held_out, self.device = held_out, device
+        self.modules: Mapping[str, nn.Module] = {MODULE: towers}
+        self.columns = (seen, *read.values())
+        self._measures: dict[str, float] = {}
+
+    def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
+        """The one loss; a mean over the batch's pairs."""
+        texts = torch.stack([_floats(batch.columns[name]) for name in self.read.values()], 1)  # [b l d]
+        there = texts.abs().amax(2) > 0  # not every picture has every language
+        draw = sample_uniform([int(s) for s in batch.seeds], stream=_LANGUAGE)
+        place = (draw * there.sum(1)).long()
+        chosen = (there.cumsum(1) == place[:, None] + 1).int().argmax(1)
+        text = texts[torch.arange(len(texts)), chosen]
+        picture = _floats(batch.columns[self.seen])
+        # Two pictures with the same words are no contradiction: either is right for both.
+        same = _same(text).to(self.device)
+        pictures, words = self.towers(picture.to(self.device), text.to(self.device))
+        scale = self.towers.scale.clamp(*_SCALE).exp()
+        with torch.autocast(self.device.type, enabled=False):
+            scores = scale * pictures.float() @ words.float().T  # [b b]
+            loss = _softmax(scores, same) if self.recipe.loss == "softmax" else self._sigmoid(scores, same)
+        return {"contrastive": loss}
+
+    def _sigmoid(self, scores: Tensor, same: Tensor) -> Tensor:
+        signs = same.to(scores.dtype) * 2 - 1
+        return -F.logsigmoid(signs * (scores + self.towers.bias)).sum(1).mean()
+
+    def between(self, state: TrainingState) -> str:
+        """At even shares of the budget, and once more after the last step, held-out pairs are looked at."""
+        numbers, look = state.numbers, int(state.fraction * self.recipe.looks + 1e-9)
+        note = ""
+        if self.held_out and look > numbers.get(_LOOK, 0):
+            with weights(self.towers, state.averages[MODULE]):
+                found = held_out_measures(self.towers, self.seen, self.read, self.held_out)
+            numbers.update({_LOOK: float(look)} | {_KNOWN + name: value for name, value in found.items()})
+            note = f"of held-out pairs {found['recall_5']:.0%} are found among the first five"
+        self._measures = {k.removeprefix(_KNOWN): v for k, v in numbers.items() if k.startswith(_KNOWN)}
+        return note
+
+    def last(self, state: TrainingState) -> str:
+        """The last look."""
+        return self.between(state)
+
+    def finished(self, state: TrainingState) -> str:
+        """Only the budget ends it."""
+        return ""
+
+    def measures(self) -> Mapping[str, float]:
+        """As last measured; "held_out" is 1 less the mean reciprocal rank."""
+        return self._measures
+
+
+def _softmax(scores: Tensor, same: Tensor) -> Tensor:
+    """Cross-entropy both ways; of several right ones each has its share."""
+    right = same.to(scores.dtype)
+    by_picture = -(F.log_softmax(scores, 1) * right / right.sum(1, keepdim=True)).sum(1)
+    by_text = -(F.log_softmax(scores, 0) * right / right.sum(0, keepdim=True)).sum(0)
+    return (by_picture.mean() + by_text.mean()) / 2
+
+
+def _same(text: Tensor) -> Tensor:
+    """Which rows are equal, ``[b b]``."""
+    _, kind = torch.unique(text, dim=0, return_inverse=True)
+    return kind[:, None] == kind
+
+
+def _floats(column: Any) -> Tensor:
+    return column.float()  # type: ignore[no-any-return]
+
+
+def held_out_measures(
+    towers: Towers, seen: str, read: Mapping[str, str], vectors: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Mean over the languages and both directions: recall at 1, 5 and 10, and 1 less the mean reciprocal rank."""
+    parts = [part for table in by_language(towers, seen, read, vectors).values() for part in table.values()]
+    mean = {f"recall_{k}": float(np.mean([recall(part)[k] for part in parts])) for k in RANKS}
+    return {**mean, "held_out": 1 - float(np.mean([reciprocal(part) for part in parts]))}
+
+
+def by_language(
+    towers: Towers, seen: str, read: Mapping[str, str], vectors: Mapping[str, Tensor]
+) -> dict[str, dict[str, np.ndarray[Any, np.dtype[np.int64]]]]:
+    """Of each language the ranks from text to picture and from picture to text, among the pairs that it has."""
+    pictures = lifting(towers.pictures)(vectors[seen].float().numpy())
+    found = {}
+    for language, column in read.items():
+        given = vectors[column].float().numpy()
+        there = given.any(1)
+        if there.sum() < 2:
+            continue
+        words = lifting(towers.texts)(given[there])
+        found[language] = {
+            "text to picture": ranks(words, pictures[there]),
+            "picture to text": ranks(pictures[there], words),
+        }
+    return found
+
+
+def train_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path) -> Iterator[Report]:
+    """Reports while it trains, on stored vectors (see `Pairs.needed`); in the end ``folder/model`` has the towers.
+
+    They are those that did best on held-out pairs, or the last average where none are held out.
+    """
+    pairs = Pairs(recipe, dataset)
+    seen, read = pairs.columns()
+    run = Run(folder, recipe, {"pictures or captions": dataset.hash})
+    if run.finished:
+        return
+    placement = Placement.choose(precision=recipe.train.precision)
+    torch.manual_seed(recipe.train.seed)
+    towers = Towers(recipe.towers, pairs.pictures.width, pairs.texts.width)
+    train, held_out = pairs.rows("train"), pairs.rows("held_out")[: recipe.pairs]
+    if len(train) < 2:
+        raise UserError(
+            f"{dataset.path} has {len(train)} captioned pictures to train on; expected two or more"
+        )
+    few = stored_vectors(dataset, (seen, *read.values()), train[:4096])
+    towers.pictures.measure(few[seen].float())
+    captions = torch.cat([few[name].float() for name in read.values()])
+    towers.texts.measure(captions[captions.abs().amax(1) > 0])
+    known = stored_vectors(dataset, (seen, *read.values()), held_out) if len(held_out) > 1 else {}
+    task = ContrastiveTask(recipe, towers, seen, read, known, placement.device)
+    state = TrainingState(task.modules, recipe.train, placement)
+    towers.train()
+    batches = partial(_batches, dataset, task.columns, recipe.train, train)
+    about = About(towers=recipe.towers, pictures=below(pairs.pictures), texts=below(pairs.texts))
+
+    def save(path: Path, **more: Any) -> None:
+        passport = passport_of(dataset, state, None) | {"languages": sorted(pairs.captions)} | more
+        StoredTowers(towers, about, passport).save(path, {RECIPE: to_toml(recipe)})
+
+    yield from run.train(task, state, batches, save)
+    if known:
+        best = fill_best(folder, recipe.train, task.modules)
+        measured = {"seen": best.seen, "steps": best.steps}
+        yield Report.remark(state, f"the model is the one that did best, after {best.seen} pairs")
+    else:
+        measured = {}
+        state.averages[MODULE].copy_to(towers)
+    towers.eval().cpu()
+    run.finish(
+        partial(save, **measured, **_metrics(by_language(towers, seen, read, known) if known else {}, known))
+    )
+
+
+def _metrics(found: Mapping[str, Any], known: Mapping[str, Tensor]) -> dict[str, Any]:
+    if not found:
+        return {}
+    pairs = len(next(iter(known.values())))
+    table = {
+        language: {
+            way: {f"recall_{k}": round(v, 4) for k, v in recall(part).items()} for way, part in ways.items()
+        }
+        for language, ways in found.items()
+    }
+    return {"held_out": {"protocol": f"recall among {pairs} held-out pairs", "by_language": table}}
+
+
+def stored_vectors(dataset: Dataset, columns: Sequence[str], rows: Any) -> dict[str, Tensor]:
+    """Derived columns ``[n d]`` of some rows."""
+    fetched = Fetch(dataset, columns, size=None, channels=3)(Batch(rows, 0, np.empty(0, np.uint64))).columns
+    return {name: value for name, value in fetched.items() if isinstance(value, Tensor)}
+
+
+def _batches(dataset: Dataset, columns: Sequence[str], config: TrainConfig, rows: Any, start: int) -> Any:
+    return load(dataset, columns, batch=config.batch, seed=config.seed, start=start, rows=rows)
