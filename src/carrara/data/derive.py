@@ -11,20 +11,23 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from carrara.data.beside import KINDS, id_column
 from carrara.data.buckets import Size
-from carrara.data.table import DERIVED_FROM, DERIVED_KEY, DERIVED_SHAPE, TABLE, Dataset
-from carrara.data.writer import lock
+from carrara.data.commits import committed, drop_columns
+from carrara.data.store import lock, release
+from carrara.data.table import DERIVED_FROM, DERIVED_KEY, DERIVED_SHAPE, Dataset
+from carrara.errors import UserError
 
 if TYPE_CHECKING:
+    import lance
     import pyarrow as pa
 
     from carrara.data.loader import Column, Fetch
@@ -66,9 +69,13 @@ def derived(dataset: Dataset, name: str, key: Key, rows: Rows | None = None) -> 
 
 def forget(dataset: Dataset, name: str, key: Key) -> None:
     """Drops the column that ``name`` has under ``key``, if any (older versions of the table keep it)."""
-    if (column := column_name(name, key)) in dataset.columns:
-        dataset.table.drop_columns([column])
-        dataset.refresh()
+    _drop(dataset, column_name(name, key))
+
+
+def _drop(dataset: Dataset, column: str) -> None:
+    with dataset.store.writing():
+        drop_columns(dataset.store, [column])
+    dataset.refresh()
 
 
 def derive(
@@ -90,43 +97,60 @@ def derive(
     ``function`` gets ``columns`` as `loader.load` gives them (``image`` as ``[b channels h w]``, uint8 or with
     16 ``bits`` uint16, the part that ``crop`` names; as bytes without ``size``) for ``batch`` rows at a time,
     always the same ones, and returns float16 or float32 ``[b, *shape]``. Started again after a kill it goes on
-    after the last whole batch. ValueError where values are not finite or their shape changes; UserError where
-    another process writes to the data set, or a picture cannot have these channels.
+    after the last whole batch; pictures that others add meanwhile get their values too. ValueError where values are
+    not finite or their shape changes; UserError where another process makes the same column, or a picture cannot
+    have these channels.
     """
     from carrara.data.loader import Fetch
 
     dataset.refresh()
     column = column_name(name, key)
-    held = lock(dataset.path)
-    try:
-        if column in dataset.columns and not _made_under(dataset, column, key):
-            dataset.table.drop_columns([column])
-            dataset.refresh()
-        missing = _missing(dataset, column, rows)
-        if len(missing):
-            staging = _Staging(dataset, column, key, missing, batch)
-            fetch = Fetch(dataset, columns, size=size, channels=channels, bits=bits, crop=crop)
-            yield from _compute(staging, function, fetch)
-            _publish(dataset, staging, sorted(set(columns) - _FIXED))
-            staging.remove()
-            dataset.refresh()
-        yield Progress(len(missing), len(missing), column)
-    finally:
-        if held is not None:
-            os.close(held)
+    if column in dataset.columns and not _made_under(dataset, column, key):
+        _drop(dataset, column)
+    total = 0
+    if len(missing := _missing(dataset, column, rows)):
+        folder = dataset.store.work / STAGING / column
+        held = lock(folder, make=True, doing=f"writing to {dataset.path} what this one was to write")
+        try:
+            while len(missing):
+                total = len(missing)
+                staging = _Staging(dataset, column, key, missing, batch, sorted(set(columns) - _FIXED))
+                fetch = Fetch(dataset, columns, size=size, channels=channels, bits=bits, crop=crop)
+                yield from _compute(staging, function, fetch)
+                with suppress(_Changed), dataset.store.writing():
+                    _publish(dataset, staging, whole=rows is None)
+                staging.remove()
+                dataset.refresh()
+                missing = _missing(dataset, column, rows)
+        finally:
+            with suppress(OSError):  # values of a later run may be there
+                folder.rmdir()
+            release(held)
+    yield Progress(total, total, column)
+
+
+class _Changed(Exception):
+    """What the values were made from is another thing now."""
 
 
 class _Staging:
     """The values so far: a file of whole batches, and a note of what they are for."""
 
     def __init__(
-        self, dataset: Dataset, column: str, key: Key, missing: npt.NDArray[np.int64], batch: int
+        self,
+        dataset: Dataset,
+        column: str,
+        key: Key,
+        missing: npt.NDArray[np.int64],
+        batch: int,
+        changeable: list[str],
     ) -> None:
         self.column, self.key, self.missing, self.batch = column, key, missing, batch
-        self.folder = dataset.path / STAGING / column
+        self.changeable = changeable
+        self.folder = dataset.store.work / STAGING / column
         self.values, self.note = self.folder / "values", self.folder / "note.json"
-        ids = "".join(dataset.take(missing, ["id"])["id"])
-        self._for = {"key": _canonical(key), "batch": batch, "rows": hashlib.sha256(ids.encode()).hexdigest()}
+        self.rows = _rows_digest(dataset.take_arrow(missing, _told_by(changeable)))
+        self._for = {"key": _canonical(key), "batch": batch, "rows": self.rows}
         self.shape: tuple[int, ...] | None = None
         self.dtype = np.dtype(np.float16)
         self.done = 0
@@ -139,8 +163,7 @@ class _Staging:
         except (OSError, ValueError):
             note = {}
         if {k: note.get(k) for k in self._for} != self._for or not self.values.is_file():
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
+            self.remove()
             return
         self.shape, self.dtype = tuple(note["shape"]), np.dtype(note["dtype"])
         rows = min(self.values.stat().st_size // self._row_bytes(), len(self.missing))
@@ -168,7 +191,8 @@ class _Staging:
         return np.memmap(self.values, self.dtype, "r").reshape(len(self.missing), -1)
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.note.unlink(missing_ok=True)
+        self.values.unlink(missing_ok=True)
 
     def _row_bytes(self) -> int:
         return int(np.prod(self.shape or (), dtype=np.int64)) * self.dtype.itemsize
@@ -199,24 +223,50 @@ def _compute(staging: _Staging, function: Function, fetch: Fetch) -> Iterator[Pr
             yield Progress(staging.done, total)
 
 
-def _publish(dataset: Dataset, staging: _Staging, changeable: list[str]) -> None:
-    """One new version of the table that has the values."""
+def _publish(dataset: Dataset, staging: _Staging, *, whole: bool) -> None:
+    """One new version of the table that has the values; _Changed where they are stale already.
+
+    ``whole`` says that every row is to have one, though some may have come meanwhile.
+    """
+    values = staging.read()
+
+    def change(table: lance.LanceDataset) -> None:
+        found = table.take(staging.missing.tolist(), columns=_told_by(staging.changeable))
+        if _rows_digest(found) != staging.rows:
+            if dataset.pinned:
+                raise UserError(
+                    f"the words of {dataset.path} are others now than at version {dataset.version}, so what is "
+                    "derived from them cannot be added; make a data set of that version: carrara data filter"
+                )
+            raise _Changed
+        if staging.column in table.schema.names:
+            _fill_in(table, staging, values)
+        else:
+            _add(table, staging, values, whole=whole)
+
+    committed(dataset.store, change)
+
+
+def _add(table: lance.LanceDataset, staging: _Staging, values: npt.NDArray[Any], *, whole: bool) -> None:
+    import pyarrow as pa
+
+    total = table.count_rows()
+    field = _field(staging, values.shape[1], whole=whole)
+    schema = pa.schema([field])
+    parts = (pa.record_batch([p], schema=schema) for p in _every_row(staging, values, total, field.type))
+    table.add_columns(pa.RecordBatchReader.from_batches(schema, parts))
+
+
+def _fill_in(table: lance.LanceDataset, staging: _Staging, values: npt.NDArray[Any]) -> None:
     import lance
     import pyarrow as pa
 
-    values, total = staging.read(), len(dataset)
-    if staging.column not in dataset.columns:
-        field = _field(staging, values.shape[1], changeable, whole=len(values) == total)
-        schema = pa.schema([field])
-        parts = (pa.record_batch([p], schema=schema) for p in _every_row(staging, values, total, field.type))
-        dataset.table.add_columns(pa.RecordBatchReader.from_batches(schema, parts))
-        return
     changed, fields = [], list[int]()
-    ids = dataset.take_arrow(staging.missing, ["id"])["id"].to_pylist()
+    ids = table.take(staging.missing.tolist(), columns=["id"])["id"].to_pylist()
     place = {name: index for index, name in enumerate(ids)}
-    field = dataset.table.schema.field(staging.column)
+    field = table.schema.field(staging.column)
     step = _at_a_time(values)
-    for fragment in dataset.table.get_fragments():
+    for fragment in table.get_fragments():
         names = [name for name in fragment.to_table(columns=["id"])["id"].to_pylist() if name in place]
         if not names:
             continue
@@ -226,8 +276,7 @@ def _publish(dataset: Dataset, staging: _Staging, changeable: list[str]) -> None
         metadata, fields = fragment.update_columns(update, left_on="id", right_on="id")
         changed.append(metadata)
     operation = lance.LanceOperation.Update(updated_fragments=changed, fields_modified=fields)
-    where = str(dataset.path / TABLE)
-    lance.LanceDataset.commit(where, operation, read_version=dataset.table.version)
+    lance.LanceDataset.commit(table.uri, operation, read_version=table.version)
 
 
 def _every_row(
@@ -246,15 +295,31 @@ def _at_a_time(values: npt.NDArray[Any]) -> int:
     return int(max(1, 2**25 // max(1, values.nbytes // len(values))))
 
 
-def _field(staging: _Staging, numbers: int, changeable: list[str], *, whole: bool) -> pa.Field:
+def _field(staging: _Staging, numbers: int, *, whole: bool) -> pa.Field:
     """A list of fixed size holds room for absent values too, so a column of some rows only is of free ones."""
     import pyarrow as pa
 
     kind = pa.float16() if staging.dtype == np.float16 else pa.float32()
     metadata = {DERIVED_KEY: _canonical(staging.key), DERIVED_SHAPE: json.dumps(staging.shape)}
-    if changeable:
-        metadata[DERIVED_FROM] = json.dumps(changeable)
+    if staging.changeable:
+        metadata[DERIVED_FROM] = json.dumps(staging.changeable)
     return pa.field(staging.column, pa.list_(kind, numbers if whole else -1), metadata=metadata)
+
+
+def made_from(field: pa.Field) -> set[str]:
+    """The columns of words that a derived column was made from; none of any other column."""
+    return set(json.loads((field.metadata or {}).get(DERIVED_FROM, b"[]")))
+
+
+def _told_by(changeable: Sequence[str]) -> list[str]:
+    """The columns that tell whether what is read of a row is still the same."""
+    return ["id", *(id_column(name) if name in KINDS else name for name in changeable)]
+
+
+def _rows_digest(found: pa.Table) -> str:
+    told = ["".join(found["id"].to_pylist())]
+    told += [repr(found[name].to_pylist()) for name in found.schema.names if name != "id"]
+    return hashlib.sha256("".join(told).encode()).hexdigest()
 
 
 def _arrow(
@@ -263,24 +328,29 @@ def _arrow(
     """``values`` as lists; with ``there``, [rows], they are those of the rows where it holds."""
     import pyarrow as pa
 
-    flat, numbers = pa.array(values.reshape(-1)), values.shape[1]
-    if pa.types.is_fixed_size_list(kind):
-        return pa.FixedSizeListArray.from_arrays(flat, numbers)
+    numbers = values.shape[1]
     there = np.ones(len(values), bool) if there is None else there
+    if pa.types.is_fixed_size_list(kind):
+        if there.all():
+            return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), numbers)
+        padded = np.zeros((len(there), numbers), values.dtype)
+        padded[there] = values
+        flat = pa.array(padded.reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(flat, numbers, mask=pa.array(~there))
     offsets = np.concatenate([[0], np.cumsum(there) * numbers]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=pa.array(~there))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)), mask=pa.array(~there))
 
 
 def _made_under(dataset: Dataset, column: str, key: Key) -> bool:
     if column not in dataset.columns:
         return False
-    metadata = dataset.table.schema.field(column).metadata or {}
+    metadata = dataset.schema.field(column).metadata or {}
     return bool(metadata.get(DERIVED_KEY) == _canonical(key).encode())
 
 
 def _missing(dataset: Dataset, column: str, rows: Rows | None) -> Rows:
     """Those of ``rows``, ascending, that have no value yet."""
-    missing = dataset.indices(None, f"{column} IS NULL" if column in dataset.columns else None)
+    missing = dataset.without(column) if column in dataset.columns else dataset.indices(None)
     return missing if rows is None else np.intersect1d(missing, rows)
 
 

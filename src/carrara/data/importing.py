@@ -15,16 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tomli_w
 from pydantic import Field
 
-from carrara.config import Config, parse, read_toml
+from carrara.config import Config, parse
+from carrara.data import told
 from carrara.data.beside import KINDS, check, id_column
 from carrara.data.boxes import COLUMN, canonical
 from carrara.data.pictures import examine
 from carrara.data.rows import MORE_CAPTIONS, BadPicture, Rejected, Row, caption_column, content_id, tidy
-from carrara.data.table import ABOUT, FORMAT, REJECTED, TABLE, UNFINISHED, Dataset, nearest_path
-from carrara.data.writer import SAME, Record, Writer, forget_journal
+from carrara.data.store import Store, store_at
+from carrara.data.table import ABOUT, FORMAT, REJECTED, TABLE, Dataset, nearest_path
+from carrara.data.unfinished import UNFINISHED, folder_of, sweep
+from carrara.data.writer import SAME, Record, Writer
 from carrara.errors import UserError
 
 
@@ -114,29 +116,30 @@ def import_pictures(
     import are changed in place. Raises UserError where the source or the destination cannot be used; then
     nothing was written.
     """
-    source, destination = str(source), Path(destination)
+    source, store = str(source), store_at(destination)
     chosen = parse(Options, options, where="import options")
     name, importer = _importer(source)
     if name == "folder":
         _check_folder(Path(source))
     if chosen.count is not None and name != "scenes":
         raise UserError(f"a count is for 'scenes'; {source} is imported whole")
-    _check_destination(destination)
+    _check_destination(store)
     survey = importer.survey(source, chosen)
     digest = hashlib.sha256(f"{survey.digest} {chosen.held_out}".encode()).hexdigest()
     where = source if name == source else str(Path(source).resolve())
     entry: dict[str, Any] = {"importer": name, "source": where, "digest": digest}
-    before = _told(destination)
-    same = next((s for s in before if s.items() >= entry.items()), None)
-    if same is not None:
-        forget_journal(destination, json.dumps(entry))
-        summary = _summary(Dataset.open(destination), (0, 0, 0), [], unchanged=True)
-        yield Progress(survey.total, survey.total, 0, same["rejected"], summary)
+    ticket = json.dumps(entry)
+    if (same := _same(store, entry)) and not folder_of(store, ticket).exists():
+        yield _nothing_to_do(store, survey.total, same)
         return
-    writer = Writer(destination, json.dumps(entry), held_out=chosen.held_out)
+    writer = Writer(store, ticket, held_out=chosen.held_out)
     try:
+        if same := _same(store, entry):  # by another process meanwhile, or by one killed in its very last step
+            writer.finish()
+            yield _nothing_to_do(store, survey.total, same)
+            return
         yield from _run(importer.rows(source, chosen), writer, survey.total)
-        if not writer.added and not (destination / ABOUT).exists() and not (destination / TABLE).exists():
+        if not writer.added and told.about(store) is None and not store.has_table():
             reason = (
                 f" (the first: {writer.rejected[0]['file']}: {writer.rejected[0]['reason']})"
                 if writer.rejected
@@ -144,15 +147,26 @@ def import_pictures(
             )
             raise UserError(f"no picture in {source} could be read{reason}")
         writer.commit()
-        _tell_rejected(destination, where, writer.rejected)
-        told = {**entry, "rejected": len(writer.rejected) - writer.duplicates}
-        _tell(destination, [s for s in before if (s["importer"], s["source"]) != (name, where)] + [told])
+        skipped = len(writer.rejected) - writer.duplicates
+        told.tell(store, {**entry, "rejected": skipped}, writer.rejected)
         writer.finish()
+        sweep(store, which=lambda other: _of_same_source(other, entry))
         counts = (writer.added, writer.updated, writer.duplicates)
-        summary = _summary(Dataset.open(destination), counts, writer.rejected, unchanged=False)
-        yield Progress(survey.total, survey.total, writer.added, told["rejected"], summary)
+        summary = _summary(Dataset.open(store.path), counts, writer.rejected, unchanged=False)
+        yield Progress(survey.total, survey.total, writer.added, skipped, summary)
     finally:
         writer.close()
+
+
+def _nothing_to_do(store: Store, total: int, same: dict[str, Any]) -> Progress:
+    summary = _summary(Dataset.open(store.path), (0, 0, 0), [], unchanged=True)
+    return Progress(total, total, 0, same["rejected"], summary)
+
+
+def _of_same_source(ticket: str, entry: dict[str, Any]) -> bool:
+    """Whether an import was of this source as it was before."""
+    other = json.loads(ticket)
+    return all(other.get(name) == entry[name] for name in ("importer", "source"))
 
 
 def _run(items: Iterator[Row | Rejected], writer: Writer, total: int) -> Iterator[Progress]:
@@ -271,49 +285,28 @@ def _check_folder(source: Path) -> None:
         raise UserError(f"{source} is a Carrara data set already; expected a folder of pictures")
 
 
-def _check_destination(destination: Path) -> None:
+def _check_destination(store: Store) -> None:
+    destination = store.path
+    if destination != store.work:
+        return
     if destination.exists() and not destination.is_dir():
         raise UserError(f"{destination} is a file; expected a folder for the data set, or a new name")
-    if destination.is_dir() and not (destination / TABLE).is_dir() and any(destination.iterdir()):
-        inside = sorted(p.name for p in destination.iterdir())
-        if inside != [UNFINISHED]:
-            raise UserError(
-                f"{destination} holds other things ({inside[0]} …); "
-                "expected a data set, an empty folder or a new name"
-            )
+    inside = sorted(p.name for p in destination.iterdir()) if destination.is_dir() else []
+    if TABLE not in inside and (others := [name for name in inside if name != UNFINISHED]):
+        raise UserError(
+            f"{destination} holds other things ({others[0]} …); "
+            "expected a data set, an empty folder or a new name"
+        )
 
 
-def _told(destination: Path) -> list[dict[str, Any]]:
-    """The sources that were imported completely."""
-    if not (destination / ABOUT).is_file():
-        return []
-    about = read_toml(destination / ABOUT)
+def _same(store: Store, entry: dict[str, Any]) -> dict[str, Any] | None:
+    """What is told of a complete import of the source as it is."""
+    about = told.about(store)
+    if about is None:
+        return None
     if about.get("format") != FORMAT:
-        Dataset.open(destination)  # says what is wrong
-    return list(about.get("sources", []))
-
-
-def _tell(destination: Path, sources: list[dict[str, Any]]) -> None:
-    _replace(destination / ABOUT, tomli_w.dumps({"format": FORMAT, "sources": sources}))
-
-
-def _tell_rejected(destination: Path, source: str, rejected: list[dict[str, str]]) -> None:
-    """Lists what was skipped, in place of what an earlier import of the same source listed."""
-    path = destination / REJECTED
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if json.loads(line)["from"] != source]
-    kept += [json.dumps({"from": source, **entry}, ensure_ascii=False) for entry in rejected]
-    _replace(path, "".join(line + "\n" for line in kept))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file that is always whole, the old or the new one."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+        Dataset.open(store.path)  # says what is wrong
+    return next((s for s in about.get("sources", []) if s.items() >= entry.items()), None)
 
 
 def _summary(

@@ -211,7 +211,7 @@ def shape(dataset: Dataset, column: str) -> tuple[int, ...] | None:
 
     if column not in dataset.columns:
         return None
-    metadata = dataset.table.schema.field(column).metadata or {}
+    metadata = dataset.schema.field(column).metadata or {}
     text = metadata.get(DERIVED_SHAPE)
     return tuple(json.loads(text)) if text is not None else None
 

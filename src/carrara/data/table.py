@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from carrara.config import read_toml
+from carrara.data import told
+from carrara.data.beside import KINDS, id_column
 from carrara.data.rows import SPLITS, caption_language
+from carrara.data.store import TABLE as TABLE
+from carrara.data.store import Store, store_at
+from carrara.data.store import newest as store_newest
+from carrara.data.told import ABOUT as ABOUT
+from carrara.data.told import FORMAT as FORMAT
+from carrara.data.told import REJECTED as REJECTED
+from carrara.data.unfinished import UNFINISHED
 from carrara.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -24,11 +33,6 @@ if TYPE_CHECKING:
     from carrara.data.buckets import Size
     from carrara.data.pictures import Crop
 
-TABLE = "pictures.lance"
-ABOUT = "dataset.toml"
-REJECTED = "rejected.jsonl"
-UNFINISHED = "import.partial"
-FORMAT = 1
 
 # The metadata of a derived column's field: what it was made from, and the shape of one value.
 DERIVED_KEY = b"carrara.key"
@@ -53,36 +57,61 @@ class Dataset:
     processes.
     """
 
-    def __init__(self, path: Path, table: lance.LanceDataset, about: dict[str, Any]) -> None:
-        self.path = path
+    def __init__(
+        self, store: Store, table: lance.LanceDataset, about: dict[str, Any], *, pinned: bool = False
+    ) -> None:
+        self.store = store
+        self.path = store.path
         self.table = table
         self.about = about
+        self.pinned = pinned  # pictures and words stay those of this version; what is derived later is seen
+        self._newest = store_newest(store) if pinned else table
 
     @classmethod
-    def open(cls, path: str | Path, *, version: int | None = None) -> Dataset:
-        """The data set in a folder, at its newest or a recorded version. UserError where there is none."""
-        path = Path(path)
-        if not (path / ABOUT).is_file() or not (path / TABLE).is_dir():
-            raise UserError(_why_not(path))
-        about = read_toml(path / ABOUT)
+    def open(cls, path: str | Path, *, version: int | str | None = None) -> Dataset:
+        """The data set in a folder or at ``s3://bucket/path``, at its newest version or a recorded one.
+
+        "PATH@12" and "PATH@tag" name a version too. UserError where there is none.
+        """
+        path, named = split_version(path)
+        version = named if version is None else version
+        store = store_at(path)
+        try:
+            about = told.about(store)
+            there = about is not None and store.has_table()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        if about is None or not there:
+            raise UserError(_why_not(store))
         if (written := about.get("format")) != FORMAT:
             raise UserError(
                 f"{path} has data format {written}; this Carrara reads format {FORMAT}: update Carrara"
             )
-        import lance
-
         try:
-            return cls(path, lance.dataset(str(path / TABLE), version=version), about)
+            table = store_newest(store)
+            if version is not None:
+                table = table.checkout_version(_version_of(store, table, version))
+            return cls(store, table, about, pinned=version is not None)
         except (ValueError, OSError) as error:
-            raise UserError(f"{path / TABLE} cannot be read: {' '.join(str(error).split())[:200]}") from None
+            raise UserError(f"{store.table} cannot be read: {' '.join(str(error).split())[:200]}") from None
 
     def refresh(self) -> None:
-        """Moves this handle to the newest version, e.g. after a column was derived or pictures were added."""
-        import lance
+        """Moves this handle to the newest version, e.g. after a column was derived or pictures were added.
 
-        self.table = lance.dataset(str(self.path / TABLE))
-        for remembered in ("captions", "labels", "hash"):
+        One that was opened at a recorded version keeps its pictures and words, and sees what was derived for them.
+        """
+        self._newest = store_newest(self.store)
+        if not self.pinned:
+            self.table = self._newest
+        for remembered in ("captions", "labels", "hash", "_later"):
             self.__dict__.pop(remembered, None)
+
+    def check_newest(self, wanted: str) -> None:
+        """UserError where this is an old version: what was cannot ``wanted`` ("be changed")."""
+        if self.pinned:
+            raise UserError(
+                f"version {self.version} of {self.path} cannot {wanted}, only the newest can; open {self.path}"
+            )
 
     def __len__(self) -> int:
         return int(self.table.count_rows())
@@ -95,7 +124,49 @@ class Dataset:
     @property
     def columns(self) -> list[str]:
         """The names of all columns, derived ones included."""
-        return list(self.table.schema.names)
+        return list(self.schema.names)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """All columns with their types and metadata."""
+        if not self._later:
+            return self.table.schema
+        import pyarrow as pa
+
+        own = [field for field in self.table.schema if field.name not in self._later]
+        return pa.schema([*own, *(self._newest.schema.field(name) for name in sorted(self._later))])
+
+    @functools.cached_property
+    def _later(self) -> frozenset[str]:
+        """The derived columns that the newest version has for the rows of this older one.
+
+        Rows are only ever added behind these, so what was derived from pictures holds; what was derived from
+        words holds where these are the same still.
+        """
+        if not self.pinned:
+            return frozenset()
+        found = {f.name: f.metadata for f in self._newest.schema if f.metadata and DERIVED_KEY in f.metadata}
+        return frozenset(
+            name
+            for name, metadata in found.items()
+            if all(map(self.same_now, json.loads(metadata.get(DERIVED_FROM, b"[]"))))
+        )
+
+    def same_now(self, name: str) -> bool:
+        """Whether a column has the same values in the newest version, for the rows of this one."""
+        if not self.pinned:
+            return True
+        name = id_column(name) if name in KINDS else name
+        if name not in self.table.schema.names or name not in self._newest.schema.names:
+            return False
+        own, now = (t.to_table(columns=[name], scan_in_order=True)[name] for t in (self.table, self._newest))
+        return bool(own.equals(now.slice(0, len(self))))
+
+    def without(self, column: str) -> npt.NDArray[np.int64]:
+        """The rows, ascending, that have no value in a column."""
+        table = self._newest if column in self._later else self.table
+        rows = _where(table, f"{column} IS NULL")
+        return rows[rows < len(self)]
 
     @functools.cached_property
     def captions(self) -> dict[str, str]:
@@ -115,7 +186,8 @@ class Dataset:
 
     def arrow(self, columns: Sequence[str]) -> pa.Table:
         """Whole columns as an Arrow table, in row order."""
-        return self.table.to_table(columns=self._known(columns), scan_in_order=True)
+        rows = len(self)
+        return self._both(columns, lambda t, names: t.to_table(columns=names, scan_in_order=True).slice(0, rows))
 
     def take(self, indices: Rows, columns: Sequence[str]) -> dict[str, list[Any]]:
         """The values of ``columns`` at these rows, in the order asked, repeats included."""
@@ -124,7 +196,21 @@ class Dataset:
 
     def take_arrow(self, indices: Rows, columns: Sequence[str]) -> pa.Table:
         """`take` as an Arrow table: the fast way for derived columns."""
-        return self.table.take([int(i) for i in indices], columns=self._known(columns))
+        rows = [int(i) for i in indices]
+        return self._both(columns, lambda table, names: table.take(rows, columns=names))
+
+    def _both(
+        self, columns: Sequence[str], read: Callable[[lance.LanceDataset, list[str]], pa.Table]
+    ) -> pa.Table:
+        """The columns of this version, and those that were derived later, as one table."""
+        names = self._known(columns)
+        later = [name for name in names if name in self._later]
+        if not later:
+            return read(self.table, names)
+        found = read(self.table, [name for name in names if name not in later])
+        for name, values in zip(later, read(self._newest, later).itercolumns(), strict=True):
+            found = found.append_column(self._newest.schema.field(name), values)
+        return found.select(names)
 
     def indices(self, split: str | None = "train", where: str | None = None) -> npt.NDArray[np.int64]:
         """Row numbers, ascending: of one split (None: of all), and where an SQL condition holds."""
@@ -134,14 +220,11 @@ class Dataset:
         conditions += [f"({where})"] if where else []
         if not conditions:
             return np.arange(len(self), dtype=np.int64)
-        every = self.table.to_table(columns=[], with_row_address=True, scan_in_order=True)
         try:
-            chosen = self.table.to_table(columns=[], with_row_address=True, filter=" AND ".join(conditions))
+            return _where(self.table, " AND ".join(conditions))
         except (ValueError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the condition {where!r} does not hold for this table: {reason}") from None
-        addresses = every["_rowaddr"].to_numpy()
-        return np.flatnonzero(np.isin(addresses, chosen["_rowaddr"].to_numpy())).astype(np.int64)
 
     def pictures(
         self, indices: Rows, size: Size, channels: int = 3, *, bits: int = 8, crop: Crop = "centre"
@@ -199,7 +282,6 @@ class Dataset:
     @functools.cached_property
     def hash(self) -> str:
         """A hash of all that training may see, in row order: the ids, also of pictures beside, and all words."""
-        from carrara.data.beside import KINDS, id_column
         from carrara.data.boxes import COLUMN
 
         digest = hashlib.sha256(self.fingerprint().encode())
@@ -245,7 +327,38 @@ def schema() -> pa.Schema:
     )
 
 
-def _why_not(path: Path) -> str:
+def _where(table: lance.LanceDataset, condition: str) -> npt.NDArray[np.int64]:
+    """The rows of a table for which a condition holds, ascending."""
+    every = table.to_table(columns=[], with_row_address=True, scan_in_order=True)["_rowaddr"]
+    chosen = table.to_table(columns=[], with_row_address=True, filter=condition)["_rowaddr"]
+    return np.flatnonzero(np.isin(every.to_numpy(), chosen.to_numpy())).astype(np.int64)
+
+
+def split_version(path: str | Path) -> tuple[Path, str | None]:
+    """"data@v1" as its path and its version or tag; a folder that has the sign in its name is one."""
+    found, _, named = str(path).rpartition("@")
+    if not found or "/" in named or Path(path).exists():
+        return Path(path), None
+    return Path(found), named
+
+
+def _version_of(store: Store, table: lance.LanceDataset, named: int | str) -> int:
+    """The number of a version that is named by itself or by a tag. UserError where there is none."""
+    tags = {name: int(about["version"]) for name, about in table.tags.list().items()}
+    if str(named) in tags:
+        return tags[str(named)]
+    if not str(named).isdigit():
+        raise UserError(f"{store.path} has no version called {str(named)!r}{nearest(str(named), tags)}")
+    there = [int(version["version"]) for version in table.version_refs()]
+    if int(named) not in there:
+        raise UserError(f"{store.path} has no version {named}; its versions are {there[0]} … {there[-1]}")
+    return int(named)
+
+
+def _why_not(store: Store) -> str:
+    path = store.path
+    if path != store.work:
+        return f"there is no data set at {path}"
     if (path / TABLE).is_dir() and (path / UNFINISHED).is_dir():
         return f"the import into {path} has not finished; the same `carrara data import` again continues it"
     if path.is_dir():

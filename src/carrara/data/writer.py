@@ -1,8 +1,9 @@
 """Writes rows so that they appear all at once: a kill at any moment loses at most the batch in hand.
 
-Batches become data files of the table that no version of it mentions yet, and a journal beside the table
-remembers them. `commit` publishes them in one version. A writer that is opened again with the same ticket
-goes on after the last batch in the journal; with another ticket it starts afresh.
+Batches become data files of the table that no version of it mentions yet, and a journal in a folder of the
+import's own remembers them; nothing is held meanwhile, so several imports write at once. `commit` reads what others
+have added since, leaves out what is there now, and publishes the rest in one version. A writer that is opened again
+with the same ticket goes on after the last batch in the journal.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
+import struct
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from carrara.data import boxes
 from carrara.data.beside import KINDS, id_column
-from carrara.data.rows import MORE_CAPTIONS, caption_language, chosen_by_hash, group_hash
-from carrara.data.table import AS_GIVEN, DERIVED_FROM, DERIVED_KEY, TABLE, UNFINISHED, schema
-from carrara.errors import UserError
+from carrara.data.commits import Values, add_columns, append, committed, update
+from carrara.data.rows import caption_language, chosen_by_hash, group_hash
+from carrara.data.store import TABLE, Store, lock, newest, release
+from carrara.data.table import AS_GIVEN, DERIVED_FROM, DERIVED_KEY, schema
+from carrara.data.unfinished import JOURNAL, folder_of, fragments_of, whole_lines
 
 if TYPE_CHECKING:
     import lance
@@ -33,33 +36,55 @@ BATCH_BYTES = 64 * 2**20
 PIECE_BYTES = 4 * 2**20
 STORAGE_VERSION = "2.2"
 ENOUGH_TO_HOLD_OUT = 20
-DESCRIPTION = ("label", "group", "category", "split", "licence", "url", "flags", MORE_CAPTIONS)
+DESCRIPTION = ("label", "group", "category", "split", "licence", "url", "flags")
+AMENDED = "amended"  # names of columns, spaces between, that were set otherwise than by the source (`amend`)
 IDS = {name: id_column(name) for name in KINDS}  # of the pictures beside a picture
-JOURNAL = "journal.jsonl"
 BESIDE = "beside"  # the folder for those that known pictures are to get
 SAME = "the same picture as "
 
 
 class Known(NamedTuple):
-    """What the writer remembers of a picture: a short hash of what is said about it, and what it goes by."""
+    """What the writer remembers of a picture: short hashes of what is said about it, and where its row is."""
 
     said: bytes
-    source: str
-    group: str
-    split: str
+    source: bytes
+    group: bytes
+    held_out: bool
+    row: int  # in the table; -1, -2 … are those that this import brought
 
     @classmethod
-    def of(cls, record: Record) -> Known:
-        said = [(k, v) for k, v in sorted(record.items()) if v and _is_said(k)]
-        digest = hashlib.sha256(repr(said).encode()).digest()[:8]
-        return cls(digest, record["source"], record["group"], record["split"])
+    def of(cls, record: Record, row: int, amended: Collection[str] = ()) -> Known:
+        said = [(k, v) for k, v in sorted(record.items()) if v and _is_said(k) and k not in amended]
+        group = "" if "group" in amended else record["group"]
+        held_out = "split" not in amended and record["split"] == "held_out"
+        return cls(_short(repr(said)), _short(record["source"]), _short(group), held_out, row)
+
+    def packed(self) -> bytes:
+        """A quarter of the memory: there may be millions."""
+        return _PACKED.pack(*self)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether this import brought it."""
+        return self.row < 0
+
+    def says(self, other: Known) -> bool:
+        """Whether both were said to be the same."""
+        return self[:4] == other[:4]
+
+
+_ABOUT = ["id", "group", "split"]
+_PACKED = struct.Struct("<8s8s8s?q")
 
 
 class Writer:
-    """Adds records to the table in ``path``: new ids as new rows, changed words of known ids in place."""
+    """Adds records to the table of a store: new ids as new rows, changed words of known ids in place.
 
-    def __init__(self, path: Path, ticket: str, *, held_out: float) -> None:
-        self.path = path
+    Waits where another process writes with the same ticket.
+    """
+
+    def __init__(self, store: Store, ticket: str, *, held_out: float) -> None:
+        self.store = store
         self.ticket = ticket
         self.held_out = held_out
         self.rejected: list[dict[str, str]] = []
@@ -69,59 +94,69 @@ class Writer:
         self._updates: list[Record] = []
         self._bytes = 0
         self._pending: list[dict[str, Any]] = []  # rejections that the journal does not hold yet
-        self._known: dict[str, Known] = {}
-        self._fresh: set[str] = set()  # those of `_known` that this import brought
+        self._known: dict[bytes, bytes] = {}
+        self._sources: list[str] = []  # of those that this import brought
+        self._amended: dict[str, str] = {}
+        self._read: set[str] = set()  # data files of which the rows are known
         self._splits: dict[str, str] = {}  # of the groups that the source names
+        self._hashed: set[str] = set()  # those of them of which this import chose the split
         self._first: tuple[int, str] | None = (
             None  # of the groups that this import brings, the first to hold out
         )
         self._fragments: list[dict[str, Any]] = []
         self._later: list[Record] = []
-        self._count = self._count_held_out = 0
-        self._lock: int | None = None
-        if (path / TABLE).is_dir():
-            self._lock = lock(path)
-            try:
-                self._read_table()
-                self._read_journal()
-            except BaseException:
-                self.close()
-                raise
+        self.folder = folder_of(store, ticket)
+        self._made = [p for p in self.folder.parents if not p.exists()]
+        self._lock = lock(self.folder, make=True, wait=True, doing=f"importing the same into {store.path}")
+        try:
+            if store.has_table():
+                self._catch_up(newest(store))
+            self._read_journal()
+        except BaseException:
+            self.close()
+            raise
 
     def add(self, record: Record) -> None:
         """Takes one picture: a new one, one whose words changed, or one that is here already."""
-        name = record["id"]
         self.consumed += 1
-        record["group"] = record["group"] or name
-        known = self._known.get(name)
+        record["group"] = record["group"] or record["id"]
+        known = self._known_of(record["id"])
         if known is None:
             self._append(record)
-        elif name in self._fresh or known.source != record["source"]:
+        else:
+            self._meet(record, known)
+
+    def _meet(self, record: Record, known: Known) -> None:
+        """Takes a picture that is known: under another name, or with other words than before."""
+        name = record["id"]
+        if known.fresh or known.source != _short(record["source"]):
             self.duplicates += 1
             said = {k: v for k, v in record.items() if caption_language(k) is not None and v}
-            self.note({"file": record["source"], "reason": f"{SAME}{known.source}", **said})
+            self.note({"file": record["source"], "reason": f"{SAME}{self._source_of(known)}", **said})
+            return
+        amended = self._amended.get(name, "").split()
+        if _short(record["group"]) == known.group:
+            record["split"] = record["split"] or ("held_out" if known.held_out else "train")
         else:
-            same_group = record["group"] == known.group
-            split = known.split if same_group else self._split_of(record["group"])
-            record["split"] = record["split"] or split
-            if (now := Known.of(record)) != known:
-                self._known[name] = now
-                self._keep_beside(record)
-                self._updates.append({k: v for k, v in record.items() if k not in ("image", *KINDS)})
-                self.updated += 1
+            record["split"] = record["split"] or self._split_of(record["group"])
+        now = Known.of(record, known.row, amended)
+        if not now.says(known):
+            self._known[bytes.fromhex(name)] = now.packed()
+            self._keep_beside(record)
+            self._updates.append({k: v for k, v in record.items() if k not in ("image", *KINDS)})
+            self.updated += 1
 
     def _append(self, record: Record) -> None:
         group = record["group"]
         if group not in self._splits and record["split"] is None:
             # Not yet written anywhere, so it may still be held out as a whole.
             self._first = min(self._first or (1 << 64, ""), (group_hash(group), group))
+            if group != record["id"]:
+                self._hashed.add(group)
         record["split"] = record["split"] or self._split_of(group)
         if group != record["id"]:
             self._splits.setdefault(group, record["split"])
-        self._count += 1
-        self._count_held_out += record["split"] == "held_out"
-        self._known[record["id"]] = Known.of(record)
-        self._fresh.add(record["id"])
+        self._remember(record["id"], record["source"], record)
         self._rows.append(record)
         self._bytes += _bytes(record)
         self.added += 1
@@ -143,206 +178,308 @@ class Writer:
             return
         table = self._table()
         fragments = self._write(table) if self._rows else []
+        named = {r["group"]: r["split"] for r in self._rows if r["group"] != r["id"]}
+        self._fragments += fragments
+        self._note_down(
+            fragments=fragments,
+            ids={r["id"]: r["source"] for r in self._rows},
+            groups=named,
+            hashed=sorted(self._hashed & named.keys()),
+        )
+        self._rows, self._bytes = [], 0
+
+    def _note_down(self, **what: Any) -> None:
+        """A line of the journal; it is on the disk before anything relies on it."""
         line = {
             "consumed": self.consumed,
-            "fragments": fragments,
-            "ids": {r["id"]: r["source"] for r in self._rows},
-            "held_out": sum(r["split"] == "held_out" for r in self._rows),
-            "groups": {r["group"]: r["split"] for r in self._rows if r["group"] != r["id"]},
             "first": self._first,
             "updates": self._updates,
             "rejected": self._pending,
             "counts": [self.added, self.updated, self.duplicates],
+            **what,
         }
-        journal = self.path / UNFINISHED / JOURNAL
-        with open(journal, "a", encoding="utf-8") as file:
+        with open(self.folder / JOURNAL, "a", encoding="utf-8") as file:
             if file.tell() == 0:
                 file.write(json.dumps({"ticket": self.ticket}) + "\n")
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._fragments += fragments
         self._later += self._updates
-        self._rows, self._updates, self._pending, self._bytes = [], [], [], 0
+        self._updates, self._pending = [], []
 
     def commit(self) -> None:
         """Publishes everything; the journal stays until `finish`, so that what follows can be redone."""
-        import lance
-        from lance.fragment import FragmentMetadata
-
         self.flush()
-        table = self._table()
-        present = {f.path for fragment in table.get_fragments() for f in fragment.data_files()}
-        new = [f for f in self._fragments if f["files"][0]["path"] not in present]
-        if new:
-            fragments = [FragmentMetadata.from_json(json.dumps(f)) for f in new]
-            lance.LanceDataset.commit(
-                str(self.path / TABLE), lance.LanceOperation.Append(fragments), read_version=table.version
-            )
-        if self._later:
-            table = self._with_columns(self._table(), self._later)
-            if stale := [f.name for f in table.schema if f.metadata and f.metadata.get(DERIVED_FROM)]:
-                self._update([{"id": r["id"]} for r in self._later], stale)  # to none, until derived again
-            words = [c for c in table.schema.names if _is_said(c) and c not in IDS.values()]
-            self._update(self._later, words)
-            for name in KINDS:
-                if name in table.schema.names:
-                    for records in self._changed_beside(name):
-                        self._update(records, [name, IDS[name]])
-        self._hold_one_out()
+        self._table()
+        with self.store.writing():
+            committed(self.store, self._publish)
+            if self._later:
+                self._add_columns(self._later)
+                committed(self.store, self._change_words)
+                for name in KINDS:
+                    if name in newest(self.store).schema.names:
+                        for values in self._changed_beside(name):
+                            committed(self.store, lambda table, new=values: update(table, new))  # type: ignore[misc]
+            committed(self.store, self._hold_one_out)
 
     def finish(self) -> None:
         """Forgets the journal: the import is complete and told everywhere."""
-        shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Lets others write."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Lets others import the same; what was begun stays, and nothing where nothing was."""
+        if not (self.folder / JOURNAL).exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            for folder in dict.fromkeys([self.folder.parent, *self._made]):
+                with contextlib.suppress(OSError):  # others have something there
+                    folder.rmdir()
+        release(self._lock)
+        self._lock = None
+
+    def _publish(self, table: lance.LanceDataset) -> None:
+        """The new rows, less those that others brought meanwhile, in one version."""
+        self._catch_up(table)
+        present = _files(table)
+        if new := [f for f in self._fragments if f["files"][0]["path"] not in present]:
+            append(table, new)
+
+    def _catch_up(self, table: lance.LanceDataset) -> None:
+        """Takes note of what is in the table and was not known: pictures, splits of groups.
+
+        Pictures that this import has too are taken out of its files, and its groups follow those of the table.
+        """
+        own = {file["path"] for fragment in self._fragments for file in fragment["files"]}
+        words = [n for n in table.schema.names if _is_said(n) or n == AMENDED]
+        met: dict[str, Known] = {}
+        moved: dict[str, str] = {}
+        row = 0
+        for fragment in table.get_fragments():
+            files = {file.path for file in fragment.data_files()}
+            if files & (own | self._read):
+                row += fragment.count_rows()
+                continue
+            for batch in fragment.to_batches(columns=["id", "source", *words]):
+                for record in batch.to_pylist():
+                    name, group = record["id"], record["group"]
+                    if amended := record.pop(AMENDED, None):
+                        self._amended[name] = amended
+                    known = Known.of(record, row, (amended or "").split())
+                    row += 1
+                    before = self._known_of(name)
+                    if before is not None and before.fresh:
+                        met[name] = known
+                    self._known[bytes.fromhex(name)] = known.packed()
+                    split = record["split"] if group == name else self._splits.setdefault(group, record["split"])
+                    if split != record["split"] and group in self._hashed:
+                        moved[group] = self._splits[group] = record["split"]
+            self._read |= files
+        if (met or moved) and self._fragments:
+            self._leave_out(table, met, moved)
+
+    def _leave_out(self, table: lance.LanceDataset, met: dict[str, Known], moved: dict[str, str]) -> None:
+        """Writes those of the fragments again that have pictures in ``met`` or of groups in ``moved``."""
+        import pyarrow as pa
+        from lance.file import LanceFileReader
+
+        present, kept, changed = _files(table), [], False
+        for fragment in self._fragments:
+            path = fragment["files"][0]["path"]
+            place = f"{self.store.table}/data/{path}"
+            about = None if path in present else LanceFileReader(place, columns=_ABOUT).read_all().to_table()
+            if about is None or not _touched(about, met, moved):
+                kept.append(fragment)
+                continue
+            changed, stay = True, []
+            rows = LanceFileReader(place).read_all().to_table()
+            for record in rows.to_pylist():
+                split = moved.get(record["group"], record["split"])
+                if record["id"] in met:
+                    self.added -= 1
+                    if split == self._split_of(record["group"]):
+                        split = None  # the source did not say it
+                    self._meet({**record, "split": split}, met[record["id"]])
+                else:
+                    stay.append({**record, "split": split})
+            fields = pa.schema([table.schema.field(name) for name in rows.schema.names])
+            kept += self._write_fragments(table, stay, fields) if stay else []
+        if changed:
+            self._fragments = kept
+            self._note_down(instead=kept)
 
     def _table(self) -> lance.LanceDataset:
         import lance
 
-        if not (self.path / TABLE).is_dir():
-            (self.path / UNFINISHED).mkdir(parents=True, exist_ok=True)
-            self._lock = lock(self.path)
-            new = self.path / UNFINISHED / TABLE
-            shutil.rmtree(new, ignore_errors=True)
-            lance.write_dataset(schema().empty_table(), str(new), data_storage_version=STORAGE_VERSION)
-            os.rename(new, self.path / TABLE)
-        (self.path / UNFINISHED).mkdir(exist_ok=True)
-        return lance.dataset(str(self.path / TABLE))
+        if not self.store.has_table():
+            with self.store.writing():
+                if not self.store.has_table():
+                    self._create()
+        return lance.dataset(self.store.table)
+
+    def _create(self) -> None:
+        import lance
+
+        if self.store.path != self.store.work:  # in object storage, where a version is one object
+            with contextlib.suppress(OSError):  # another was first
+                lance.write_dataset(
+                    schema().empty_table(), self.store.table, data_storage_version=STORAGE_VERSION
+                )
+            return
+        new = self.folder / TABLE
+        shutil.rmtree(new, ignore_errors=True)
+        lance.write_dataset(schema().empty_table(), str(new), data_storage_version=STORAGE_VERSION)
+        os.rename(new, self.store.table)
 
     def _write(self, table: lance.LanceDataset) -> list[dict[str, Any]]:
         import pyarrow as pa
+
+        if self._add_columns(self._rows, table):
+            table = self._table()
+        derived = {f.name for f in table.schema if f.metadata and DERIVED_KEY in f.metadata}
+        kept = pa.schema([f for f in table.schema if f.name not in derived | {AMENDED}])
+        return self._write_fragments(table, self._rows, kept)
+
+    def _write_fragments(
+        self, table: lance.LanceDataset, records: list[Record], kept: pa.Schema
+    ) -> list[dict[str, Any]]:
+        import pyarrow as pa
         from lance.fragment import write_fragments
 
-        table = self._with_columns(table, self._rows)
-        derived = {f.name for f in table.schema if f.metadata and DERIVED_KEY in f.metadata}
-        kept = pa.schema([f for f in table.schema if f.name not in derived])
-        reader = pa.RecordBatchReader.from_batches(kept, _pieces(self._rows, kept))
+        reader = pa.RecordBatchReader.from_batches(kept, _pieces(records, kept))
         fragments = write_fragments(reader, table, mode="append", schema=kept)
         return [f.to_json() for f in fragments]
 
-    def _with_columns(self, table: lance.LanceDataset, records: list[Record]) -> lance.LanceDataset:
-        """The table with a column for all that is said in the records; a new one costs no rewriting."""
+    def _add_columns(self, records: list[Record], table: lance.LanceDataset | None = None) -> bool:
+        """A column for all that is said in the records; a new one costs no rewriting. Whether there was any."""
         import pyarrow as pa
 
         said = {k for r in records for k in r if _is_said(k)}
         said |= {name for name in KINDS if IDS[name] in said}
-        if new := sorted(said - set(table.schema.names)):
-            pictures = pa.field("", pa.large_binary(), metadata=AS_GIVEN)
-            table.add_columns(
-                [pictures.with_name(c) if c in KINDS else pa.field(c, pa.string()) for c in new]
+        new = sorted(said - set((table or newest(self.store)).schema.names))
+        pictures = pa.field("", pa.large_binary(), metadata=AS_GIVEN)
+        if new:
+            add_columns(
+                self.store,
+                [pictures.with_name(c) if c in KINDS else pa.field(c, pa.string()) for c in new],
             )
-        return table
+        return bool(new)
+
+    def _change_words(self, table: lance.LanceDataset) -> None:
+        """One version with all changed words, and without what was derived from the words before."""
+        ids = [r["id"] for r in self._later]
+        amended: dict[str, list[str]] = {}
+        if AMENDED in table.schema.names:
+            marked = table.to_table(columns=["id", AMENDED], filter=f"{AMENDED} IS NOT NULL").to_pylist()
+            amended = {record["id"]: record[AMENDED].split() for record in marked}
+        values: dict[str, dict[str, Any]] = {}
+        for field in table.schema:
+            if field.metadata and field.metadata.get(DERIVED_FROM):
+                values[field.name] = dict.fromkeys(ids)  # to none, until derived again
+            elif _is_said(field.name) and field.name not in IDS.values():
+                told = ((r["id"], r.get(field.name)) for r in self._later)
+                values[field.name] = {k: v for k, v in told if field.name not in amended.get(k, ())}
+        update(table, {column: told for column, told in values.items() if told})
 
     def _keep_beside(self, record: Record) -> None:
         """Puts the pictures beside a known one into files by their hash: the journal holds no bytes."""
         for name in record.keys() & KINDS.keys():
-            path = self.path / UNFINISHED / BESIDE / record[IDS[name]]
+            if record[name] is None:
+                continue
+            path = self.folder / BESIDE / record[IDS[name]]
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
             part.write_bytes(record[name])
             os.replace(part, path)
 
-    def _changed_beside(self, name: str) -> Iterator[list[Record]]:
-        """The records whose picture in the column ``name`` is another one now, some megabytes at a time."""
+    def _changed_beside(self, name: str) -> Iterator[Values]:
+        """Those whose picture in the column ``name`` is another one now, some megabytes at a time."""
         wanted = {r["id"]: r.get(IDS[name]) for r in self._later}
-        present = self._table().to_table(columns=["id", IDS[name]], scan_in_order=True)
-        changed: list[Record] = []
+        present = newest(self.store).to_table(columns=["id", IDS[name]], scan_in_order=True)
+        pictures: dict[str, bytes | None] = {}
         size = 0
         for known, digest in zip(*(present[c].to_pylist() for c in ("id", IDS[name])), strict=True):
             if wanted.get(known, digest) == digest:
                 continue
             new = wanted[known]
-            data = (self.path / UNFINISHED / BESIDE / new).read_bytes() if new else None
-            changed.append({"id": known, name: data, IDS[name]: new})
-            size += len(data or b"")
+            pictures[known] = (self.folder / BESIDE / new).read_bytes() if new else None
+            size += len(pictures[known] or b"")
             if size >= BATCH_BYTES:
-                yield changed
-                changed, size = [], 0
-        if changed:
-            yield changed
+                yield {name: pictures, IDS[name]: {k: wanted[k] for k in pictures}}
+                pictures, size = {}, 0
+        if pictures:
+            yield {name: pictures, IDS[name]: {k: wanted[k] for k in pictures}}
 
     def _split_of(self, group: str) -> str:
         """As the rest of the group, or by the hash of its name."""
         chosen = "held_out" if chosen_by_hash(group, self.held_out) else "train"
         return self._splits.get(group, chosen)
 
-    def _hold_one_out(self) -> None:
+    def _hold_one_out(self, table: lance.LanceDataset) -> None:
         """A set of some size always gets a held-out group, even where the hashes gave it none."""
-        if self._count_held_out or self._count < ENOUGH_TO_HOLD_OUT or not self.held_out or not self._first:
+        if not self.held_out or not self._first or table.count_rows() < ENOUGH_TO_HOLD_OUT:
             return
-        rows = self._table().to_table(columns=["id", "group"]).to_pylist()
-        records = [{"id": r["id"], "split": "held_out"} for r in rows if r["group"] == self._first[1]]
-        self._update(records, ["split"])
+        if table.count_rows(filter="split = 'held_out'"):
+            return
+        rows = table.to_table(columns=["id", "group"]).to_pylist()
+        update(table, {"split": {r["id"]: "held_out" for r in rows if r["group"] == self._first[1]}})
 
-    def _update(self, records: list[Record], columns: list[str]) -> None:
-        """Changes values in place: rows keep their numbers, and pictures are not written again."""
-        import lance
-        import pyarrow as pa
+    def _known_of(self, name: str) -> Known | None:
+        packed = self._known.get(bytes.fromhex(name))
+        return None if packed is None else Known(*_PACKED.unpack(packed))
 
-        table = self._table()
-        update = pa.Table.from_pylist(
-            [{n: r.get(n) for n in ("id", *columns)} for r in records],
-            schema=pa.schema([table.schema.field(n) for n in ("id", *columns)]),
-        )
-        changed: list[Any] = []
-        fields: list[int] = []
-        ids = {r["id"] for r in records}
-        for fragment in table.get_fragments():
-            if not ids.isdisjoint(fragment.to_table(columns=["id"])["id"].to_pylist()):
-                metadata, fields = fragment.update_columns(update, left_on="id", right_on="id")
-                changed.append(metadata)
-        operation = lance.LanceOperation.Update(updated_fragments=changed, fields_modified=fields)
-        lance.LanceDataset.commit(str(self.path / TABLE), operation, read_version=table.version)
+    def _remember(self, name: str, source: str, record: Record | None = None) -> None:
+        """One that this import brings; what it says is only needed to tell a change, which cannot come yet."""
+        self._sources.append(source)
+        known = Known(b"", _short(source), b"", False, -len(self._sources))
+        self._known[bytes.fromhex(name)] = known.packed()
 
-    def _read_table(self) -> None:
-        """What is in the table already: ids with their words, and the split of every named group."""
-        table = self._table()
-        names = [n for n in table.schema.names if _is_said(n)]
-        for batch in table.to_batches(columns=["id", "source", *names]):
-            for record in batch.to_pylist():
-                known = self._known[record["id"]] = Known.of(record)
-                self._count += 1
-                self._count_held_out += known.split == "held_out"
-                if known.group != record["id"]:
-                    self._splits.setdefault(known.group, known.split)
+    def _source_of(self, known: Known) -> str:
+        if known.fresh:
+            return self._sources[-1 - known.row]
+        return str(newest(self.store).take([known.row], columns=["source"])["source"][0].as_py())
 
     def _read_journal(self) -> None:
-        """Takes up what an import with the same ticket left; anything else that was left is thrown away."""
-        journal = self.path / UNFINISHED / JOURNAL
-        lines = list(_whole_lines(journal))
-        if not lines or lines[0].get("ticket") != self.ticket:
-            for line in lines[1:]:
-                for fragment in line["fragments"]:
-                    self._forget(fragment)
-            shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)
+        """Takes up what an import with the same ticket left, if all that it wrote is still there."""
+        lines = list(whole_lines(self.folder / JOURNAL))
+        fragments = fragments_of(lines)
+        if not lines or lines[0].get("ticket") != self.ticket or not self._all_there(fragments):
+            if lines:
+                (self.folder / JOURNAL).unlink()
             return
         for line in lines[1:]:
             self.consumed = line["consumed"]
             self.added, self.updated, self.duplicates = line["counts"]
             self.rejected += line["rejected"]
-            self._fragments += line["fragments"]
             self._later += line["updates"]
-            self._known |= {name: Known(b"", source, "", "") for name, source in line["ids"].items()}
-            self._known |= {r["id"]: Known.of(r) for r in line["updates"]}
-            self._fresh |= line["ids"].keys()
-            self._splits |= line["groups"]
             self._first = tuple(line["first"]) if line["first"] else None
-            self._count += len(line["ids"])
-            self._count_held_out += line["held_out"]
+            for name, source in line.get("ids", {}).items():
+                self._remember(name, source)
+            for record in line["updates"]:
+                known = self._known_of(record["id"])
+                amended = self._amended.get(record["id"], "").split()
+                self._known[bytes.fromhex(record["id"])] = Known.of(
+                    record, known.row if known else 0, amended
+                ).packed()
+            self._splits |= line.get("groups", {})
+            self._hashed |= set(line.get("hashed", []))
+        self._fragments = fragments
+        if fragments:
+            self._read.clear()  # what others added meanwhile is to be compared with these
 
-    def _forget(self, fragment: dict[str, Any]) -> None:
-        import lance
+    def _all_there(self, fragments: list[dict[str, Any]]) -> bool:
+        """Whether no file that the journal names was cleaned away."""
+        there = set(self.store.names(f"{TABLE}/data")) if fragments else set()
+        return all(f"{TABLE}/data/{file['path']}" in there for f in fragments for file in f["files"])
 
-        table = lance.dataset(str(self.path / TABLE))
-        present = {f.path for part in table.get_fragments() for f in part.data_files()}
-        for file in fragment["files"]:
-            if file["path"] not in present:
-                (self.path / TABLE / "data" / file["path"]).unlink(missing_ok=True)
+
+def _files(table: lance.LanceDataset) -> set[str]:
+    return {file.path for fragment in table.get_fragments() for file in fragment.data_files()}
+
+
+def _touched(about: pa.Table, met: dict[str, Known], moved: dict[str, str]) -> bool:
+    ids, groups, splits = (about[name].to_pylist() for name in _ABOUT)
+    return not met.keys().isdisjoint(ids) or any(
+        moved.get(group, split) != split for group, split in zip(groups, splits, strict=True)
+    )
 
 
 def _is_said(column: str) -> bool:
@@ -351,8 +488,12 @@ def _is_said(column: str) -> bool:
     return described or caption_language(column) is not None
 
 
+def _short(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()[:8]
+
+
 def _bytes(record: Record) -> int:
-    return len(record["image"]) + sum(len(record[name]) for name in record.keys() & KINDS.keys())
+    return len(record["image"]) + sum(len(record[name] or b"") for name in record.keys() & KINDS.keys())
 
 
 def _pieces(records: list[Record], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -369,43 +510,3 @@ def _pieces(records: list[Record], schema: pa.Schema) -> Iterator[pa.RecordBatch
             piece, size = [], 0
     if piece:
         yield pa.RecordBatch.from_pylist(piece, schema=schema)
-
-
-def _whole_lines(journal: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a journal; a torn last one is cut off, so that the next line starts clean."""
-    with contextlib.suppress(FileNotFoundError), open(journal, "r+b") as file:
-        whole = 0
-        for line in file:
-            try:
-                parsed = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            yield parsed
-        file.truncate(whole)
-
-
-def forget_journal(path: Path, ticket: str) -> None:
-    """Removes what is left of an import that was killed in its very last step."""
-    if next(_whole_lines(path / UNFINISHED / JOURNAL), {}).get("ticket") == ticket:
-        shutil.rmtree(path / UNFINISHED, ignore_errors=True)
-
-
-def lock(path: Path) -> int | None:
-    """Makes this process the only writer of a data set until the descriptor is closed; a killed one lets go.
-
-    UserError where another process writes. Where the system has no ``flock`` (Windows), nothing is locked.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise UserError(f"another process is writing to {path}; wait until it has finished") from None
-    return descriptor

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from carrara.config import Config, read_toml, to_toml
-from carrara.data.writer import lock
+from carrara.data.store import lock
 from carrara.errors import UserError
 from carrara.training import checkpoint
 from carrara.training.loop import Report, Task, TrainingState, train

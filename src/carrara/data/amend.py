@@ -1,0 +1,61 @@
+"""Words changed in place by a person or a tool rather than by their source, which then leaves them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from carrara.data import boxes
+from carrara.data.commits import add_columns, committed, update
+from carrara.data.derive import made_from
+from carrara.data.rows import SPLITS, caption_language
+from carrara.data.table import Dataset
+from carrara.data.writer import AMENDED, DESCRIPTION
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    import lance
+
+
+def amend(dataset: Dataset, changes: Mapping[str, Mapping[int, str | None]]) -> None:
+    """Sets values: column, row number, the value or None for none; ``dataset`` then is at the version that has them.
+
+    Columns are those of words: captions (a new language's is made), label, group, category, split, licence, url,
+    flags, boxes. A later import of a source that says otherwise leaves what was set here as it is. What was
+    derived from these words is emptied for these rows. ValueError for other columns; UserError for a split that
+    is none, or a data set opened at an old version.
+    """
+    for column, told in changes.items():
+        if caption_language(column) is None and column not in (*DESCRIPTION, boxes.COLUMN):
+            raise ValueError(f"{column!r} is no column of words")
+        if column == "split" and (wrong := set(told.values()) - set(SPLITS)):
+            raise UserError(f"no split is called {wrong.pop()!r}; expected {' or '.join(SPLITS)}")
+    rows = sorted({row for told in changes.values() for row in told})
+    if not rows:
+        return
+    dataset.check_newest("be changed")
+    import pyarrow as pa
+
+    ids = dict(zip(rows, dataset.take(rows, ["id"])["id"], strict=True))
+    values: dict[str, dict[str, Any]] = {
+        column: {ids[row]: value for row, value in told.items()} for column, told in changes.items() if told
+    }
+    columns_of = {known: {c for c, told in values.items() if known in told} for known in ids.values()}
+
+    def change(table: lance.LanceDataset) -> None:
+        before = table.take(rows, columns=[AMENDED])[AMENDED].to_pylist()
+        marked = {
+            ids[row]: " ".join(sorted(columns_of[ids[row]].union((old or "").split())))
+            for row, old in zip(rows, before, strict=True)
+        }
+        emptied = {
+            field.name: {known: None for known, columns in columns_of.items() if columns & made_from(field)}
+            for field in table.schema
+            if made_from(field)
+        }
+        update(table, {**values, AMENDED: marked, **{c: told for c, told in emptied.items() if told}})
+
+    with dataset.store.writing():
+        add_columns(dataset.store, [pa.field(column, pa.string()) for column in (*values, AMENDED)])
+        committed(dataset.store, change)
+    dataset.refresh()

@@ -1,0 +1,92 @@
+"""Some rows of a data set as a data set of their own, with everything that was derived for them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import tomli_w
+
+from carrara.data.store import TABLE, Store, store_at
+from carrara.data.table import ABOUT, FORMAT, Dataset
+from carrara.data.writer import STORAGE_VERSION
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+AT_A_TIME = 64 * 2**20  # bytes that are read at once
+MOST_ROWS = 2048
+
+
+def subset(dataset: Dataset, rows: npt.NDArray[np.int64], destination: Path, *, why: str) -> Dataset:
+    """Copies ``rows``, in their order and each once, with all columns into a new data set, which it opens.
+
+    Its ``dataset.toml`` says of which version of what it was made and ``why``, in words or as a condition. All of it
+    is there or nothing. UserError where there are no rows, or the destination holds something already.
+    """
+    if not len(rows):
+        raise UserError(f"no picture of {dataset.path} is left: {why}")
+    if len(np.unique(rows)) != len(rows):
+        raise ValueError("a row is asked for twice")
+    store = store_at(destination)
+    if store.has_table() or store.read(ABOUT) is not None or _holds_something(store):
+        raise UserError(f"{destination} is there already; give a new name for the data set")
+    about = {
+        "format": FORMAT,
+        "sources": [],
+        "subset": {
+            "of": str(dataset.path),
+            "version": dataset.version,
+            "why": why,
+            "pictures": len(rows),
+            "sources": dataset.about.get("sources", []),
+        },
+    }
+    if store.path != store.work:  # in object storage; it is a data set once the last object says so
+        _copy(dataset, rows, store.table)
+        store.write(ABOUT, tomli_w.dumps(about))
+        return Dataset.open(destination)
+    part = destination.with_name(f".{destination.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        _copy(dataset, rows, str(part / TABLE))
+        store_at(part).write(ABOUT, tomli_w.dumps(about))
+        if destination.is_dir():
+            destination.rmdir()
+        part.rename(destination)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return Dataset.open(destination)
+
+
+def _holds_something(store: Store) -> bool:
+    folder = store.path
+    return store.work == folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def _copy(dataset: Dataset, rows: npt.NDArray[np.int64], table: str) -> None:
+    import lance
+    import pyarrow as pa
+
+    schema = dataset.schema
+    reader = pa.RecordBatchReader.from_batches(schema, _pieces(dataset, rows, schema))
+    lance.write_dataset(
+        reader, table, mode="overwrite", data_storage_version=STORAGE_VERSION, max_rows_per_file=2**15
+    )
+
+
+def _pieces(dataset: Dataset, rows: npt.NDArray[np.int64], schema: pa.Schema) -> Iterator[Any]:
+    """The rows some megabytes at a time, whatever their size: as many as those before say."""
+    start, count = 0, 16
+    while start < len(rows):
+        found = dataset.take_arrow(rows[start : start + count], schema.names).cast(schema)
+        yield from found.to_batches()
+        start += count
+        count = int(min(MOST_ROWS, 4 * count, max(1, AT_A_TIME * len(found) // max(1, found.nbytes))))

@@ -1,0 +1,58 @@
+"""What a data set tells of itself: `dataset.toml` with its sources, and `rejected.jsonl` with what was skipped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from carrara.config import read_toml
+from carrara.data.store import Store
+
+ABOUT = "dataset.toml"
+REJECTED = "rejected.jsonl"
+FORMAT = 1
+SOURCES = "sources"  # the folder of them in object storage
+
+
+def about(store: Store) -> dict[str, Any] | None:
+    """What ``dataset.toml`` says, with all ``sources``; None where there is none."""
+    if _remote(store):
+        text = store.read(ABOUT)
+        if text is None:
+            return None
+        more = [json.loads(store.read(name) or "{}") for name in store.names(SOURCES)]
+        known = tomllib.loads(text)
+        return {**known, "sources": [*known.get("sources", []), *(m["told"] for m in more if m)]}
+    path = Path(store.path) / ABOUT
+    return read_toml(path) if path.is_file() else None
+
+
+def tell(store: Store, told: dict[str, Any], rejected: list[dict[str, str]]) -> None:
+    """Adds a source that was imported completely, in place of what an earlier import of the same said.
+
+    In object storage, where two may tell at once, every source has an object of its own.
+    """
+    if _remote(store):
+        name = hashlib.sha256(json.dumps([told["importer"], told["source"]]).encode()).hexdigest()[:16]
+        store.write(f"{SOURCES}/{name}.json", json.dumps({"told": told, "rejected": rejected}, indent=1))
+        if store.read(ABOUT) is None:
+            store.write(ABOUT, tomli_w.dumps({"format": FORMAT}))
+        return
+    with store.writing():
+        lines = [line for line in (store.read(REJECTED) or "").split("\n") if line]  # a name may hold U+2028
+        kept = [line for line in lines if json.loads(line)["from"] != told["source"]]
+        kept += [json.dumps({"from": told["source"], **entry}, ensure_ascii=False) for entry in rejected]
+        store.write(REJECTED, "".join(line + "\n" for line in kept))
+        known = about(store) or {"format": FORMAT}
+        same = (told["importer"], told["source"])
+        others = [s for s in known.get("sources", []) if (s["importer"], s["source"]) != same]
+        store.write(ABOUT, tomli_w.dumps({**known, "sources": [*others, told]}))
+
+
+def _remote(store: Store) -> bool:
+    return store.path != store.work

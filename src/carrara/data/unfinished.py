@@ -1,0 +1,81 @@
+"""Imports that are under way or were killed: a folder each, by ticket, with the journal of what was written."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from carrara.data.store import TABLE, Store, lock, newest, release
+from carrara.errors import UserError
+
+UNFINISHED = "import.partial"
+JOURNAL = "journal.jsonl"
+
+
+def folder_of(store: Store, ticket: str) -> Path:
+    """The folder of an import for as long as it is not complete."""
+    return store.work / UNFINISHED / hashlib.sha256(ticket.encode()).hexdigest()[:16]
+
+
+def whole_lines(journal: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a journal; a torn last one is cut off, so that the next line starts clean."""
+    with contextlib.suppress(FileNotFoundError), open(journal, "r+b") as file:
+        whole = 0
+        for line in file:
+            try:
+                parsed = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            yield parsed
+        file.truncate(whole)
+
+
+def fragments_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The fragments that an import still means to publish, by the lines of its journal."""
+    found: list[dict[str, Any]] = []
+    for line in lines[1:]:
+        found = line["instead"] if "instead" in line else found + line["fragments"]
+    return found
+
+
+def sweep(store: Store, *, which: Callable[[str], bool]) -> int:
+    """Throws away what killed imports left, of those whose ticket is one of ``which``; how many there were.
+
+    One that is under way is left alone.
+    """
+    root, swept = store.work / UNFINISHED, 0
+    for folder in sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []:
+        try:
+            held = lock(folder)
+        except (UserError, FileNotFoundError):
+            continue
+        try:
+            lines = list(whole_lines(folder / JOURNAL))
+            if lines and not which(str(lines[0].get("ticket"))):
+                continue
+            _forget(store, fragments_of(lines))
+            shutil.rmtree(folder, ignore_errors=True)
+            swept += 1
+        finally:
+            release(held)
+    with contextlib.suppress(OSError):
+        root.rmdir()
+    return swept
+
+
+def _forget(store: Store, fragments: list[dict[str, Any]]) -> None:
+    """Removes the files of fragments that no version of the table mentions."""
+    if not fragments or not store.has_table():
+        return
+    present = {file.path for part in newest(store).get_fragments() for file in part.data_files()}
+    for path in (file["path"] for fragment in fragments for file in fragment["files"]):
+        if path not in present:
+            store.remove(f"{TABLE}/data/{path}")
