@@ -223,28 +223,28 @@ def test_a_change_beside_a_picture_is_taken_and_noticed(
 def test_an_update_that_was_killed_is_finished(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from carrara.data.writer import Writer
+    from carrara.data import writer
 
     dataset, _ = run(source, tmp_path / "data", held_out=0)
     whole = dataset.column("map")
     for k in range(4):
         palette(np.full((12, 16), k + 1)).save(source / f"x{k}.map.png")
-    update = Writer._update
+    update = writer.update
 
     class Killed(Exception):
         pass
 
-    def until_the_map(self: Writer, records: Any, columns: list[str]) -> None:
-        if "map" in columns:
+    def until_the_map(table: Any, values: Any) -> None:
+        if "map" in values:
             raise Killed
-        update(self, records, columns)
+        update(table, values)
 
-    monkeypatch.setattr(Writer, "_update", until_the_map)
+    monkeypatch.setattr(writer, "update", until_the_map)
     with pytest.raises(Killed):
         run(source, tmp_path / "data", held_out=0)
     dataset.refresh()
     assert dataset.column("map") == whole
-    monkeypatch.setattr(Writer, "_update", update)
+    monkeypatch.setattr(writer, "update", update)
     monkeypatch.setattr("carrara.data.writer.BATCH_BYTES", 1)  # one a time
     dataset, _ = run(source, tmp_path / "data", held_out=0)
     assert dataset.column("map") == [(source / f"x{k}.map.png").read_bytes() for k in range(4)]

@@ -128,7 +128,7 @@ sys.path.insert(0, {tests!r})
 from test_derived_columns import KEY, Means
 from carrara.data import derive as room
 from carrara.data.table import Dataset
-def die(*_):
+def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 means = Means()
 def function(columns):

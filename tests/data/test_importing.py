@@ -2,7 +2,9 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from PIL import Image
 
 from carrara.data import writer
-from carrara.data.importers.folder import read_file
+from carrara.data.importers.folder import open_regular
 from carrara.data.importing import Progress, import_pictures, importers
 from carrara.data.pictures import BadPicture
 from carrara.data.table import Dataset
@@ -271,7 +273,7 @@ def test_a_pipe_without_a_writer_does_not_stop_the_reader(tmp_path: Path) -> Non
     """It may have become one after the folder was listed."""
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(BadPicture, match="not a regular file"):
-        read_file(str(tmp_path / "pipe.png"))
+        open_regular(str(tmp_path / "pipe.png"))
 
 
 def test_the_same_picture_under_two_names(folder: Path, tmp_path: Path) -> None:
@@ -474,16 +476,25 @@ def test_a_data_set_inside_its_own_source(folder: Path) -> None:
     assert rejected(folder / "data") == {"data": "a Carrara data set, not looked into"}
 
 
-def test_only_one_writer_at_a_time(folder: Path, tmp_path: Path) -> None:
+def test_the_same_import_twice_at_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second waits, says so, and has nothing to do."""
+    monkeypatch.setattr("carrara.data.store.PATIENCE", 0)
     run(folder, tmp_path / "data")
     (folder / "x1.txt").write_text("again")
     first = import_pictures(folder, tmp_path / "data")
     next(first)
-    with pytest.raises(UserError, match="another process is writing"):
-        run(folder, tmp_path / "data")
-    *_, last = first
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(run, folder, tmp_path / "data")
+        while "waiting: another process is importing the same" not in capsys.readouterr().out:
+            time.sleep(0.01)
+        *_, last = first
     assert last.summary is not None
-    assert last.summary.updated == 1
+    assert (last.summary.updated, last.summary.unchanged) == (1, False)
+    again = second.result().summary
+    assert again is not None
+    assert again.unchanged
 
 
 def test_every_importer_keeps_the_contract() -> None:

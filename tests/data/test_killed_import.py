@@ -14,7 +14,7 @@ from carrara.errors import UserError
 
 START = """
 import os, signal, sys
-from carrara.data import importing, writer
+from carrara.data import importing, store, told, writer
 writer.BATCH_ROWS = 4
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -29,8 +29,8 @@ SABOTAGE = {
     "pictures": None,
     "batch": "old = writer.Writer._write; writer.Writer._write = lambda *a: (old(*a), die())",
     "journal": "writer.Writer.commit = die",
-    "published": "importing._tell_rejected = die",
-    "listed": "importing._tell = die",
+    "published": "importing.told.tell = die",
+    "listed": "old = store.Folder.write; store.Folder.write = lambda *a: (die if a[1] == told.ABOUT else old)(*a)",
     "told": "writer.Writer.finish = die",
 }
 
@@ -81,7 +81,8 @@ def test_killed_again_and_again(
         if first:
             with pytest.raises(UserError, match="has not finished; the same `carrara data import` again"):
                 Dataset.open(destination)
-            with open(destination / "import.partial" / "journal.jsonl", "ab") as journal:
+            (found,) = destination.glob("import.partial/*/journal.jsonl")
+            with open(found, "ab") as journal:
                 journal.write(b'{"consumed": 30, "fragm')  # as if the kill had come in the middle of a line
         elif moment == "journal":
             assert len(Dataset.open(destination)) == 28  # the old rows, and nothing by halves
@@ -97,15 +98,22 @@ def test_killed_again_and_again(
     assert not (destination / "import.partial").exists()
 
 
-def test_a_journal_of_another_source_is_not_continued(
+def test_a_journal_waits_for_its_source_as_it_was(
     source: Path, tmp_path: Path, start_python: Start, make_png: Callable[..., bytes]
 ) -> None:
-    kill_one(start_python, source, tmp_path / "data", "journal")
-    left = sorted((tmp_path / "data" / "pictures.lance" / "data").iterdir())
+    """Another import does not touch it; one of the source as it is now throws it away."""
+    destination = tmp_path / "data"
+    kill_one(start_python, source, destination, "journal")
+    left = sorted((destination / "pictures.lance" / "data").iterdir())
     assert left
     other = tmp_path / "other"
     other.mkdir()
     (other / "a.png").write_bytes(make_png(77))
-    list(import_pictures(other, tmp_path / "data"))
-    assert Dataset.open(tmp_path / "data").column("source") == ["a.png"]
+    list(import_pictures(other, destination))
+    assert Dataset.open(destination).column("source") == ["a.png"]
+    assert all(file.exists() for file in left)
+    (source / "late.png").write_bytes(make_png(78))
+    list(import_pictures(source, destination))
+    assert "late.png" in Dataset.open(destination).column("source")
     assert not any(file.exists() for file in left)  # what the dead import wrote is gone
+    assert not (destination / "import.partial").exists()
