@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Generator
 from contextlib import closing
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +29,7 @@ Where = Annotated[Path, typer.Argument(help="A data set made by `carrara data im
 Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON, for a machine.")]
 
 
-class By(str, Enum):
+class By(StrEnum):
     """What look-alikes are found by."""
 
     hash = "hash"
@@ -39,7 +39,9 @@ class By(str, Enum):
 def data_stats(
     dataset: Where,
     out: Annotated[Path | None, typer.Option(help="The page, .html; without it beside the data set.")] = None,
-    size: Annotated[int, typer.Option(min=8, max=16384, help="The resolution that crops are measured for.")] = 256,
+    size: Annotated[
+        int, typer.Option(min=8, max=16384, help="The resolution that crops are measured for.")
+    ] = 256,
     as_json: Json = False,
 ) -> None:
     """Count what a data set holds, and show it: sizes, words, classes, copies, what would be cropped."""
@@ -63,15 +65,20 @@ def data_stats(
 
 def data_dedup(
     dataset: Where,
-    by: Annotated[By, typer.Option(help="hash: how pictures look at a glance; features: what a network sees.")] = By.hash,
+    by: Annotated[
+        By, typer.Option(help="hash: how pictures look at a glance; features: what a network sees.")
+    ] = By.hash,
     within: Annotated[
         float | None,
-        typer.Option(help="How near: bits of 64 (8), or with --by features the cosine (0.95).", min=0, max=24),
+        typer.Option(
+            help="How near: bits of 64 (8), or with --by features the cosine (0.95).", min=0, max=24
+        ),
     ] = None,
     mirrored: Annotated[bool, typer.Option("--mirrored", help="Mirror images are copies too.")] = False,
     into: Annotated[Path | None, typer.Option(help="Make a new data set without the copies.")] = None,
     mark: Annotated[
-        bool, typer.Option("--split", help="Put look-alikes into one group, so that a split keeps them together.")
+        bool,
+        typer.Option("--split", help="Put look-alikes into one group, so that a split keeps them together."),
     ] = False,
     out: Annotated[Path | None, typer.Option(help="The page, .html; without it beside the data set.")] = None,
     as_json: Json = False,
@@ -103,7 +110,10 @@ def data_dedup(
         report["into"] = str(into)
         _say(f"{len(made)} pictures in {into}", quiet=as_json)
     elif copies and not mark:
-        _say(f"nothing is dropped; `carrara data dedup {dataset} --into NEW` makes a data set without them", quiet=as_json)
+        _say(
+            f"nothing is dropped; `carrara data dedup {dataset} --into NEW` makes a data set without them",
+            quiet=as_json,
+        )
     if as_json:
         _json(report | {"groups": document(pictures, found)})
     else:
@@ -112,24 +122,36 @@ def data_dedup(
 
 def data_split(
     dataset: Where,
-    held_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of pictures never trained on.")] = 0.05,
+    held_out: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of pictures never trained on.")
+    ] = 0.05,
     by: Annotated[
         str, typer.Option(help="What stays together: group, near (look-alikes too), or a column.")
     ] = "group",
-    within: Annotated[float | None, typer.Option(min=0, max=24, help="With --by near: bits of 64 (8).")] = None,
+    within: Annotated[
+        float | None, typer.Option(min=0, max=24, help="With --by near: bits of 64 (8).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed, another choice.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
     as_json: Json = False,
 ) -> None:
     """Hold pictures out anew, by whole groups, so that what looks alike is on one side."""
-    from carrara.data.keep.holding_out import apply, divide, names_by_column, names_by_likeness, trained_on_before
+    from carrara.data.keep.holding_out import (
+        apply,
+        divide,
+        names_by_column,
+        names_by_likeness,
+        trained_on_before,
+    )
     from carrara.data.table import Dataset
 
     pictures = Dataset.open(dataset)
     if within is not None and by != "near":
         raise UserError("--within is for --by near")
     if by == "near":
-        names = names_by_likeness(pictures, _likeness(pictures, By.hash, within, mirrored=True, quiet=as_json)[0])
+        names = names_by_likeness(
+            pictures, _likeness(pictures, By.hash, within, mirrored=True, quiet=as_json)[0]
+        )
     else:
         names = names_by_column(pictures, by)
     division = divide(pictures, names, held_out, seed=seed)
@@ -156,7 +178,9 @@ def data_split(
         soft_wrap=True,
     )
     if abs(held / max(1, len(pictures)) - held_out) > 0.01 and division.largest > 0.01 * len(pictures):
-        console.print(f"note: the largest group has {division.largest} pictures, and groups stay whole", soft_wrap=True)
+        console.print(
+            f"note: the largest group has {division.largest} pictures, and groups stay whole", soft_wrap=True
+        )
     if division.now_held or division.now_trained:
         console.print(
             f"{division.now_held} that were trained on are held out, {division.now_trained} that were held out are "
@@ -181,12 +205,14 @@ def data_filter(
     dataset: Where,
     new: Annotated[Path | None, typer.Argument(help="The new data set; not needed with --dry-run.")] = None,
     where: Annotated[
-        str | None, typer.Option(help="A condition on the columns, in SQL: \"width >= 256 AND label = 'cat'\".")
+        str | None,
+        typer.Option(help="A condition on the columns, in SQL: \"width >= 256 AND label = 'cat'\"."),
     ] = None,
     sample: Annotated[int | None, typer.Option(min=1, help="At most so many, by chance.")] = None,
     balance: Annotated[str | None, typer.Option(help="Equally many of each value of this column.")] = None,
     at_most: Annotated[
-        int | None, typer.Option(min=1, help="With --balance: of each value; without it as many as the rarest has.")
+        int | None,
+        typer.Option(min=1, help="With --balance: of each value; without it as many as the rarest has."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed, another choice by chance.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them, and name a few.")] = False,
@@ -225,20 +251,24 @@ def data_caption(
     dataset: Where,
     captioner: Annotated[
         str | None,
-        typer.Option("--with", help="A Python file or module with caption(images), or a folder of transformers."),
+        typer.Option(
+            "--with", help="A Python file or module with caption(images), or a folder of transformers."
+        ),
     ] = None,
     from_columns: Annotated[
         str | None, typer.Option(help='A sentence with columns in braces: "a picture of {label}".')
     ] = None,
     language: Annotated[str, typer.Option(help="The language that it speaks.")] = "en",
-    every: Annotated[bool, typer.Option("--all", help="Also pictures that have a caption; theirs is replaced.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Also pictures that have a caption; theirs is replaced.")
+    ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 16,
     as_json: Json = False,
 ) -> None:
     """Let a captioner of yours name the pictures that have no caption; again, it goes on where it stopped."""
-    from carrara.data.captions import LANGUAGE
     from carrara.data.keep.captioning import caption, to_name
     from carrara.data.table import Dataset
+    from carrara.data.words import LANGUAGE
 
     if (captioner is None) == (from_columns is None):
         raise UserError("who should caption? give --with or --from-columns, one of them")
@@ -247,7 +277,10 @@ def data_caption(
     pictures = Dataset.open(dataset)
     speaker = _captioner(pictures, captioner, from_columns)
     rows = to_name(pictures, language.lower(), every=every)
-    with Bar("captioning") as bar, closing(caption(pictures, speaker, rows, language.lower(), batch=batch)) as reports:
+    with (
+        Bar("captioning") as bar,
+        closing(caption(pictures, speaker, rows, language.lower(), batch=batch)) as reports,
+    ):
         for report in reports:
             last = report
             if report.total and not as_json:
@@ -256,7 +289,10 @@ def data_caption(
     if as_json:
         _json({"asked": last.total, "captioned": last.kept, "empty": last.empty, "version": pictures.version})
     elif not last.total:
-        console.print(f"nothing to do: every picture has a caption in {language!r} (--all names them anew)", soft_wrap=True)
+        console.print(
+            f"nothing to do: every picture has a caption in {language!r} (--all names them anew)",
+            soft_wrap=True,
+        )
     else:
         console.print(f"{last.kept} captions in {language!r} by {speaker.name}{empty}", soft_wrap=True)
 
@@ -288,7 +324,9 @@ def _likeness(
         cosine = COSINE if within is None else within
         if not 0 < cosine <= 1:
             raise UserError(f"--within is {cosine:g}; with --by features it is a cosine, at most 1")
-        return by_features(pictures, features_column(pictures), cosine), f"features, cosine {cosine:g} or more"
+        return by_features(
+            pictures, features_column(pictures), cosine
+        ), f"features, cosine {cosine:g} or more"
     radius = RADIUS if within is None else within
     if radius != int(radius):
         raise UserError(f"--within is {radius:g}; with --by hash it is a whole number of bits")
@@ -317,7 +355,8 @@ def _mark(pictures: Dataset, likeness: Likeness) -> int:
 def _say_groups(pictures: Dataset, found: list[Group], how: str) -> None:
     copies = sum(len(group.copies) for group in found)
     console.print(
-        f"{copies} of {len(pictures)} pictures are much like another one, in {len(found)} groups ({how})", soft_wrap=True
+        f"{copies} of {len(pictures)} pictures are much like another one, in {len(found)} groups ({how})",
+        soft_wrap=True,
     )
     counts = Counter(copy.how for group in found for copy in group.copies)
     if exact := counts.get("the same pixels"):
@@ -331,7 +370,8 @@ def _say_groups(pictures: Dataset, found: list[Group], how: str) -> None:
     splits = pictures.column("split")
     if across := sum(len({splits[row] for row in group.rows}) > 1 for group in found):
         console.print(
-            f"{across} groups are partly held out and partly trained on: `carrara data split {pictures.path} --by near`",
+            f"{across} groups are partly held out and partly trained on: "
+            f"`carrara data split {pictures.path} --by near`",
             soft_wrap=True,
         )
 
@@ -341,7 +381,9 @@ def _few(pictures: Dataset, rows: Index, *, quiet: bool) -> None:
         return
     taken = pictures.take(rows[:_A_FEW], ["source", "width", "height", "label"])
     for row, source, width, height, label in zip(rows[:_A_FEW], *taken.values(), strict=True):
-        console.print(f"  {row}: {source}, {width} x {height}" + (f", {label}" if label else ""), soft_wrap=True)
+        console.print(
+            f"  {row}: {source}, {width} x {height}" + (f", {label}" if label else ""), soft_wrap=True
+        )
 
 
 def _lines(found: Statistics) -> list[str]:
@@ -367,7 +409,8 @@ def _lines(found: Statistics) -> list[str]:
         lines.append("captions: " + ", ".join(spoken))
     if found.classes:
         lines.append(
-            f"classes: {found.classes.count}, " + ", ".join(f"{name} {n}" for name, n in found.classes.largest[:5])
+            f"classes: {found.classes.count}, "
+            + ", ".join(f"{name} {n}" for name, n in found.classes.largest[:5])
         )
     lines.append("licences: " + ", ".join(f"{name} {n}" for name, n in found.licences.items()))
     among = "" if copies.looked_at == found.pictures else f" among {copies.looked_at} looked at"

@@ -1,0 +1,123 @@
+"""Which pictures training never sees: whole groups, so that what looks alike is on one side."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from carrara.data.keep.duplicates import Likeness, components, hanging_together
+from carrara.data.keep.neighbours import Index
+from carrara.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from carrara.data.table import Dataset
+
+HELD_OUT, TRAIN = "held_out", "train"
+# What no picture can be grouped by: bytes, and what is different for each.
+_OWN = ("id", "image", "source", "url", "split")
+
+
+@dataclass(frozen=True)
+class Division:
+    """The wanted split of every row, and how far it is from what the table says now."""
+
+    held_out: npt.NDArray[np.bool_]
+    groups: int
+    held_groups: int
+    largest: int
+    now_held: int  # pictures that were trained on
+    now_trained: int  # pictures that were held out
+
+
+def divide(dataset: Dataset, names: Index, share: float, *, seed: int = 0) -> Division:
+    """Holds out about ``share`` of the pictures, by the groups that ``names`` [n] numbers.
+
+    Groups come in an order that only their names and the seed decide, so that pictures added later do not move the
+    others far. A group is taken where it brings the share nearer; of more than one group, at least one is held out,
+    and one stays.
+    """
+    groups, place, counts = np.unique(names, return_inverse=True, return_counts=True)
+    ids = np.array(dataset.column("id"))[groups] if len(groups) else np.empty(0, str)
+    order = sorted(range(len(groups)), key=lambda k: hashlib.sha256(f"{seed}:{ids[k]}".encode()).digest())
+    wanted = share * len(names)
+    chosen = np.zeros(len(groups), bool)
+    held = 0
+    for k in order:
+        if abs(held + counts[k] - wanted) < abs(held - wanted):
+            chosen[k] = True
+            held += int(counts[k])
+    if share > 0 and not chosen.any() and len(groups) > 1:
+        chosen[min(order, key=lambda k: int(counts[k]))] = True
+    held_out = chosen[place]
+    before = np.array([split == HELD_OUT for split in dataset.column("split")], bool)
+    return Division(
+        held_out,
+        len(groups),
+        int(chosen.sum()),
+        int(counts.max(initial=0)),
+        int((held_out & ~before).sum()),
+        int((~held_out & before).sum()),
+    )
+
+
+def names_by_column(dataset: Dataset, column: str) -> Index:
+    """Rows with one value in a column of words together; those without a value each alone."""
+    words = [
+        field.name
+        for field in dataset.table.schema
+        if str(field.type) in ("string", "large_string", "int32") and field.name not in _OWN
+    ]
+    if column not in words:
+        raise UserError(f"pictures cannot be grouped by {column!r}{nearest(column, ['near', *words])}")
+    first: dict[object, int] = {}
+    return np.array(
+        [
+            row if value is None else first.setdefault(value, row)
+            for row, value in enumerate(dataset.column(column))
+        ],
+        np.int64,
+    )
+
+
+def names_by_likeness(dataset: Dataset, likeness: Likeness) -> Index:
+    """Look-alikes together, and with them all that the column ``group`` holds together."""
+    names = names_by_column(dataset, "group")
+    alike = components(likeness)
+    rows = np.arange(len(names))
+    ties = np.concatenate([names, alike])
+    return hanging_together(rows, ties, np.concatenate([rows, rows]))
+
+
+def apply(dataset: Dataset, division: Division) -> int:
+    """Writes the split of the rows whose split it changes, in one version; returns how many."""
+    from carrara.data.amend import amend
+
+    wanted = [HELD_OUT if held else TRAIN for held in division.held_out]
+    changes = {
+        row: new
+        for row, (new, now) in enumerate(zip(wanted, dataset.column("split"), strict=True))
+        if new != now
+    }
+    if changes:
+        amend(dataset, {"split": changes})
+    return len(changes)
+
+
+def trained_on_before(dataset: Dataset, division: Division) -> dict[str, int]:
+    """For each tagged version of the table how many of the pictures now held out it had for training."""
+    import lance
+
+    ids = {
+        known for known, held in zip(dataset.column("id"), division.held_out.tolist(), strict=True) if held
+    }
+    found = {}
+    for tag, about in sorted(dataset.table.tags.list().items()):
+        before = lance.dataset(dataset.table.uri, version=about["version"])
+        trained = before.to_table(columns=["id"], filter=f"split = '{TRAIN}'")["id"].to_pylist()
+        if count := len(ids.intersection(trained)):
+            found[tag] = count
+    return found

@@ -1,0 +1,145 @@
+"""What a picture is at a glance: 64 signs of its lowest frequencies, and sixteen by sixteen colours (after Zauner 2010,
+"Implementation and Benchmarking of Perceptual Image Hash Functions").
+
+Scaling, re-encoding and small changes leave a glance nearly as it was. It is derived once for every picture; what
+lies near by its signs is looked at once more by its colours, since a red heart has the signs of a blue one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from carrara.data.derive import Progress, derive, derived
+from carrara.data.pictures import decode
+
+if TYPE_CHECKING:
+    from carrara.data.table import Dataset
+
+BITS = 64
+SIDE = 16  # of the colours
+_FINE = 32  # the side of the grey picture whose frequencies are taken
+_FLAT = 2.0  # standard deviation, of 255, below which a picture has no structure that a hash could name
+_THERE = 0.01  # of all frequencies' length: a weaker one counts as zero
+_NAME = "glance"
+_KEY = {"code": 1}  # raise it when the same picture would get another glance
+_WORDS = 4  # of 16 bits, which a float32 holds exactly, as it does a colour of 24 bits
+_AT_ONCE = 256
+_BATCH = 4096
+
+_NUMBERS = 2 * _WORDS + SIDE * SIDE
+
+Hashes = npt.NDArray[np.uint64]
+
+
+class Glances(NamedTuple):
+    """Of n pictures: ``hashes`` [n], those of the pictures mirrored [n], and ``colours`` uint8 [n 16 16 3]."""
+
+    hashes: Hashes
+    mirrored: Hashes
+    colours: npt.NDArray[np.uint8]
+
+
+def look(data: bytes) -> npt.NDArray[np.float32]:
+    """The glance of one picture as it is stored: read it with `unpack`. Raises BadPicture."""
+    seen = decode(data, channels=3, short_side=_FINE)
+    small = seen.resize((_FINE, _FINE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    grey = np.asarray(small.convert("L"), np.float64)
+    block = _FINE // SIDE
+    fine = np.asarray(small, np.float64).reshape(SIDE, block, SIDE, block, 3)
+    colours = np.rint(fine.mean((1, 3))).astype(np.uint32)
+    packed = (colours << np.array([16, 8, 0], np.uint32)).sum(2)
+    words = [_words(_signs(found)) for found in _spectra(grey)]
+    return np.concatenate([*words, packed.reshape(-1)]).astype(np.float32)
+
+
+def unpack(stored: npt.NDArray[np.float32]) -> Glances:
+    """What ``[n numbers]`` of `look` mean."""
+    words = stored[:, : 2 * _WORDS].astype(np.uint64).reshape(-1, 2, _WORDS)
+    both = (words << (np.arange(_WORDS, dtype=np.uint64) * np.uint64(16))).sum(2, dtype=np.uint64)
+    packed = stored[:, 2 * _WORDS :].astype(np.uint32).reshape(-1, SIDE, SIDE, 1)
+    colours = (packed >> np.array([16, 8, 0], np.uint32)).astype(np.uint8)
+    return Glances(both[:, 0], both[:, 1], colours)
+
+
+def distance(a: Hashes, b: Hashes) -> npt.NDArray[np.uint8]:
+    """How many of 64 bits differ."""
+    found: npt.NDArray[np.uint8] = np.bitwise_count(a ^ b)
+    return found
+
+
+def derive_glances(dataset: Dataset) -> Generator[Progress, None, None]:
+    """Derives the glances of the pictures that have none yet; the last report names their column."""
+    return derive(dataset, _NAME, _KEY, _look_at_all, batch=_AT_ONCE)
+
+
+def glance_column(dataset: Dataset) -> str | None:
+    """The column with every picture's glance; None where some have none yet."""
+    return derived(dataset, _NAME, _KEY)
+
+
+def glances(dataset: Dataset, column: str) -> Iterator[Glances]:
+    """All glances in the order of the rows, some thousand at a time."""
+    for batch in dataset.table.to_batches(columns=[column], batch_size=_BATCH, scan_in_order=True):
+        yield unpack(_numbers(batch[column]))
+
+
+def glances_at(dataset: Dataset, column: str, rows: npt.NDArray[np.int64]) -> Glances:
+    """The glances of some rows, in the order asked."""
+    return unpack(_numbers(dataset.take_arrow(rows, [column])[column].combine_chunks()))
+
+
+def all_glanced(dataset: Dataset) -> str:
+    """The column of the glances, derived without a word where it is missing."""
+    with closing(derive_glances(dataset)) as reports:
+        for report in reports:
+            if report.column is not None:
+                return report.column
+    raise AssertionError("the last report names the column")
+
+
+def _look_at_all(columns: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+    return np.stack([look(data) for data in columns["image"]])
+
+
+def _numbers(values: Any) -> npt.NDArray[np.float32]:
+    """Lists of one length as ``[n numbers]``."""
+    flat: npt.NDArray[np.float32] = values.flatten().to_numpy()
+    return flat.reshape(len(values), -1)
+
+
+def _spectra(grey: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The 64 lowest frequencies but the mean, of a grey picture and of its mirror image."""
+    cosines, down, across = _frequencies()
+    found = (cosines @ grey @ cosines.T)[down, across]
+    return found, np.where(across % 2, -found, found)
+
+
+@functools.cache
+def _frequencies() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The matrix of an orthonormal DCT-II, and which of its products are the lowest, down and across."""
+    k = np.arange(_FINE)
+    cosines = np.cos(np.pi / _FINE * np.outer(k, k + 0.5)) * np.sqrt(2 / _FINE)
+    cosines[0] /= np.sqrt(2)
+    down, across = (index.reshape(-1) for index in np.indices((_FINE, _FINE)))
+    lowest = np.argsort(down**2 + across**2, kind="stable")[1 : BITS + 1]
+    return cosines, down[lowest], across[lowest]
+
+
+def _signs(spectrum: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which frequencies are positive, of those that are there: half of a symmetric drawing's are zero but for noise,
+    and their signs would be chance. None are in a picture that is flat."""
+    length = np.linalg.norm(spectrum)
+    if length < _FLAT * _FINE:
+        return np.zeros(BITS, bool)
+    return np.asarray(spectrum > _THERE * length)
+
+
+def _words(bits: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    return bits.reshape(_WORDS, 16) @ 2.0 ** np.arange(16)
