@@ -172,6 +172,7 @@ def test_known_columns_of_other_types_are_told(tmp_path: Path, make_png: Callabl
         {
             "image": make_png(k),
             "caption": ["one", "two"],
+            "caption_de": {"a": "eins"},
             "split": 1,
             "label": {"a": 1},
             "n": [1],
@@ -182,13 +183,14 @@ def test_known_columns_of_other_types_are_told(tmp_path: Path, make_png: Callabl
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     dataset, summary = take_in(tmp_path / "a.parquet", tmp_path / "data")
     assert len(dataset) == 2
+    assert dataset.take([0], ["caption", "captions_more"]) == {"caption": ["one"], "captions_more": ['["two"]']}
     lines = (tmp_path / "data" / "rejected.jsonl").read_text().splitlines()
     assert [json.loads(line)["reason"] for line in lines] == [
-        "the column 'caption' is not read: it holds list<element: string>, expected text",
+        "the column 'caption_de' is not read: it holds struct<a: string>, expected text",
         "the column 'split' is not read: it holds int64, expected text",
         "the column 'label' is not read: it holds struct<a: int64>, expected text or whole numbers",
     ]
-    assert "3 skipped, listed in rejected.jsonl: 1 x the column 'caption' is not read" in summary.lines()[1]
+    assert "3 skipped, listed in rejected.jsonl: 1 x the column 'caption_de' is not read" in summary.lines()[1]
 
 
 def test_a_file_that_was_moved_is_noticed(tmp_path: Path, make_png: Callable[..., bytes]) -> None:

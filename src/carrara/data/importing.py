@@ -22,7 +22,16 @@ from carrara.data import told
 from carrara.data.beside import KINDS, check, id_column
 from carrara.data.boxes import COLUMN, canonical
 from carrara.data.pictures import examine
-from carrara.data.rows import MORE_CAPTIONS, BadPicture, Rejected, Row, caption_column, content_id, tidy
+from carrara.data.rows import (
+    CAPTIONED_BY,
+    MORE_CAPTIONS,
+    BadPicture,
+    Rejected,
+    Row,
+    caption_column,
+    content_id,
+    tidy,
+)
 from carrara.data.store import Store, store_at
 from carrara.data.table import ABOUT, FORMAT, REJECTED, TABLE, Dataset, nearest_path
 from carrara.data.unfinished import UNFINISHED, folder_of, sweep
@@ -226,6 +235,8 @@ def _look(item: Row | Rejected) -> Looked | Rejected:
         more["url"] = url
     if flags := " ".join(sorted(set(item.flags))):
         more["flags"] = flags
+    if item.captioned_by:
+        more[CAPTIONED_BY] = item.captioned_by
     if further := [text for caption in item.more if (text := tidy(caption))]:
         more[MORE_CAPTIONS] = json.dumps(further, ensure_ascii=False)
     record = {

@@ -30,7 +30,8 @@ class Row:
     ``split`` is one of SPLITS where the source decides it. ``boxes`` is JSON that `boxes.canonical` reads, whose
     numbered labels have the names ``box_names``; ``beside`` maps a word of `beside.KINDS` to a picture. ``url`` is
     where it was downloaded from; ``flags`` are single words that one may want to filter by. ``more`` are further
-    captions, in the language of the first; ``settled`` says that nobody knows the language of an UNSTATED one.
+    captions, in the language of the first; ``captioned_by`` is as CAPTIONED_BY has it; ``settled`` says
+    that nobody knows the language of an UNSTATED one.
     """
 
     source: str
@@ -47,6 +48,7 @@ class Row:
     url: str | None = None
     flags: tuple[str, ...] = ()
     more: tuple[str, ...] = ()
+    captioned_by: str | None = None
     settled: bool = False
 
 

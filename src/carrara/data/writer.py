@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from carrara.data import boxes
 from carrara.data.beside import KINDS, id_column
 from carrara.data.commits import Values, add_columns, append, committed, update
-from carrara.data.rows import CAPTIONED_BY, caption_language, chosen_by_hash, group_hash
+from carrara.data.rows import CAPTIONED_BY, MORE_CAPTIONS, caption_language, chosen_by_hash, group_hash
 from carrara.data.store import TABLE, Store, lock, newest, release
 from carrara.data.table import AS_GIVEN, DERIVED_FROM, DERIVED_KEY, schema
 from carrara.data.unfinished import JOURNAL, folder_of, fragments_of, whole_lines
@@ -36,7 +36,7 @@ BATCH_BYTES = 64 * 2**20
 PIECE_BYTES = 4 * 2**20
 STORAGE_VERSION = "2.2"
 ENOUGH_TO_HOLD_OUT = 20
-DESCRIPTION = ("label", "group", "category", "split", "licence", "url", "flags", CAPTIONED_BY)
+DESCRIPTION = ("label", "group", "category", "split", "licence", "url", "flags", MORE_CAPTIONS, CAPTIONED_BY)
 AMENDED = "amended"  # names of columns, spaces between, that were set otherwise than by the source (`amend`)
 IDS = {name: id_column(name) for name in KINDS}  # of the pictures beside a picture
 BESIDE = "beside"  # the folder for those that known pictures are to get

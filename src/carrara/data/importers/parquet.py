@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from carrara.data.archives import TARS
 from carrara.data.beside import KINDS, Beside
-from carrara.data.captions import BOXES, HELD_OUT, LANGUAGE, plain, row_words
-from carrara.data.importers.folder import natural, printable
+from carrara.data.files import below, printable, shallow
 from carrara.data.importing import Options
 from carrara.data.pictures import SUFFIXES
-from carrara.data.rows import Rejected, Row, Survey
+from carrara.data.rows import MORE_CAPTIONS, Rejected, Row, Survey
+from carrara.data.words import BOXES, COLUMNS, LANGUAGE, TEXTS, plain, row_words, split_named
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 IMAGES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 CLASS_NAMES = ("class_name", "label_name", "label_text", "class", "category_name")
 LABELS = ("label", "fine_label", "class_id", "labels")
-WORDS = ("text", "caption", "split", "group", "licence", "license")
+WORDS = tuple(name for name in COLUMNS if name not in (*BOXES, "label"))
+NUMBERS = ("group", "punsafe", "pwatermark")  # of these words, those that may be numbers
+LISTS = (*TEXTS, MORE_CAPTIONS)  # … those that may be lists of texts
 ROWS = 64  # that are in memory at a time
 _METADATA = "metadata.parquet"  # a table beside pictures, which holds none itself
 
@@ -63,7 +65,7 @@ def matches(source: str) -> bool:
     path = Path(source)
     if path.is_file():
         return path.suffix.lower() == ".parquet"
-    return path.is_dir() and bool(_files(path)) and not any(_shallow(path, SUFFIXES))
+    return path.is_dir() and bool(_files(path)) and not shallow(path, (*SUFFIXES, *TARS))
 
 
 def survey(source: str, options: Options) -> Survey:
@@ -76,7 +78,7 @@ def survey(source: str, options: Options) -> Survey:
             _layout(path, file.schema_arrow)
             total += file.metadata.num_rows
         about = path.stat()
-        digest.update(f"{_name(root, path)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
+        digest.update(f"{below(root, path)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
     return Survey(total, digest.hexdigest())
 
 
@@ -90,7 +92,7 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
 
     root = Path(source)
     for path in _files(root):
-        name = printable(_name(root, path))
+        name = printable(below(root, path))
         with _open(path) as file:
             layout, number, told = _layout(path, file.schema_arrow), 0, False
             for column, expected in layout.unread.items():
@@ -120,7 +122,7 @@ def _row(values: dict[str, Any], layout: Layout, file: str, number: int, options
     said = {word: text for c, word in layout.words.items() if (text := plain(values[c])) is not None}
     if layout.boxes and (boxes := plain(values[layout.boxes])) is not None:
         said[BOXES[0]] = boxes
-    if "split" not in said and (found := _split_in(file)):
+    if "split" not in said and (found := split_named(file)):
         said["split"] = found
     try:
         words = row_words(said | _label(values, layout), "the row")
@@ -134,8 +136,14 @@ def _row(values: dict[str, Any], layout: Layout, file: str, number: int, options
         label=words.label,
         group=words.group,
         split=words.split,
+        category=words.category,
         licence=words.licence or options.licence,
         boxes=words.boxes,
+        url=words.url,
+        flags=words.flags,
+        more=words.more,
+        captioned_by=words.captioned_by,
+        settled=words.settled,
         box_names=layout.box_names,
         beside={name: Beside(f"{source}:{name}", partial(bytes, d)) for name, d in beside.items() if d},
     )
@@ -209,7 +217,10 @@ def _layout(path: Path, schema: pa.Schema) -> Layout:
     numbers = [n for n, k in kinds.items() if is_.is_integer(k) or is_.is_floating(k)]
     label, class_name = _first([*text, *numbers], LABELS), _first(text, CLASS_NAMES)
     words = {
-        n: word for n in kinds if (word := _word(n)) and (n in text or (word == "group" and n in numbers))
+        n: word
+        for n in kinds
+        if (word := _word(n))
+        and (n in text or (word in NUMBERS and n in numbers) or (word in LISTS and _are_texts(kinds[n])))
     }
     labels = () if label or class_name else (*LABELS, *CLASS_NAMES)
     unread = {
@@ -235,6 +246,13 @@ def _layout(path: Path, schema: pa.Schema) -> Layout:
         words=words,
         unread=unread,
     )
+
+
+def _are_texts(kind: pa.DataType) -> bool:
+    import pyarrow.types as is_
+
+    listed = is_.is_list(kind) or is_.is_large_list(kind)
+    return bool(listed and (is_.is_string(kind.value_type) or is_.is_large_string(kind.value_type)))
 
 
 def _may_say_boxes(kind: pa.DataType) -> bool:
@@ -274,33 +292,10 @@ def _names_within(about: Any) -> tuple[str, ...] | None:
     return next((found for part in inside if (found := _names_within(part))), None)
 
 
-def _split_in(file: str) -> str | None:
-    """The split that a file's name, or else its folder's, begins with."""
-    for part in reversed(file.lower().split("/")):
-        if found := re.match(rf"(train|{'|'.join(HELD_OUT)})(?![a-z0-9])", part):
-            return found[1]
-    return None
-
-
-def _name(root: Path, path: Path) -> str:
-    """A file by its path below the source; it says the split, so a file that was moved is another one."""
-    return str(path.relative_to(root)) if root.is_dir() else path.name
-
-
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = [p for p in _shallow(path, (".parquet",)) if p.name != _METADATA]
-    return sorted(found, key=lambda p: natural(str(p.relative_to(path))))
-
-
-def _shallow(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """Files of these kinds in a folder and in those right below it; hidden ones are none."""
-    for pattern in ("*", "*/*"):
-        for path in folder.glob(pattern):
-            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-            if path.suffix.lower() in suffixes and not hidden and path.is_file():
-                yield path
+    return [p for p in shallow(path, (".parquet",)) if p.name != _METADATA]
 
 
 def _open(path: Path) -> ParquetFile:

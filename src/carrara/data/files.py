@@ -1,0 +1,215 @@
+"""Files by name, wherever they lie, and what each is good for: a picture, words of one, a picture beside one."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from carrara.data.beside import KINDS, Beside
+from carrara.data.captions import (
+    BOXES_SUFFIX,
+    TEXT_SUFFIXES,
+    by_name,
+    from_boxes,
+    from_metadata,
+    from_records,
+    from_texts,
+)
+from carrara.data.pictures import MAX_BYTES, SUFFIXES, looks_like_picture
+from carrara.data.rows import BadPicture, Rejected, Row, tidy
+from carrara.data.words import HELD_OUT, Words
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_SPLITS = ("train", *HELD_OUT)
+
+
+class File(NamedTuple):
+    """A file that can be read: its size, what changes when its bytes do (a time, a checksum), and how to open it.
+
+    ``open()`` raises OSError or BadPicture.
+    """
+
+    size: int
+    stamp: int
+    open: Callable[[], BinaryIO]
+
+    def read(self) -> bytes:
+        """All bytes; BadPicture where they are too many."""
+        with self.open() as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise BadPicture(f"{max(self.size, len(data))} bytes; at most {MAX_BYTES} are read")
+        return data
+
+
+@dataclass
+class Listing:
+    """What lies in a folder or an archive, by path relative to it, each list in natural order."""
+
+    pictures: dict[str, File] = field(default_factory=dict)
+    texts: dict[str, File] = field(default_factory=dict)
+    records: dict[str, File] = field(default_factory=dict)
+    metadata: dict[str, File] = field(default_factory=dict)
+    boxes: dict[str, File] = field(default_factory=dict)
+    beside: dict[str, File] = field(default_factory=dict)  # pictures that belong to others
+    rejected: list[Rejected] = field(default_factory=list)
+
+    def put(self, name: str, file: File) -> None:
+        """Puts a file where it belongs; it is opened only where its name tells nothing. OSError as it comes."""
+        suffix = os.path.splitext(name)[1]
+        if name.rpartition("/")[2] in METADATA:
+            self.metadata[name] = file
+        elif suffix.lower() in TEXT_SUFFIXES:
+            self.texts[name] = file
+        elif name.lower().endswith(BOXES_SUFFIX):
+            self.boxes[name] = file
+        elif suffix.lower() == ".json":
+            self.records[name] = file
+        elif suffix.lower() in SUFFIXES or _starts_like_picture(file):
+            self.pictures[name] = file
+        else:
+            self.rejected.append(Rejected(printable(name), f"not a picture ({suffix or 'no suffix'})"))
+
+    def settle(self) -> None:
+        """Tells the pictures that belong to others from those that do not; to be called when all are in."""
+        named = by_name([name for name in self.pictures if not _belongs(name).of])
+        taken = set[tuple[str, str]]()
+        for name in list(self.pictures):
+            of, kind = _belongs(name)
+            if of not in named:
+                continue
+            file = self.pictures.pop(name)
+            if taken.isdisjoint(places := {(picture, kind) for picture in named[of]}):
+                self.beside[name] = file
+            else:
+                self.rejected.append(Rejected(printable(name), f"a second {kind} of its picture"))
+            taken |= places
+
+    def stamps(self) -> Iterator[str]:
+        """A line per file and per rejection: the same lines promise the same rows."""
+        for kind in (self.pictures, self.texts, self.records, self.metadata, self.boxes, self.beside):
+            for name, file in kind.items():
+                yield f"{name!r} {file.size} {file.stamp}\n"
+        for bad in self.rejected:
+            yield f"{bad.source!r} {bad.reason}\n"
+
+    def rows(self, where: str, licence: str | None) -> Iterator[Row | Rejected]:
+        """What cannot be used first, then a row per picture.
+
+        UserError where a metadata file cannot be read, or where there are captions but none has its picture.
+        """
+        words, unused = self._words(where)
+        beside = self._by_picture()
+        yield from self.rejected
+        yield from unused
+        for name, file in self.pictures.items():
+            known = words.get(name, Words())
+            split, label = _told_by_folders(name)
+            yield Row(
+                source=printable(name),
+                read=file.read,
+                captions=known.captions,
+                label=known.label or (None if known.unlabelled else label),
+                group=known.group,
+                category=known.category,
+                split=known.split or split,
+                licence=known.licence or licence,
+                boxes=known.boxes,
+                beside=beside.get(name, {}),
+                url=known.url,
+                flags=known.flags,
+                more=known.more,
+                captioned_by=known.captioned_by,
+                settled=known.settled,
+            )
+
+    def _words(self, where: str) -> tuple[dict[str, Words], list[Rejected]]:
+        """What is said of each picture: a metadata table goes before what lies beside the picture."""
+        pictures = list(self.pictures)
+        words, unused = from_texts(where, self.texts, pictures)
+        for found, without in (from_records(self.records, pictures), from_boxes(self.boxes, pictures)):
+            words |= {name: said.over(words.get(name, Words())) for name, said in found.items()}
+            unused += without
+        for name, file in self.metadata.items():
+            table, more = from_metadata(os.path.join(where, name), name, file, self.pictures.keys())
+            unused += more
+            words |= {picture: said.over(words.get(picture, Words())) for picture, said in table.items()}
+        return words, unused
+
+    def _by_picture(self) -> dict[str, dict[str, Beside]]:
+        """For each picture, what lies beside it."""
+        named, found = by_name(list(self.pictures)), dict[str, dict[str, Beside]]()
+        for name, file in self.beside.items():
+            of, kind = _belongs(name)
+            for picture in named[of]:
+                found.setdefault(picture, {})[kind] = Beside(printable(name), file.read)
+        return found
+
+
+class Belongs(NamedTuple):
+    """The picture that ``of.kind.png`` belongs to by its name, and as what; empty for any other name."""
+
+    of: str
+    kind: str
+
+
+def _belongs(name: str) -> Belongs:
+    of, _, kind = os.path.splitext(name)[0].rpartition(".")
+    return Belongs(of, kind) if kind in KINDS and os.path.basename(of) else Belongs("", "")
+
+
+def _told_by_folders(name: str) -> tuple[str | None, str | None]:
+    """The split and the label that the folders of a picture say: ``train/cat/1.png`` is a cat to train on."""
+    *folders, _ = name.split("/")
+    split = next((f.lower() for f in folders if f.lower() in _SPLITS), None)
+    label = folders[-1] if folders and folders[-1].lower() not in _SPLITS else None
+    held_out = None if split is None else "train" if split == "train" else "held_out"
+    return held_out, tidy(printable(label)) if label else None
+
+
+def shallow(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files of these kinds in a folder and in those right below it, in natural order; hidden ones are none."""
+    found = []
+    for pattern in ("*", "*/*"):
+        for path in folder.glob(pattern):
+            inside = path.relative_to(folder).parts
+            if path.name.lower().endswith(suffixes) and not any(map(hidden, inside)) and path.is_file():
+                found.append(path)
+    return sorted(found, key=lambda path: natural(path.relative_to(folder).as_posix()))
+
+
+def below(root: Path, path: Path) -> str:
+    """A file of a source by its path below it; the source itself by its name."""
+    return path.relative_to(root).as_posix() if root.is_dir() else path.name
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is none that people look at."""
+    last = name.rpartition("/")[2]
+    return last.startswith(".") or last == "__MACOSX"
+
+
+def printable(name: str) -> str:
+    """A file name as valid Unicode: bytes that are not UTF-8 are written as \\xNN."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a surrogate pair that stands for no byte
+        return name.encode("utf-8", "backslashreplace").decode()
+
+
+def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """The sort key that puts x2 before x10; the name itself breaks ties."""
+    parts = re.findall(r"[0-9]{1,18}|[^0-9]+", name)
+    return [(0, int(p), "") if p[0] in "0123456789" else (1, 0, p.casefold()) for p in parts], name
+
+
+def _starts_like_picture(file: File) -> bool:
+    try:
+        with file.open() as opened:
+            return looks_like_picture(opened.read(16))
+    except BadPicture:
+        return False
