@@ -23,6 +23,7 @@ RANKS = {
             "cli_average",
             "cli_plan",
             "cli_doctor",
+            "cli_versions",
             "cli_search",
             "cli_keep",
         ],

@@ -11,6 +11,7 @@ import typer
 
 from carrara.cli_keep import data_caption, data_dedup, data_filter, data_split, data_stats
 from carrara.cli_search import search
+from carrara.cli_versions import data_clean, data_tag, data_versions
 from carrara.console import Bar, console
 from carrara.errors import UserError
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from carrara.training.parallel import Placement
 
 data = typer.Typer(no_args_is_help=True, help="Bring pictures in, and encode them.")
+data.command("versions")(data_versions)
+data.command("tag")(data_tag)
+data.command("clean")(data_clean)
 
 
 @data.command("import")

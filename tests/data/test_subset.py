@@ -47,7 +47,11 @@ def test_rows_with_all_of_their_columns(
     assert derived(part, "length", KEY) is None  # one of the rows has none
     assert derived(part, "length", KEY, np.array([0, 1, 2, 4]))
     made = part.about["subset"]
-    assert (made["of"], made["version"], made["why"]) == (str(dataset.path), dataset.version, "those that I like")
+    assert (made["of"], made["version"], made["why"]) == (
+        str(dataset.path),
+        dataset.version,
+        "those that I like",
+    )
     # It can be added to, and still knows where it is from.
     list(import_pictures(tmp_path / "source", tmp_path / "part"))
     part = Dataset.open(tmp_path / "part")

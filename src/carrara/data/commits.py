@@ -86,7 +86,8 @@ def update(table: lance.LanceDataset, values: Values) -> None:
         changed.append(metadata)
     if changed:
         operation = lance.LanceOperation.Update(updated_fragments=changed, fields_modified=fields)
-        lance.LanceDataset.commit(table.uri, operation, read_version=table.version)
+        message = f"{', '.join(values)} of {len(wanted)} pictures changed"
+        lance.LanceDataset.commit(table.uri, operation, read_version=table.version, commit_message=message)
 
 
 _KEEP = object()

@@ -276,7 +276,8 @@ def _fill_in(table: lance.LanceDataset, staging: _Staging, values: npt.NDArray[A
         metadata, fields = fragment.update_columns(update, left_on="id", right_on="id")
         changed.append(metadata)
     operation = lance.LanceOperation.Update(updated_fragments=changed, fields_modified=fields)
-    lance.LanceDataset.commit(table.uri, operation, read_version=table.version)
+    message = f"{staging.column} filled in for {len(ids)} pictures"
+    lance.LanceDataset.commit(table.uri, operation, read_version=table.version, commit_message=message)
 
 
 def _every_row(

@@ -33,7 +33,7 @@ from carrara.data.rows import (
     tidy,
 )
 from carrara.data.store import Store, store_at
-from carrara.data.table import ABOUT, FORMAT, REJECTED, TABLE, Dataset, nearest_path
+from carrara.data.table import ABOUT, FORMAT, REJECTED, TABLE, Dataset, nearest_path, split_version
 from carrara.data.unfinished import UNFINISHED, folder_of, sweep
 from carrara.data.writer import SAME, Record, Writer
 from carrara.errors import UserError
@@ -143,7 +143,9 @@ def import_pictures(
         return
     writer = Writer(store, ticket, held_out=chosen.held_out)
     try:
-        if same := _same(store, entry):  # by another process meanwhile, or by one killed in its very last step
+        if same := _same(
+            store, entry
+        ):  # by another process meanwhile, or by one killed in its very last step
             writer.finish()
             yield _nothing_to_do(store, survey.total, same)
             return
@@ -298,6 +300,9 @@ def _check_folder(source: Path) -> None:
 
 def _check_destination(store: Store) -> None:
     destination = store.path
+    whole, version = split_version(destination)
+    if version is not None and store_at(whole).has_table():
+        raise UserError(f"pictures can only be added to the newest version: to {whole}")
     if destination != store.work:
         return
     if destination.exists() and not destination.is_dir():

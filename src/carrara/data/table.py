@@ -187,7 +187,9 @@ class Dataset:
     def arrow(self, columns: Sequence[str]) -> pa.Table:
         """Whole columns as an Arrow table, in row order."""
         rows = len(self)
-        return self._both(columns, lambda t, names: t.to_table(columns=names, scan_in_order=True).slice(0, rows))
+        return self._both(
+            columns, lambda t, names: t.to_table(columns=names, scan_in_order=True).slice(0, rows)
+        )
 
     def take(self, indices: Rows, columns: Sequence[str]) -> dict[str, list[Any]]:
         """The values of ``columns`` at these rows, in the order asked, repeats included."""
@@ -335,7 +337,7 @@ def _where(table: lance.LanceDataset, condition: str) -> npt.NDArray[np.int64]:
 
 
 def split_version(path: str | Path) -> tuple[Path, str | None]:
-    """"data@v1" as its path and its version or tag; a folder that has the sign in its name is one."""
+    """ "data@v1" as its path and its version or tag; a folder that has the sign in its name is one."""
     found, _, named = str(path).rpartition("@")
     if not found or "/" in named or Path(path).exists():
         return Path(path), None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,10 +47,10 @@ def fragments_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def sweep(store: Store, *, which: Callable[[str], bool]) -> int:
+def sweep(store: Store, *, which: Callable[[str], bool], before: float = math.inf) -> int:
     """Throws away what killed imports left, of those whose ticket is one of ``which``; how many there were.
 
-    One that is under way is left alone.
+    One that is under way is left alone, and one that did something after the time ``before``.
     """
     root, swept = store.work / UNFINISHED, 0
     for folder in sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []:
@@ -59,7 +60,7 @@ def sweep(store: Store, *, which: Callable[[str], bool]) -> int:
             continue
         try:
             lines = list(whole_lines(folder / JOURNAL))
-            if lines and not which(str(lines[0].get("ticket"))):
+            if folder.stat().st_mtime > before or (lines and not which(str(lines[0].get("ticket")))):
                 continue
             _forget(store, fragments_of(lines))
             shutil.rmtree(folder, ignore_errors=True)

@@ -269,7 +269,9 @@ class Writer:
                     if before is not None and before.fresh:
                         met[name] = known
                     self._known[bytes.fromhex(name)] = known.packed()
-                    split = record["split"] if group == name else self._splits.setdefault(group, record["split"])
+                    split = (
+                        record["split"] if group == name else self._splits.setdefault(group, record["split"])
+                    )
                     if split != record["split"] and group in self._hashed:
                         moved[group] = self._splits[group] = record["split"]
             self._read |= files

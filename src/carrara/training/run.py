@@ -7,6 +7,7 @@ model (previews, averages) takes everything but the weights from there.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,25 +26,36 @@ from carrara.training import checkpoint
 from carrara.training.loop import Report, Task, TrainingState, train
 from carrara.training.post_hoc import Snapshots
 
+if TYPE_CHECKING:
+    from carrara.data.table import Dataset
+
 RECIPE, METRICS, CHECKPOINTS, EVENTS, MODEL = "recipe.toml", "metrics.jsonl", "checkpoints", "events", "model"
 UNFINISHED, AVERAGES = "unfinished", "averages"
 STOPPED = "stopped.txt"  # why the training could not go on; gone when it does
 LOG_EVERY = 10  # steps
+_VERSION = {
+    "data",
+    "version",
+    "tag",
+}  # of the table that a run saw; it may go on with a later one that says the same
 _FIRST_FILES = {"run.json", RECIPE + ".part"}  # all that a run killed at its very start can have left
 
 
 class Run:
     """The folder of one training. Opening it again with the same recipe continues it."""
 
-    def __init__(self, folder: Path, recipe: Config, made_from: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, recipe: Config, made_from: Mapping[str, str], dataset: Dataset | None = None
+    ) -> None:
         """``made_from`` holds hashes by name of what is trained on, such as "pictures and captions".
 
+        The version of ``dataset`` that is trained on is remembered, and tagged so that cleaning keeps it.
         UserError where the folder belongs to something else.
 
         Nothing is written before ``train``, so that a recipe found wanting leaves no folder.
         """
         self.folder = folder
-        self._recipe, self._about = to_toml(recipe), dict(made_from)
+        self._recipe, self._about, self._dataset = to_toml(recipe), dict(made_from), dataset
         if (folder / RECIPE).is_file():
             _same(folder, recipe, self._about)
         elif folder.exists() and not folder.is_dir():
@@ -55,10 +67,26 @@ class Run:
         if (self.folder / RECIPE).is_file():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "run.json").write_text(json.dumps(self._about))
+        (self.folder / "run.json").write_text(json.dumps({**self._about, **self._version()}))
         part = self.folder / (RECIPE + ".part")
         part.write_text(self._recipe, encoding="utf-8")
         os.replace(part, self.folder / RECIPE)
+
+    def _version(self) -> dict[str, Any]:
+        """Where the data set is, the version that this run sees, and its tag."""
+        from carrara.data.versions import tag
+
+        if self._dataset is None:
+            return {}
+        named = hashlib.sha256(f"{self.folder.resolve()} {self._recipe} {self._about}".encode()).hexdigest()[
+            :8
+        ]
+        seen = {"data": str(self._dataset.path), "version": self._dataset.version}
+        try:
+            tag(self._dataset, f"run-{named}", move=True)
+        except (OSError, ValueError):  # a data set that may only be read is trained on all the same
+            return seen
+        return {**seen, "tag": f"run-{named}"}
 
     @property
     def model(self) -> Path:
@@ -282,11 +310,11 @@ def _same(folder: Path, recipe: Config, about: dict[str, str]) -> None:
         raise UserError(
             f"{folder / 'run.json'} cannot be read: {error}; give another folder with --out"
         ) from None
-    if changed := [
-        name for name in sorted(begun.keys() | about.keys()) if begun.get(name) != about.get(name)
-    ]:
+    named = sorted((begun.keys() | about.keys()) - _VERSION)
+    if changed := [name for name in named if begun.get(name) != about.get(name)]:
+        hint = f"; its data is {begun['data']}@{begun['tag']}" if "tag" in begun else ""
         raise UserError(
-            f"{folder} was begun with other {' and '.join(changed)}; give another folder with --out"
+            f"{folder} was begun with other {' and '.join(changed)}; give another folder with --out{hint}"
         )
 
 

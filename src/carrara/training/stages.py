@@ -49,7 +49,7 @@ def train_autoencoder(
     recipe = with_network(recipe, start)
     check_pictures(dataset)
     made_from = {_DATA: dataset.hash} | ({"start": start.hash} if start else {})
-    run = Run(folder, recipe, made_from)
+    run = Run(folder, recipe, made_from, dataset)
     if run.finished:
         return
     placement = Placement.choose(precision=recipe.train.precision)
@@ -151,7 +151,7 @@ def train_diffusion(
         raise UserError("a recipe without pixels needs an autoencoder")
     check_pictures(dataset)
     made_from = {_DATA: dataset.hash, "autoencoder": autoencoder.hash}
-    run = Run(folder, recipe, made_from | ({"start": start.hash} if start else {}))
+    run = Run(folder, recipe, made_from | ({"start": start.hash} if start else {}), dataset)
     if run.finished:
         return
     begun = start.hash if start else ""

@@ -1,0 +1,67 @@
+"""`carrara data versions`, `tag`, `clean`: what a data set was, under which names, and no more of it than needed."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from carrara.console import console
+
+
+def data_versions(
+    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
+) -> None:
+    """List the versions of a data set: number, when, pictures, tags, what made it."""
+    from carrara.data.table import Dataset
+    from carrara.data.versions import versions
+
+    found = versions(Dataset.open(dataset))
+    width = max((len(" ".join(v.tags)) for v in found), default=0)
+    for v in found:
+        names = " ".join(v.tags).ljust(width)
+        console.print(
+            f"{v.number:>5}  {v.when:%Y-%m-%d %H:%M}  {v.pictures:>9}  {names}  {v.what}", soft_wrap=True
+        )
+    console.print(f"a version is named as {dataset}@{found[-1].number}, or by its tag", soft_wrap=True)
+
+
+def data_tag(
+    dataset: Annotated[Path, typer.Argument(help="A data set, or DATASET@NUMBER for an older version.")],
+    name: Annotated[str, typer.Argument(help="The name, as in DATASET@NAME.")],
+    version: Annotated[int | None, typer.Option(min=1, help="The version; the newest if not given.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the name away instead.")] = False,
+) -> None:
+    """Give a version of a data set a name, by which it is kept and can be opened."""
+    from carrara.data.table import Dataset
+    from carrara.data.versions import tag, untag
+
+    opened = Dataset.open(dataset, version=version)
+    if remove:
+        untag(opened, name)
+        console.print(f"removed: the versions stay until `carrara data clean {opened.path}`", soft_wrap=True)
+        return
+    tag(opened, name)
+    console.print(
+        f"tagged: {opened.path}@{name} is version {opened.version}, {len(opened)} pictures", soft_wrap=True
+    )
+
+
+def data_clean(
+    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
+    keep: Annotated[
+        float, typer.Option("--keep-hours", min=0, help="How long versions without a tag are kept anyway.")
+    ] = 24.0,
+) -> None:
+    """Join small files, and remove old versions without a tag and what killed work left."""
+    from carrara.data.table import Dataset
+    from carrara.data.versions import clean
+
+    opened = Dataset.open(dataset)
+    done = clean(opened, older_than=timedelta(hours=keep))
+    said = f"{done.versions} old versions removed, {done.bytes / 1e6:.1f} MB freed"
+    said += f"; {done.files_joined} files joined" if done.files_joined else ""
+    said += f"; {done.given_up} unfinished imports and encodings removed" if done.given_up else ""
+    console.print(f"cleaned: {said}", soft_wrap=True)

@@ -1,0 +1,175 @@
+"""Versions of a data set: what each of them brought, names for those to keep, and the others cleaned away."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from carrara.data.commits import committed
+from carrara.data.derive import STAGING
+from carrara.data.store import lock, newest, release
+from carrara.data.table import Dataset
+from carrara.data.unfinished import sweep
+from carrara.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import lance
+
+FILE_BYTES = 2 * 2**30  # about what a file of the compacted table holds
+FILE_ROWS = 2**15
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of the table: its number, since when, how many pictures, its tags, what made it."""
+
+    number: int
+    when: datetime
+    pictures: int
+    tags: tuple[str, ...]
+    what: str
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What a cleaning took away."""
+
+    versions: int
+    bytes: int
+    files_joined: int
+    given_up: int
+
+
+def versions(dataset: Dataset) -> list[Version]:
+    """All versions that are there, the oldest first."""
+    table = newest(dataset.store)
+    named: dict[int, list[str]] = {}
+    for name, number in tags(dataset).items():
+        named.setdefault(number, []).append(name)
+    found = []
+    before: lance.LanceDataset | None = None
+    for about in table.versions():
+        number = int(about["version"])
+        this = table.checkout_version(number)
+        found.append(
+            Version(
+                number,
+                about["timestamp"],
+                this.count_rows(),
+                tuple(named.get(number, ())),
+                _what(this, before),
+            )
+        )
+        before = this
+    return found
+
+
+def _what(this: lance.LanceDataset, before: lance.LanceDataset | None) -> str:
+    """What is another than in the version before, or what the commit said of itself."""
+    if before is None:
+        return "the first that is kept" if this.version > 1 else "an empty table"
+    said: list[str] = []
+    more = this.count_rows() - before.count_rows()
+    now, then = this.schema.names, before.schema.names
+    if more:
+        said.append(f"{more} pictures added")
+    if new := [name for name in now if name not in then]:
+        said.append(f"{', '.join(new)} added")
+    if gone := [name for name in then if name not in now]:
+        said.append(f"{', '.join(gone)} dropped")
+    if said or this.version != before.version + 1:
+        return "; ".join(said) or "changes that are not kept one by one"
+    with contextlib.suppress(OSError, ValueError):
+        transaction = this.read_transaction(this.version)
+        message = next(iter((transaction.transaction_properties or {}).values()), "") if transaction else ""
+        kind = type(transaction.operation).__name__ if transaction else ""
+        return message or {"Rewrite": "files joined", "CreateIndex": "an index"}.get(kind, "values changed")
+    return "values changed"
+
+
+def tags(dataset: Dataset) -> dict[str, int]:
+    """The names of versions and their numbers."""
+    return {name: int(about["version"]) for name, about in newest(dataset.store).tags.list().items()}
+
+
+def tag(dataset: Dataset, name: str, *, move: bool = False) -> None:
+    """Names the version that ``dataset`` is at; cleaning keeps it. UserError where the name is taken or is none.
+
+    With ``move`` a name that is taken goes over.
+    """
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", name) or ".." in name or name.endswith((".", ".lock")):
+        raise UserError(
+            f"{name!r} cannot name a version; expected letters, digits, '-', '_', '.', a letter first"
+        )
+    there = tags(dataset)
+    table = newest(dataset.store)
+    if name not in there:
+        table.tags.create(name, dataset.version)
+    elif move:
+        table.tags.update(name, dataset.version)
+    elif there[name] != dataset.version:
+        raise UserError(
+            f"{name!r} is version {there[name]} of {dataset.path} already; remove it first, or take another"
+        )
+
+
+def untag(dataset: Dataset, name: str) -> None:
+    """Takes a name away. UserError where there is none such."""
+    if name not in (there := tags(dataset)):
+        raise UserError(f"{dataset.path} has no tag {name!r}{nearest(name, there)}")
+    newest(dataset.store).tags.delete(name)
+
+
+def clean(dataset: Dataset, *, older_than: timedelta) -> Cleaned:
+    """Joins small files, removes versions that are older and have no tag, and what killed work left longer ago.
+
+    Rows keep their numbers. Who reads a version that is removed meanwhile fails: trainings tag theirs, whatever
+    else reads should take less long than ``older_than``.
+    """
+    dataset.check_newest("be cleaned")
+    store = dataset.store
+    limit = time.time() - older_than.total_seconds()
+    joined: list[int] = []
+    with store.writing():
+        committed(store, lambda table: joined.append(_compact(table)))
+        table = newest(store)
+        kept = {table.version, *tags(dataset).values()}
+        old = [int(v["version"]) for v in table.versions() if v["timestamp"].timestamp() <= limit]
+        bytes_removed = 0
+        if gone := [number for number in old if number not in kept]:
+            done = table.cleanup_old_versions(versions=gone, error_if_tagged_old_versions=False)
+            bytes_removed = int(done.bytes_removed)
+    given_up = sweep(store, which=lambda _: True, before=limit) + _sweep_staging(store.work / STAGING, limit)
+    dataset.refresh()
+    return Cleaned(len(gone), bytes_removed, joined[-1], given_up)
+
+
+def _compact(table: lance.LanceDataset) -> int:
+    rows = max(1, table.count_rows())
+    held = sum(file.file_size_bytes or 0 for part in table.get_fragments() for file in part.data_files())
+    target = int(min(FILE_ROWS, max(1, FILE_BYTES * rows // max(1, held))))
+    metrics: Any = table.optimize.compact_files(target_rows_per_fragment=target)
+    return int(metrics.files_removed)
+
+
+def _sweep_staging(root: Path, before: float) -> int:
+    """Removes values of columns that nobody goes on with."""
+    swept = 0
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        try:
+            held = lock(folder)
+        except (UserError, OSError):
+            continue
+        try:
+            if folder.stat().st_mtime <= before:
+                shutil.rmtree(folder, ignore_errors=True)
+                swept += 1
+        finally:
+            release(held)
+    return swept
