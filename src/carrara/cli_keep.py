@@ -131,7 +131,10 @@ def data_split(
     within: Annotated[
         float | None, typer.Option(min=0, max=24, help="With --by near: bits of 64 (8).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed, another choice.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Choose anew by chance; without it, what is held out stays so where it can."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
     as_json: Json = False,
 ) -> None:

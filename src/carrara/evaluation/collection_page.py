@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw
 from carrara.data.keep.crops import Cut
 from carrara.data.keep.spread import Spread
 from carrara.data.keep.statistics import Statistics
-from carrara.data.keep.words import WINDOW
+from carrara.data.keep.words import WINDOW, caption_columns
 from carrara.data.pictures import decode, window
-from carrara.data.rows import BadPicture, caption_language
+from carrara.data.rows import BadPicture
 from carrara.data.table import Dataset
 from carrara.evaluation import report
 
@@ -96,7 +96,7 @@ def _with_code(text: str) -> str:
 def _pictures(dataset: Dataset, rows: Sequence[tuple[int, str]], *, frame: bool = False) -> str:
     """The pictures of some rows with words below: those given, or the caption."""
     asked = [row for row, _ in rows]
-    names = [name for name in dataset.columns if caption_language(name) is not None]
+    names = caption_columns(dataset)
     taken = dataset.take(asked, ["image", "label", "source", *names]) if asked else {"image": []}
     shown = []
     for k, (row, words) in enumerate(rows):

@@ -6,7 +6,8 @@ import html
 from collections.abc import Sequence
 
 from carrara.data.keep.duplicates import Group
-from carrara.data.rows import BadPicture, caption_language
+from carrara.data.keep.words import caption_columns
+from carrara.data.rows import BadPicture
 from carrara.data.table import Dataset
 from carrara.evaluation import report
 from carrara.evaluation.collection_page import thumbnail
@@ -16,7 +17,8 @@ _COPIES = 11  # of one group
 _SIDE = 112
 _STYLE = """<style>
 body { max-width: 72rem; }
-.group { border-bottom: 1px solid var(--line); padding: .6rem 0 0; }
+.groups { display: flex; flex-wrap: wrap; gap: .8rem; align-items: stretch; }
+.group { border: 1px solid var(--line); border-radius: 8px; padding: .7rem .1rem 0 .7rem; }
 .group figure { width: 7rem; } .group figure img { width: 7rem; height: 7rem; object-fit: contain; }
 .group figure:first-of-type img { outline: 3px solid var(--accent); } figcaption { overflow-wrap: anywhere; }
 </style>"""
@@ -29,14 +31,18 @@ def duplicates_page(dataset: Dataset, groups: Sequence[Group], how: str) -> str:
     shown = "".join(_group(dataset, group) for group in groups[:SHOWN])
     more = f"<p>The {SHOWN} largest of {len(groups)} groups.</p>" if len(groups) > SHOWN else ""
     words = "<p>Framed: the one that would be kept, with a caption and the largest. The others are each near to it.</p>"
-    inner = f"{_STYLE}{words}{more}{shown}" if groups else "<p>No picture is much like another one.</p>"
+    inner = (
+        f'{_STYLE}{words}{more}<div class="groups">{shown}</div>'
+        if groups
+        else "<p>No picture is much like another one.</p>"
+    )
     return report.page(f"Copies in {dataset.path.name}", lead, [("Groups", inner)])
 
 
 def _group(dataset: Dataset, group: Group) -> str:
     rows = group.rows[: 1 + _COPIES]
     how = ["kept", *(copy.how for copy in group.copies)]
-    names = [name for name in dataset.columns if caption_language(name) is not None]
+    names = caption_columns(dataset)
     taken = dataset.take(rows, ["image", "width", "height", "split", "source", *names])
     shown = []
     for k, row in enumerate(rows):

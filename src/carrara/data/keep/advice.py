@@ -58,7 +58,7 @@ def _words(found: Statistics, path: str) -> list[str]:
             )
         if captions.different < _MANY and captions.captions > _FEW:
             said.append(
-                f"captions in {_named(language)} repeat: only {captions.different:.0%} are different, which is little "
+                f"captions in {_named(language)} repeat: only {captions.different:.1%} are different, which is little "
                 "to learn words from"
             )
     return said

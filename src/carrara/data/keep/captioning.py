@@ -153,7 +153,7 @@ def from_python(dataset: Dataset, place: str) -> OfPictures:
     function = getattr(module, "caption", None)
     if not callable(function):
         raise UserError(f"{place} has no function caption(images), which gives a list of texts")
-    return OfPictures(dataset, _spelt(path.stem if path.suffix == ".py" else place), function)
+    return OfPictures(dataset, spelt(path.stem if path.suffix == ".py" else place), function)
 
 
 def to_name(dataset: Dataset, language: str, *, every: bool) -> Index:
@@ -276,7 +276,8 @@ def _progress(journal: _Journal, done: int, total: int) -> Progress:
     return Progress(done, total, kept, len(journal.texts) - kept)
 
 
-def _spelt(name: str) -> str:
+def spelt(name: str) -> str:
+    """A captioner's name as one word."""
     return _SPELT.sub("-", name) or "captioner"
 
 

@@ -33,16 +33,24 @@ class Division:
     now_trained: int  # pictures that were held out
 
 
-def divide(dataset: Dataset, names: Index, share: float, *, seed: int = 0) -> Division:
+def divide(dataset: Dataset, names: Index, share: float, *, seed: int | None = None) -> Division:
     """Holds out about ``share`` of the pictures, by the groups that ``names`` [n] numbers.
 
-    Groups come in an order that only their names and the seed decide, so that pictures added later do not move the
-    others far. A group is taken where it brings the share nearer; of more than one group, at least one is held out,
-    and one stays.
+    What is held out stays so as far as it can: first come groups that are held out as a whole, last those that are
+    partly trained on, as no model unlearns. With a ``seed`` chance alone decides. A group is taken where it brings
+    the share nearer; of more than one group, at least one is held out.
     """
     groups, place, counts = np.unique(names, return_inverse=True, return_counts=True)
     ids = np.array(dataset.column("id"))[groups] if len(groups) else np.empty(0, str)
-    order = sorted(range(len(groups)), key=lambda k: hashlib.sha256(f"{seed}:{ids[k]}".encode()).digest())
+    before = np.array([split == HELD_OUT for split in dataset.column("split")], bool)
+    inside = np.bincount(place, before, minlength=len(groups))
+    first = np.zeros(len(groups), np.int64)
+    if seed is None:
+        first = np.where(inside == counts, 0, np.where(inside == 0, 1, 2))
+    order = sorted(
+        range(len(groups)),
+        key=lambda k: (int(first[k]), hashlib.sha256(f"{seed or 0}:{ids[k]}".encode()).digest()),
+    )
     wanted = share * len(names)
     chosen = np.zeros(len(groups), bool)
     held = 0
@@ -53,7 +61,6 @@ def divide(dataset: Dataset, names: Index, share: float, *, seed: int = 0) -> Di
     if share > 0 and not chosen.any() and len(groups) > 1:
         chosen[min(order, key=lambda k: int(counts[k]))] = True
     held_out = chosen[place]
-    before = np.array([split == HELD_OUT for split in dataset.column("split")], bool)
     return Division(
         held_out,
         len(groups),

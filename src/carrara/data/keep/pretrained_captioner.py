@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from carrara.data.keep.captioning import OfPictures
+from carrara.data.keep.captioning import OfPictures, spelt
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,35 +18,42 @@ TOKENS = 48  # of a caption at most
 
 
 def from_folder(dataset: Dataset, folder: Path, *, device: Any = "cpu") -> OfPictures:
-    """The captioner in ``folder``, which looks for nothing elsewhere and runs no code of its own. UserError where
-    the folder has none, or transformers is missing."""
+    """The captioner in ``folder``: its greedy answer to the picture alone, without a prompt.
+
+    Nothing is looked for elsewhere, no program of the folder is run, and weights are safetensors only. UserError
+    where the folder has no such model, or transformers is missing.
+    """
     try:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        import transformers
     except ImportError:
         raise UserError(
             "a captioner's folder needs transformers: pip install 'carrara[pretrained]'"
         ) from None
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is no captioner: expected config.json, weights and the processor's files")
+    transformers.utils.logging.disable_progress_bar()
+    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True
-        )
-    except Exception as error:  # whatever a folder of others makes the library raise
+        both = transformers.AutoProcessor.from_pretrained(folder, backend="pil", **here)
+        if hasattr(both, "image_processor"):
+            eye, tongue = both.image_processor, both.tokenizer
+        else:  # an encoder and a decoder that were put together have two files
+            eye = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **here)
+            tongue = transformers.AutoTokenizer.from_pretrained(folder, **here)
+        model = transformers.AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True, **here)
+    except Exception as error:  # whatever the files of others make the library raise
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{folder} cannot be read as a captioner: {said}") from None
     model = model.to(device).eval()
-    config = (folder / "config.json").read_bytes()
-    name = f"{folder.resolve().name}-{hashlib.sha256(config).hexdigest()[:8]}"
 
     def name_them(images: list[Image.Image]) -> list[str]:
         import torch
 
-        given = processor(images=images, return_tensors="pt").to(device)
+        pixels = eye(images=images, return_tensors="pt")["pixel_values"].to(device)
         with torch.inference_mode():
-            ids = model.generate(**given, max_new_tokens=TOKENS, do_sample=False)
-        texts: list[str] = processor.batch_decode(ids, skip_special_tokens=True)
+            ids = model.generate(pixel_values=pixels, max_new_tokens=TOKENS, do_sample=False)
+        texts: list[str] = tongue.batch_decode(ids, skip_special_tokens=True)
         return texts
 
-    return OfPictures(dataset, name.replace(" ", "-"), name_them)
+    config = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()[:8]
+    return OfPictures(dataset, spelt(f"{folder.resolve().name}-{config}"), name_them)

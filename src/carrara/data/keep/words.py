@@ -11,7 +11,7 @@ import numpy as np
 
 from carrara.conditions.text import learn_tokenizer
 from carrara.data.keep.spread import Spread
-from carrara.data.rows import CAPTIONED_BY
+from carrara.data.rows import CAPTIONED_BY, UNSTATED
 
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
@@ -86,6 +86,13 @@ def _language(
         len(counts) / len(texts),
         [(text, n) for text, n in counts.most_common(_COMMON) if n > 1],
     )
+
+
+def caption_columns(dataset: Dataset) -> list[str]:
+    """The columns of captions, those that most readers can read first."""
+    found = dataset.captions
+    first = [language for language in ("en", UNSTATED) if language in found]
+    return [found[language] for language in (*first, *sorted(found.keys() - set(first)))]
 
 
 def by_machine(dataset: Dataset, language: str) -> int:
