@@ -115,7 +115,7 @@ def walk_tar(
         raise UserError(f"{path} is not a readable tar archive: {_words(error)}") from None
     try:
         while (info := archive.next()) is not None:
-            archive.members = []  # it would remember them all
+            archive.members = []  # type: ignore[attr-defined] # it would remember them all
             if archive.offset <= before:
                 raise BadArchive("its headers go round in a circle")
             before = archive.offset

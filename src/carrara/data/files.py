@@ -112,19 +112,8 @@ class Listing:
             yield Row(
                 source=printable(name),
                 read=file.read,
-                captions=known.captions,
-                label=known.label or (None if known.unlabelled else label),
-                group=known.group,
-                category=known.category,
-                split=known.split or split,
-                licence=known.licence or licence,
-                boxes=known.boxes,
                 beside=beside.get(name, {}),
-                url=known.url,
-                flags=known.flags,
-                more=known.more,
-                captioned_by=known.captioned_by,
-                settled=known.settled,
+                **known.over(Words(label=label, split=split)).told(licence),
             )
 
     def _words(self, where: str) -> tuple[dict[str, Words], list[Rejected]]:

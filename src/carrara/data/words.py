@@ -72,6 +72,23 @@ class Words:
             self.unlabelled or other.unlabelled,
         )
 
+    def told(self, licence: str | None) -> dict[str, Any]:
+        """The fields of a `rows.Row` that words fill; ``licence`` is that of pictures that state none."""
+        return {
+            "captions": self.captions,
+            "label": self.label,
+            "group": self.group,
+            "category": self.category,
+            "split": self.split,
+            "licence": self.licence or licence,
+            "boxes": self.boxes,
+            "url": self.url,
+            "flags": self.flags,
+            "more": self.more,
+            "captioned_by": self.captioned_by,
+            "settled": self.settled,
+        }
+
 
 def row_words(row: Mapping[str, str | None], where: str) -> Words:
     """The words in one row of a table by its columns' names, in any case; UserError where its split is none."""
@@ -79,7 +96,9 @@ def row_words(row: Mapping[str, str | None], where: str) -> Words:
     first, *more = [*_texts(next((v for n in TEXTS if (v := said.get(n))), None)), None]
     spoken = (tidy(next((v for n in LANGUAGES if (v := said.get(n))), None)) or "").lower().replace("_", "-")
     unknown = spoken in _UNKNOWN
-    captions = {spoken if LANGUAGE.fullmatch(spoken) and not unknown else UNSTATED: first}
+    captions: dict[str, str | None] = {
+        spoken if LANGUAGE.fullmatch(spoken) and not unknown else UNSTATED: first
+    }
     for column, value in said.items():
         language = column.removeprefix("caption_").replace("_", "-")
         if column.startswith("caption_") and LANGUAGE.fullmatch(language):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from carrara.data.archives import TARS
 from carrara.data.beside import KINDS, Beside
@@ -17,7 +17,7 @@ from carrara.data.files import below, printable, shallow
 from carrara.data.importing import Options
 from carrara.data.pictures import SUFFIXES
 from carrara.data.rows import MORE_CAPTIONS, Rejected, Row, Survey
-from carrara.data.words import BOXES, COLUMNS, LANGUAGE, TEXTS, plain, row_words, split_named
+from carrara.data.words import BOXES, COLUMNS, LANGUAGE, TEXTS, Words, plain, row_words, split_named
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def survey(source: str, options: Options) -> Survey:
     total, digest = 0, hashlib.sha256(repr(options.licence).encode())
     for path in _files(root):
         with _open(path) as file:
-            _layout(path, file.schema_arrow)
+            layout_of(path, file.schema_arrow)
             total += file.metadata.num_rows
         about = path.stat()
         digest.update(f"{below(root, path)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
@@ -88,64 +88,91 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
     A column that is known by its name but cannot be used, and the first label of a file that is none, are told.
     The split is the column of that name, or what the file's name begins with ("train-00000-of-00004").
     """
-    import pyarrow as pa
-
     root = Path(source)
     for path in _files(root):
         name = printable(below(root, path))
         with _open(path) as file:
-            layout, number, told = _layout(path, file.schema_arrow), 0, False
-            for column, expected in layout.unread.items():
-                yield Rejected(name, f"the column {printable(column)!r} is not read: {expected}")
+            layout, number, told = layout_of(path, file.schema_arrow), 0, set[str]()
+            yield from unread(layout, name)
             for group in range(file.num_row_groups):
                 first, number = number, number + file.metadata.row_group(group).num_rows
-                done = 0
-                try:
-                    for batch in file.iter_batches(ROWS, row_groups=[group], columns=layout.columns):
-                        for values in batch.to_pylist():
-                            if not told and (odd := _odd_label(values, layout)):
-                                yield Rejected(f"{name}:{first + done}", odd)
-                                told = True
-                            yield _row(values, layout, name, first + done, options)
-                            done += 1
-                except (OSError, pa.ArrowException) as error:
-                    reason = " ".join(str(error).split())[:200]
-                    rest = f"{name}:{first + done}-{number - 1}"
-                    yield Rejected(rest, f"rows that cannot be read: {reason}")
+                batches = file.iter_batches(ROWS, row_groups=[group], columns=layout.columns)
+                place = Place(name, split_named(name), first, number - 1)
+                yield from from_batches(batches, layout, place, options, told)
 
 
-def _row(values: dict[str, Any], layout: Layout, file: str, number: int, options: Options) -> Row | Rejected:
-    source = f"{file}:{number}"
+class Place(NamedTuple):
+    """Where rows stand: in which file, of which split by its name, and the numbers of the first and the last."""
+
+    file: str
+    split: str | None
+    first: int
+    last: int
+
+
+def unread(layout: Layout, file: str) -> Iterator[Rejected]:
+    """What is known by its name and cannot be used."""
+    for column, expected in layout.unread.items():
+        yield Rejected(file, f"the column {printable(column)!r} is not read: {expected}")
+
+
+def from_batches(
+    batches: Iterator[pa.RecordBatch], layout: Layout, place: Place, options: Options, told: set[str]
+) -> Iterator[Row | Rejected]:
+    """A row per row; what cannot be read ends them. ``told`` remembers the first odd label of a file."""
+    import pyarrow as pa
+
+    number = place.first
+    try:
+        for batch in batches:
+            for values in _values(batch):
+                source = f"{place.file}:{number}"
+                number += 1
+                if isinstance(values, str):
+                    yield Rejected(source, values)
+                    continue
+                if not told and (odd := _odd_label(values, layout)):
+                    told.add(odd)
+                    yield Rejected(source, odd)
+                yield _row(values, layout, source, place.split, options)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        yield Rejected(f"{place.file}:{number}-{place.last}", f"rows that cannot be read: {reason}")
+
+
+def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
+    """The rows as Python values; one whose texts are none does not take the others along."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for number in range(batch.num_rows):
+            try:
+                values: dict[str, Any] = batch.slice(number, 1).to_pylist()[0]
+                yield values
+            except UnicodeDecodeError:
+                yield "a text of the row is not UTF-8"
+
+
+def _row(
+    values: dict[str, Any], layout: Layout, source: str, split: str | None, options: Options
+) -> Row | Rejected:
     data = _data(values, layout, layout.image)
     if not data:
         return Rejected(source, "the row holds no bytes of a picture")
     said = {word: text for c, word in layout.words.items() if (text := plain(values[c])) is not None}
     if layout.boxes and (boxes := plain(values[layout.boxes])) is not None:
         said[BOXES[0]] = boxes
-    if "split" not in said and (found := split_named(file)):
-        said["split"] = found
     try:
-        words = row_words(said | _label(values, layout), "the row")
+        words = row_words(said | _label(values, layout), "the row").over(Words(split=split))
     except UserError as error:
         return Rejected(source, str(error))
     beside = {name: _data(values, layout, name) for name in layout.beside}
     return Row(
         source=source,
         read=partial(bytes, data),
-        captions=words.captions,
-        label=words.label,
-        group=words.group,
-        split=words.split,
-        category=words.category,
-        licence=words.licence or options.licence,
-        boxes=words.boxes,
-        url=words.url,
-        flags=words.flags,
-        more=words.more,
-        captioned_by=words.captioned_by,
-        settled=words.settled,
         box_names=layout.box_names,
         beside={name: Beside(f"{source}:{name}", partial(bytes, d)) for name, d in beside.items() if d},
+        **words.told(options.licence),
     )
 
 
@@ -188,7 +215,8 @@ def _number(values: dict[str, Any], layout: Layout) -> int | float | str | None:
     return None if isinstance(label, float) and math.isnan(label) else label
 
 
-def _layout(path: Path, schema: pa.Schema) -> Layout:
+def layout_of(path: Path, schema: pa.Schema) -> Layout:
+    """What the columns of a file are. UserError where none holds pictures."""
     import pyarrow.types as is_
 
     def bytes_in(kind: pa.DataType) -> bool:

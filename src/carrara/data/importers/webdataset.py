@@ -165,22 +165,11 @@ def _row(sample: Sample, shard: str, options: Options) -> tuple[list[Rejected], 
     row = Row(
         source=_inside(shard, printable(name)),
         read=file.read,
-        captions=words.captions,
-        label=words.label,
-        group=words.group,
-        category=words.category,
-        split=words.split,
-        licence=words.licence or options.licence,
-        boxes=words.boxes,
         beside={
             kind: Beside(_inside(shard, printable(inside)), of.read)
             for kind, (inside, of) in sample.beside.items()
         },
-        url=words.url,
-        flags=words.flags,
-        more=words.more,
-        captioned_by=words.captioned_by,
-        settled=words.settled,
+        **words.told(options.licence),
     )
     return faults, row
 
