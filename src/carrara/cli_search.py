@@ -15,6 +15,8 @@ from carrara.console import Bar, console
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from carrara.data.search.contract import Found, Hit
     from carrara.data.table import Dataset
     from carrara.evaluation.embedders.contract import Embedder
@@ -87,6 +89,8 @@ def embed_all(dataset: Dataset, chosen: Sequence[str]) -> None:
         columns = list(dataset.captions.values())
         if embedder.pictures is None and not columns:
             raise UserError(f"{dataset.path} has no captions whose meaning could be stored")
+        if embedder.pictures is not None and not embedder.joint:
+            _glance(dataset)
         # In a joint space the pictures are what is found; a text comes with the question.
         _embed(dataset, embedder, ["image"] if embedder.pictures is not None else columns)
 
@@ -108,15 +112,12 @@ def run_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, path: Path, out
     held_out = read_passport(out / "model").get("held_out")
     if held_out:
         console.print(f"{out / 'model'}: {held_out['protocol']}", soft_wrap=True)
-        console.print(f"{'':10} {'text to picture':>24} {'picture to text':>24}")
-        console.print(f"{'':10} {'at 1':>8} {'at 5':>7} {'at 10':>7} {'at 1':>10} {'at 5':>6} {'at 10':>6}")
+        console.print(f"{'':10}{'text to picture':>24}{'picture to text':>24}")
+        console.print(" " * 10 + "".join(f"{f'at {k}':>8}" for k in (1, 5, 10, 1, 5, 10)))
         for language, ways in held_out["by_language"].items():
-            cells = [
-                f"{ways[way][f'recall_{k}']:8.0%}"
-                for way in ("text to picture", "picture to text")
-                for k in (1, 5, 10)
-            ]
-            console.print(f"{language:10} {''.join(cells)}")
+            parts = [ways[way] for way in ("text to picture", "picture to text")]
+            cells = "".join(f"{part[f'recall_{k}']:8.0%}" for part in parts for k in (1, 5, 10))
+            console.print(f"{language:10}{cells}")
     console.print(f"next: carrara data encode {path} --embedder {out}", soft_wrap=True)
 
 
@@ -136,6 +137,16 @@ def _embed(dataset: Dataset, embedder: Embedder, columns: Sequence[str]) -> None
             there = embedded(dataset, embedder, of)
         index(dataset, embedder, of)
         console.print(f"{embedder.name}: {what} in {there}", soft_wrap=True)
+
+
+def _glance(dataset: Dataset) -> None:
+    """The perceptual hashes, for what is nearly the same picture."""
+    from carrara.data.perceptual_hash import derive_glances
+
+    with Bar("perceptual hashes") as bar, closing(derive_glances(dataset)) as reports:
+        for report in reports:
+            if report.column is None:
+                bar.show(report.done / report.total, f"{report.done} done", total=report.total)
 
 
 def _bytes_of(file: Path) -> bytes:
@@ -162,11 +173,10 @@ def _show(found: Found, dataset: Path, sheet: Path | None) -> None:
     if found.verdict:
         console.print(found.verdict, soft_wrap=True)
     for place, hit in enumerate(found.hits, 1):
-        why = "; ".join(f"{reason.words}" for reason in hit.reasons)
+        why = "; ".join(reason.words for reason in hit.reasons)
+        told = f"  ({why})" if why else ""
         score = f"{hit.score:7.4f}  " if hit.reasons else ""
-        console.print(
-            f"{place:3}  {score}row {hit.row}  {_called(hit)}" + (f"  ({why})" if why else ""), soft_wrap=True
-        )
+        console.print(f"{place:3}  {score}row {hit.row}  {_called(hit)}{told}", soft_wrap=True)
     if not found.hits:
         console.print("nothing is found")
     ways = f"by {', '.join(dict.fromkeys(found.ways))}, " if found.ways else ""
@@ -190,21 +200,13 @@ def _called(hit: Hit) -> str:
 
 def _sheet(dataset: Dataset, hits: Sequence[Hit], path: Path) -> None:
     """The pictures in rows of six with their numbers, whole in their squares; written whole or not at all."""
-    from PIL import Image, ImageOps
-
-    from carrara.data.pictures import decode
     from carrara.evaluation.plates import Row, plate
 
     side, rows = 128, []
     for start in range(0, len(hits), _COLUMNS_OF_A_SHEET):
         part = hits[start : start + _COLUMNS_OF_A_SHEET]
         data = dataset.take([hit.row for hit in part], ["image"])["image"]
-        squares = [
-            ImageOps.pad(
-                decode(d, short_side=side).convert("RGB"), (side, side), Image.Resampling.LANCZOS, "white"
-            )
-            for d in data
-        ]
+        squares = [_square(found, side) for found in data]
         rows.append(Row("", squares, [f"{hit.row}: {hit.score:.3f}" for hit in part]))
     part_file = path.with_name(path.name + ".part")
     try:
@@ -212,3 +214,13 @@ def _sheet(dataset: Dataset, hits: Sequence[Hit], path: Path) -> None:
         part_file.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _square(data: bytes, side: int) -> Image.Image:
+    """A picture, whole, on a white square."""
+    from PIL import Image, ImageOps
+
+    from carrara.data.pictures import decode
+
+    picture = decode(data, short_side=side).convert("RGB")
+    return ImageOps.pad(picture, (side, side), Image.Resampling.LANCZOS, "white")

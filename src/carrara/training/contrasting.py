@@ -7,7 +7,7 @@ stand on, frozen vectors of pictures and of captions, was stored once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from carrara.config import Config, to_toml
-from carrara.data.loader import Fetch, load
-from carrara.data.order import Batch
+from carrara.data.loader import IN_MEMORY, Fetch, Loaded, load, shape
+from carrara.data.order import Batch, batches
 from carrara.data.search.vectors import PICTURES
 from carrara.errors import UserError, nearest
 from carrara.evaluation.embedders.contract import Embedder
@@ -40,7 +40,6 @@ from carrara.training.run import RECIPE, Run
 from carrara.training.stages import check_pictures, passport_of
 
 if TYPE_CHECKING:
-    from carrara.data.loader import Loaded
     from carrara.data.table import Dataset
 
 MODULE = "towers"
@@ -269,14 +268,14 @@ def train_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path)
     task = ContrastiveTask(recipe, towers, seen, read, known, placement.device)
     state = TrainingState(task.modules, recipe.train, placement)
     towers.train()
-    batches = partial(_batches, dataset, task.columns, recipe.train, train)
+    fed = partial(_batches, dataset, task.columns, recipe.train, train)
     about = About(towers=recipe.towers, pictures=below(pairs.pictures), texts=below(pairs.texts))
 
     def save(path: Path, **more: Any) -> None:
         passport = passport_of(dataset, state, None) | {"languages": sorted(pairs.captions)} | more
         StoredTowers(towers, about, passport).save(path, {RECIPE: to_toml(recipe)})
 
-    yield from run.train(task, state, batches, save)
+    yield from run.train(task, state, fed, save)
     if known:
         best = fill_best(folder, recipe.train, task.modules)
         measured = {"seen": best.seen, "steps": best.steps}
@@ -309,5 +308,24 @@ def stored_vectors(dataset: Dataset, columns: Sequence[str], rows: Any) -> dict[
     return {name: value for name, value in fetched.items() if isinstance(value, Tensor)}
 
 
-def _batches(dataset: Dataset, columns: Sequence[str], config: TrainConfig, rows: Any, start: int) -> Any:
-    return load(dataset, columns, batch=config.batch, seed=config.seed, start=start, rows=rows)
+def _batches(
+    dataset: Dataset, columns: Sequence[str], config: TrainConfig, rows: Any, start: int
+) -> Generator[Loaded, None, None]:
+    """Batches without end; vectors that fit into memory are read once."""
+    if _row_bytes(dataset, columns) * len(rows) > IN_MEMORY:
+        return load(dataset, columns, batch=config.batch, seed=config.seed, start=start, rows=rows)
+    return _from_memory(stored_vectors(dataset, columns, rows), config, rows, start)
+
+
+def _from_memory(
+    vectors: Mapping[str, Tensor], config: TrainConfig, rows: Any, start: int
+) -> Generator[Loaded, None, None]:
+    """What `load` gives, of vectors ``[n d]`` of all ``rows``, which are ascending."""
+    for batch in batches(rows, batch=config.batch, seed=config.seed, start=start):
+        places = torch.from_numpy(np.searchsorted(rows, batch.rows))
+        found = {name: value[places] for name, value in vectors.items()}
+        yield Loaded(batch.rows, batch.seen, batch.seeds, found)
+
+
+def _row_bytes(dataset: Dataset, columns: Sequence[str]) -> int:
+    return sum(2 * math.prod(shape(dataset, name) or ()) for name in columns)

@@ -1,7 +1,7 @@
-"""By vectors: the nearest of a column by cosine; exact while that is fast, through an index above (`bench/search.py`).
+"""By vectors: the nearest of a column by cosine; exact while that is fast, above through an index (bench/search.py).
 
-The index (IVF_RQ: RaBitQ codes of Gao & Long 2024 in cells around centroids) only chooses candidates; they are ranked by
-their own vectors. Rows that it does not hold yet are compared one by one, so nothing that is there is missed.
+The index (IVF_RQ: RaBitQ codes of Gao & Long 2024 in cells around centroids) only chooses candidates; they are ranked
+by their own vectors. Rows that it does not hold yet are compared one by one, so nothing that is there is missed.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Effort:
     refine: int
 
     @staticmethod
-    def of(rows: int) -> Effort:
-        """About 800 rows a cell and an eighth of the cells, at most 32, looked into."""
+    def of(rows: int, width: int) -> Effort:
+        """About 800 rows a cell and an eighth of the cells, at most 32, looked into; short codes need more refining."""
         cells = 2 ** max(0, round(np.log2(max(1, rows) / 800)))
-        return Effort(cells, min(cells, max(8, min(32, cells // 8))), 10)
+        return Effort(cells, min(cells, max(8, min(32, cells // 8))), max(10, 2560 // width))
 
 
 def index_vectors(dataset: Dataset, column: VectorColumn) -> bool:
@@ -42,9 +42,13 @@ def index_vectors(dataset: Dataset, column: VectorColumn) -> bool:
     rows = len(dataset)
     if rows * column.width <= EXACT:
         return False
-    return make_index(
-        dataset, column.column, "IVF_RQ", metric="cosine", num_partitions=Effort.of(rows).cells, num_bits=1
-    )
+    cells = Effort.of(rows, column.width).cells
+    settings = {
+        "num_partitions": cells,
+        "num_bits": 1,
+        "sample_rate": 64,
+    }  # more samples take long in half floats
+    return make_index(dataset, column.column, "IVF_RQ", metric="cosine", **settings)
 
 
 def nearest(
@@ -64,7 +68,7 @@ def nearest(
     if (indexed := covers(dataset, column.column)) is None:
         asked["use_index"] = False
     else:
-        effort = effort or Effort.of(indexed)
+        effort = effort or Effort.of(indexed, column.width)
         asked |= {"nprobes": effort.probes, "refine_factor": effort.refine}
     rows, distances = ask(dataset, "_distance", where=where, limit=limit, nearest=asked)
     there = np.isfinite(distances)

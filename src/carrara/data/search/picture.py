@@ -48,7 +48,7 @@ def by_bytes_and_hash(dataset: Dataset, data: bytes, where: str | None) -> tuple
     remarks = []
     if near is None:
         remarks.append(
-            "perceptual hashes are not stored: `carrara data dedup` looks for near-duplicates and makes them"
+            f"perceptual hashes are not stored for all pictures: `carrara data encode {dataset.path} --features`"
         )
         near = np.empty(0, np.int64), np.empty(0, np.int64)
     rows, scores, words = exact.tolist(), [1.0] * len(exact), ["the same bytes"] * len(exact)

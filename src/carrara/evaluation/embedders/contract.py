@@ -1,7 +1,7 @@
 """What an embedder is: pictures, texts or both become unit vectors, near each other where they mean alike.
 
-A module of this folder with a function ``embedder`` is one. Where it is opened from a folder, it also has ``opens``, which
-says whether a folder is its kind, and ``embedder`` takes that folder.
+A module of this folder with a function ``embedder`` is one. Where it is opened from a folder, it also has ``opens``,
+which says whether a folder is its kind, and ``embedder`` takes that folder.
 """
 
 from __future__ import annotations

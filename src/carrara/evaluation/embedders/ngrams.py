@@ -1,4 +1,4 @@
-"""Texts by their spelling: counts of byte n-grams, hashed (Weinberger et al. 2009); needs no weights, knows no meaning."""
+"""Texts by their spelling: counts of byte n-grams, hashed (Weinberger et al. 2009); no weights, no meaning."""
 
 from __future__ import annotations
 

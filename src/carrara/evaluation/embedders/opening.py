@@ -1,4 +1,4 @@
-"""Embedders by name (the folder is the list) or by the folder that they are opened from; and those of stored columns."""
+"""Embedders by name (this folder is the list) or by the folder they are opened from; and those of stored columns."""
 
 from __future__ import annotations
 

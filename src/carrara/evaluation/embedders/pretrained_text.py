@@ -1,4 +1,4 @@
-"""Texts by a pretrained encoder in a folder (e5, MiniLM, XLM-R, CLIP …): the mean of its last layer, or its own vector."""
+"""Texts by a pretrained encoder in a folder (e5, MiniLM, XLM-R, CLIP …): the mean of its last layer, or its vector."""
 
 from __future__ import annotations
 

@@ -1,0 +1,87 @@
+"""Full text in several languages and scripts, with rows that no index holds yet."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from carrara.data.importing import import_pictures
+from carrara.data.search.indexing import covers
+from carrara.data.search.words import by_words, index_words, indexed
+from carrara.data.table import Dataset
+from carrara.errors import UserError
+from conftest import run_out
+
+CAPTIONS = {  # file: language: caption
+    "apple": {
+        "en": "a red apple",
+        "de": "ein roter Apfel",
+        "zh": "红苹果",
+        "ar": "تفاحة حمراء",
+        "ja": "赤いリンゴ",
+    },
+    "star": {"en": "a red star", "de": "ein grüner Stern", "zh": "红色的星星", "ar": "نجمة أحمر"},
+    "dog": {"en": "A running DOG", "de": "ein laufender Hund", "zh": "跑步的狗"},
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path, make_png: Callable[..., bytes]) -> Dataset:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for number, (name, captions) in enumerate(CAPTIONS.items()):
+        (folder / f"{name}.png").write_bytes(make_png(number))
+        for language, text in captions.items():
+            (folder / f"{name}.{language}.txt").write_text(text, encoding="utf-8")
+    run_out(import_pictures(str(folder), tmp_path / "data", held_out=0))
+    return Dataset.open(tmp_path / "data")
+
+
+def names(dataset: Dataset, text: str, where: str | None = None) -> list[str]:
+    found = by_words(dataset, text, where=where, limit=10)
+    assert len(set(found.rows.tolist())) == len(found.rows) == len(found.words)
+    return [Path(source).stem for source in dataset.take(found.rows, ["source"])["source"]]
+
+
+def test_words_of_any_script_are_found_whatever_their_case_and_accents(data: Dataset) -> None:
+    assert not indexed(data)
+    assert sorted(index_words(data)) == sorted(data.captions.values())
+    assert indexed(data)
+    assert index_words(data) == []  # nothing to do again
+    for text, wanted in {
+        "dog": ["dog"],
+        "grün grüner": ["star"],
+        "gruner": ["star"],
+        "苹果": ["apple"],
+        "星星": ["star"],
+        "狗": ["dog"],
+        "リンゴ": ["apple"],
+        "حمراء": ["apple"],
+        "red apple": ["apple", "star"],  # all of the words first, then some of them
+        "aple": ["apple"],  # nobody says so, but nearly
+        "xylophone": [],
+    }.items():
+        assert names(data, text) == wanted, text
+    assert names(data, "red", where="source LIKE '%star%'") == ["star"]
+    with pytest.raises(UserError, match="the condition 'nothing = 3' does not hold for this table"):
+        names(data, "red", where="nothing = 3")
+    reasons = by_words(data, "red apple", where=None, limit=10).words
+    assert reasons == ["all words in en", "some words in en"]
+
+
+def test_rows_that_came_after_the_index_are_found_and_taken_into_it(
+    data: Dataset, tmp_path: Path, make_png: Callable[..., bytes]
+) -> None:
+    index_words(data)
+    (tmp_path / "source" / "pear.png").write_bytes(make_png(9))
+    (tmp_path / "source" / "pear.en.txt").write_text("a green pear", encoding="utf-8")
+    (tmp_path / "source" / "apple.de.txt").write_text("ein saftiger Apfel", encoding="utf-8")
+    run_out(import_pictures(str(tmp_path / "source"), tmp_path / "data", held_out=0))
+    data.refresh()
+    assert (covers(data, "caption_en") or 0) < 4
+    assert names(data, "pear") == ["pear"]
+    assert names(data, "saftiger") == ["apple"]
+    assert names(data, "roter") == []  # the words that it had before are gone
+    assert "caption_en" in index_words(data)
+    assert covers(data, "caption_en") == 4
+    assert names(data, "green") == ["pear"]
