@@ -134,11 +134,10 @@ def clean(dataset: Dataset, *, older_than: timedelta) -> Cleaned:
     """
     dataset.check_newest("be cleaned")
     store = dataset.store
-    limit = time.time() - older_than.total_seconds()
     joined: list[int] = []
     with store.writing():
         committed(store, lambda table: joined.append(_compact(table)))
-        table = newest(store)
+        table, limit = newest(store), time.time() - older_than.total_seconds()
         kept = {table.version, *tags(dataset).values()}
         old = [int(v["version"]) for v in table.versions() if v["timestamp"].timestamp() <= limit]
         bytes_removed = 0

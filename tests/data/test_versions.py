@@ -1,0 +1,190 @@
+"""A version has a number and may have a name; it can be opened as it was, trained on, kept or cleaned away."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from carrara.data.amend import amend
+from carrara.data.derive import derive, derived
+from carrara.data.importing import import_pictures
+from carrara.data.table import Dataset
+from carrara.data.versions import clean, tag, tags, untag, versions
+from carrara.errors import UserError
+from conftest import Here, small_autoencoder, steps
+
+MakePng = Callable[..., bytes]
+
+
+def sizes(columns: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    return np.array([[len(data), k] for k, data in enumerate(columns["image"])], np.float16)
+
+
+def lengths(columns: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    return np.array([[len(text or "")] for text in columns["caption"]], np.float32)
+
+
+@pytest.fixture
+def grown(folder: Path, tmp_path: Path, make_png: MakePng) -> Path:
+    """Thirty pictures, tagged "first"; then one caption is another, and five pictures came."""
+    list(import_pictures(folder, tmp_path / "data"))
+    tag(Dataset.open(tmp_path / "data"), "first")
+    for k in range(40, 45):
+        (folder / f"y{k}.png").write_bytes(make_png(k))
+    (folder / "x3.txt").write_text("other words")
+    list(import_pictures(folder, tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def test_what_each_version_brought(grown: Path) -> None:
+    dataset = Dataset.open(grown)
+    list(derive(dataset, "size", {"k": 1}, sizes, batch=8))
+    amend(dataset, {"caption": {1: "x"}})
+    found = versions(dataset)
+    assert [v.number for v in found] == list(range(1, dataset.version + 1))
+    assert [v.pictures for v in found][:4] == [0, 30, 35, 35]
+    assert [v.tags for v in found][:3] == [(), ("first",), ()]
+    said = [v.what for v in found]
+    assert said[:3] == ["an empty table", "30 pictures added", "5 pictures added"]
+    assert "caption" in said[3]
+    assert "of 1 pictures changed" in said[3]
+    assert any(what.startswith("size_") and what.endswith(" added") for what in said)
+    assert "amended" in said[-1]
+
+
+def test_opened_by_tag_or_number(grown: Path, tmp_path: Path) -> None:
+    now, then = Dataset.open(grown), Dataset.open(f"{grown}@first")
+    assert (len(now), len(then)) == (35, 30)
+    assert then.column("caption")[3] == "picture number 3"
+    assert now.column("caption")[3] == "other words"
+    assert then.path == grown
+    assert Dataset.open(f"{grown}@{then.version}").hash == then.hash != now.hash
+    for wrong, said in {
+        "frist": r"has no version called 'frist'; did you mean 'first'\?",
+        "99": r"has no version 99; its versions are 1 …",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            Dataset.open(f"{grown}@{wrong}")
+    with pytest.raises(UserError, match="can only be added to the newest version"):
+        list(import_pictures(tmp_path / "source", f"{grown}@first"))
+    (tmp_path / "at@home").mkdir()
+    list(import_pictures(tmp_path / "source", tmp_path / "at@home" / "a@b"))
+    assert len(Dataset.open(tmp_path / "at@home" / "a@b")) == 35
+
+
+def test_what_is_derived_for_an_old_version(grown: Path) -> None:
+    """From pictures: for its rows, and kept in the newest. From words: only where they are the same still."""
+    then = Dataset.open(f"{grown}@first")
+    *_, last = derive(then, "size", {"k": 1}, sizes, batch=8)
+    assert derived(then, "size", {"k": 1}) == last.column
+    assert last.column
+    assert len(then.column(last.column)) == len(then) == 30
+    now = Dataset.open(grown)
+    assert derived(now, "size", {"k": 1}) is None  # the five that came
+    list(derive(now, "size", {"k": 1}, sizes, batch=8))
+    column = now.column(last.column)
+    assert column[:30] == then.column(last.column)
+    assert column[30:] == [[float(len(d)), k] for k, d in enumerate(now.column("image")[30:])]
+    then.refresh()
+    assert (len(then), then.column("caption")[3]) == (30, "picture number 3")
+    mixed = then.take([29, 2], ["source", last.column, "id"])
+    assert list(mixed) == ["source", last.column, "id"]
+    assert mixed[last.column] == [column[29], column[2]]
+    with pytest.raises(UserError, match=r"the words of .* are others now than at version 2"):
+        list(derive(then, "length", {"k": 1}, lengths, batch=8, columns=("caption",)))
+    list(derive(now, "length", {"k": 1}, lengths, batch=8, columns=("caption",)))
+    then.refresh()
+    assert derived(then, "length", {"k": 1}) is None
+
+
+def test_cleaning_keeps_what_has_a_name(grown: Path, folder: Path, make_png: MakePng) -> None:
+    dataset = Dataset.open(grown)
+    list(derive(dataset, "size", {"k": 1}, sizes, batch=8))
+    before = dataset.arrow(dataset.columns)
+    started = import_pictures(folder.parent / "source", grown.parent / "other")
+    next(started)
+    (grown / "import.partial" / "dead").mkdir(parents=True)
+    kept = clean(dataset, older_than=timedelta(hours=1))
+    assert (kept.versions, kept.given_up) == (0, 0)
+    done = clean(dataset, older_than=timedelta(0))
+    assert done.versions >= 3
+    assert done.bytes > 0
+    assert done.given_up == 1
+    assert kept.files_joined > 1  # by the first already
+    assert [v.tags for v in versions(dataset) if v.tags] == [("first",)]
+    assert dataset.arrow(dataset.columns).equals(before)
+    assert len(Dataset.open(f"{grown}@first")) == 30
+    (folder / "x9.png").write_bytes(make_png(99))  # and it goes on as before
+    list(import_pictures(folder, grown))
+    dataset.refresh()
+    assert len(dataset) == 36
+    assert dataset.column("id")[:35] == before["id"].to_pylist()
+    untag(dataset, "first")
+    assert tags(dataset) == {}
+    with pytest.raises(UserError, match="has no tag 'first'"):
+        untag(dataset, "first")
+    assert clean(dataset, older_than=timedelta(0)).versions >= 1
+    assert len(versions(dataset)) == 1
+
+
+def test_cleaning_beside_an_import(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_png: MakePng
+) -> None:
+    """What an import has written but not published stays, whatever is cleaned meanwhile."""
+    monkeypatch.setattr("carrara.data.writer.BATCH_ROWS", 4)
+    for k in range(3):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / "a" / f"{k}.png").write_bytes(make_png(70 + k))
+    list(import_pictures(tmp_path / "a", tmp_path / "data"))
+    under_way = import_pictures(folder, tmp_path / "data")
+    while next(under_way).done < 20:
+        pass
+    time.sleep(0.01)
+    assert clean(Dataset.open(tmp_path / "data"), older_than=timedelta(0)).given_up == 0
+    list(under_way)
+    dataset = Dataset.open(tmp_path / "data")
+    assert dataset.column("source") == ["0.png", "1.png", "2.png", *(f"x{k}.png" for k in range(30))]
+    assert all(dataset.column("image"))
+
+
+def test_a_run_remembers_and_keeps_the_version_that_it_saw(
+    folder: Path, tmp_path: Path, make_png: MakePng
+) -> None:
+    from carrara.training.stages import train_autoencoder
+
+    list(import_pictures(folder, tmp_path / "data"))
+    seen = Dataset.open(tmp_path / "data")
+    steps(train_autoencoder(small_autoencoder("2steps"), seen, tmp_path / "run"))
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["version"] == seen.version
+    assert tags(seen) == {about["tag"]: seen.version}
+    # A column more is no reason to begin again; other pictures are, and it is said where the old ones are.
+    list(derive(seen, "size", {"k": 1}, sizes, batch=8))
+    assert steps(train_autoencoder(small_autoencoder("2steps"), seen, tmp_path / "run")) == []
+    (folder / "more.png").write_bytes(make_png(99))
+    list(import_pictures(folder, tmp_path / "data"))
+    clean(Dataset.open(tmp_path / "data"), older_than=timedelta(0))
+    named = f"{tmp_path / 'data'}@{about['tag']}"
+    with pytest.raises(UserError, match=f"begun with other pictures or captions.*; its data is {named}"):
+        train_autoencoder(
+            small_autoencoder("2steps"), Dataset.open(tmp_path / "data"), tmp_path / "run"
+        ).__next__()
+    assert steps(train_autoencoder(small_autoencoder("2steps"), Dataset.open(named), tmp_path / "run")) == []
+
+
+def test_as_a_user(here: Here, grown: Path) -> None:
+    named = here("data", "tag", grown, "second")
+    assert f"{grown}@second is version" in named.out
+    assert "is version 2" in here("data", "tag", grown, "first", "--version", 3).refusal
+    assert "cannot name a version" in here("data", "tag", grown, "12").refusal
+    listed = here("data", "versions", grown)
+    assert listed.status == 0
+    assert "30  first   30 pictures added" in listed.out
+    assert here("data", "tag", grown, "first", "--remove").status == 0
+    assert "cleaned: " in here("data", "clean", grown, "--keep-hours", 0).out
+    assert tags(Dataset.open(grown)).keys() == {"second"}
