@@ -123,16 +123,22 @@ class ObjectStore:
         self.path: Path = _RemotePath(f"s3:/{place}")
         self.table = f"s3://{place}/{TABLE}"
         self._place = place
+        if _endpoint().startswith("http://"):  # who names such a place means it; Lance would ask once more
+            os.environ.setdefault("AWS_ALLOW_HTTP", "true")
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         self.work = cache / "carrara" / hashlib.sha256(place.encode()).hexdigest()[:16]
 
     def _files(self) -> pyarrow.fs.S3FileSystem:
         from pyarrow.fs import S3FileSystem
 
-        if not (endpoint := os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")):
-            return S3FileSystem()
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        # A delayed opening lets a small file be one request; not every store takes several parts as Arrow sends them.
+        if not (endpoint := _endpoint()):
+            return S3FileSystem(region=region, allow_delayed_open=True)
         scheme, _, host = endpoint.rpartition("://")
-        return S3FileSystem(endpoint_override=host.rstrip("/"), scheme=scheme or "https")
+        return S3FileSystem(
+            endpoint_override=host.rstrip("/"), scheme=scheme or "https", region=region, allow_delayed_open=True
+        )
 
     def has_table(self) -> bool:
         """Whether there is a table."""
@@ -172,6 +178,10 @@ class ObjectStore:
             yield
         finally:
             release(held)
+
+
+def _endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
 
 
 def lock(path: Path, *, make: bool = False, wait: bool = False, doing: str = "") -> int | None:
