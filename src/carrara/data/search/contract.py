@@ -30,7 +30,8 @@ class Query(Config):
         None, description="A row's number, or the beginning of a picture's id, to find more like it."
     )
     by: Literal["auto", "hybrid", "words", "meaning", "picture", "joint"] = Field(
-        "auto", description="The way to search; auto and hybrid take every way that there is, together."
+        "auto",
+        description="The way; hybrid is all that there are, together, auto too but for a mere picture.",
     )
     where: str | None = Field(None, description="An SQL condition on the columns that must hold.")
     limit: int = Field(20, ge=1, le=MOST, description="How many pictures to return.")

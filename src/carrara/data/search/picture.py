@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from carrara.data.keep.colours import one_picture
+from carrara.data.keep.duplicates import RADIUS
 from carrara.data.perceptual_hash import BITS, distance, glance_column, glances, look, unpack
 from carrara.data.rows import content_id
 from carrara.data.search.asking import Rows
@@ -13,8 +15,6 @@ from carrara.data.search.contract import Ranked
 
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
-
-NEAR = 8  # bits of 64 in which the hashes of two forms of one picture differ at most
 
 
 def same_bytes(dataset: Dataset, data: bytes, where: str | None) -> Rows:
@@ -24,21 +24,32 @@ def same_bytes(dataset: Dataset, data: bytes, where: str | None) -> Rows:
 
 
 def nearly_same(dataset: Dataset, data: bytes, where: str | None) -> tuple[Rows, Rows] | None:
-    """Rows whose perceptual hash differs in few bits, also mirrored, and in how many; None where none are stored."""
+    """Rows that show the same picture, also mirrored, and in how many bits their hashes differ; nearest first.
+
+    None where some pictures have no stored hash yet. Raises BadPicture.
+    """
     column = glance_column(dataset)
     if column is None:
         return None
-    mine = unpack(look(data)[None])
-    parts = []
+    mine, start = unpack(look(data)[None]), 0
+    found: dict[int, int] = {}
     for theirs in glances(dataset, column):
-        straight, mirrored = distance(theirs.hashes, mine.hashes), distance(theirs.mirrored, mine.hashes)
-        parts.append(np.minimum(straight, mirrored))
-    bits = np.concatenate(parts) if parts else np.empty(0, np.uint8)
-    rows = np.flatnonzero(bits <= NEAR).astype(np.int64)
+        for hashes, colours in (
+            (theirs.hashes, theirs.colours),
+            (theirs.mirrored, theirs.colours[:, :, ::-1]),
+        ):
+            bits = distance(hashes, mine.hashes)
+            near = np.flatnonzero(bits <= RADIUS)
+            same = (
+                near[one_picture(np.repeat(mine.colours, len(near), 0), colours[near])] if len(near) else near
+            )
+            for place in same.tolist():
+                found[start + place] = min(int(bits[place]), found.get(start + place, BITS))
+        start += len(theirs.hashes)
+    rows = np.array(sorted(found, key=lambda row: (found[row], row)), np.int64)
     if where:
-        rows = np.intersect1d(rows, dataset.indices(None, where))
-    order = np.argsort(bits[rows], kind="stable")
-    return rows[order], bits[rows[order]].astype(np.int64)
+        rows = rows[np.isin(rows, dataset.indices(None, where))]
+    return rows, np.array([found[row] for row in rows.tolist()], np.int64)
 
 
 def by_bytes_and_hash(dataset: Dataset, data: bytes, where: str | None) -> tuple[Ranked, str, list[str]]:

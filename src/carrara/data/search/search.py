@@ -97,12 +97,18 @@ class _Asking:
 
     def _possible(self) -> list[Way]:
         """The ways that these words, this picture or this row can be looked for by."""
+        looked = self.query.picture is not None or self.like is not None
+        if self.query.by == "auto" and looked and not self.words and self._has(of_pictures=True, joint=False):
+            return [
+                "picture"
+            ]  # what it looks like is what is asked; other ways would only mix other things in
         ways: list[Way] = ["words", "meaning", "joint"] if self.words else []
-        if self.query.picture is not None or self.like is not None:
-            ways += ["picture", "joint"]
-        if self.like is not None:
-            ways.append("meaning")
+        ways += ["picture", "joint"] if looked else []
+        ways += ["meaning"] if self.like is not None else []
         return [way for way in WAYS if way in ways]
+
+    def _has(self, *, of_pictures: bool, joint: bool) -> bool:
+        return bool(newest(self.columns, of_pictures=of_pictures, joint=joint))
 
     def _by_words(self) -> list[Ranked]:
         text = self.words
@@ -233,7 +239,7 @@ def _ranked(way: Way, found: Sequence[tuple[int, float, str]]) -> Ranked:
 def _row_of(dataset: Dataset, like: int | str) -> int:
     """The row number; UserError where there is none, or several ids begin so."""
     text = str(like)
-    if text.isdigit() and int(text) < len(dataset):
+    if re.fullmatch(r"0|[1-9][0-9]*", text) and int(text) < len(dataset):
         return int(text)
     if not re.fullmatch(r"[0-9a-f]{6,64}", text):
         raise UserError(

@@ -1,0 +1,223 @@
+"""Every way a query can take, alone and together, with embedders that tests can reckon with."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from carrara.config import parse
+from carrara.data.importing import import_pictures
+from carrara.data.perceptual_hash import derive_glances
+from carrara.data.search.contract import Found, Query
+from carrara.data.search.search import search
+from carrara.data.search.vectors import VectorColumn, vector_columns
+from carrara.data.table import Dataset
+from carrara.errors import UserError
+from carrara.evaluation.embedders import ngrams
+from carrara.evaluation.embedders.contract import Embedder, unit
+from carrara.evaluation.embedders.encode import embed, embedded
+from conftest import COLOURS, draw, run_out
+
+HUES = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "black": (0.1, 0.1, 0.1)}
+
+
+def hues(images: Tensor) -> npt.NDArray[np.float32]:
+    """What is not white of each channel, and a little of where."""
+    dark = 1 - images.float() / 255
+    return unit(torch.cat([dark.mean((2, 3)), 0.1 * dark.mean(1).flatten(1)], 1).numpy())
+
+
+def named(words: Sequence[str]) -> npt.NDArray[np.float32]:
+    """A joint space by hand: the hue that a word names is missing from the white."""
+    found = np.zeros((len(words), 3 + 64), np.float32)
+    for row, text in enumerate(words):
+        for name, hue in HUES.items():
+            if name in text:
+                found[row, :3] = 1 - np.array(hue)
+    return unit(found)
+
+
+SEES = Embedder("sees", {"code": 1}, 67, pictures=hues, size=8)
+JOINT = Embedder("joint", {"code": 1}, 67, pictures=hues, texts=named, size=8, joint=True)
+KNOWN = {"sees": SEES, "joint": JOINT, "ngrams": ngrams.embedder()}
+
+
+@pytest.fixture(scope="module")
+def data(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    path = tmp_path_factory.mktemp("searched") / "data"
+    run_out(import_pictures(str(pictures), path, held_out=0.2))
+    dataset = Dataset.open(path)
+    for embedder, of in [
+        (SEES, "image"),
+        (JOINT, "image"),
+        (KNOWN["ngrams"], "caption"),
+        (KNOWN["ngrams"], "caption_de"),
+    ]:
+        run_out(embed(dataset, embedder, of))
+    run_out(derive_glances(dataset))
+    return dataset
+
+
+def ask(dataset: Dataset, **asked: object) -> Found:
+    return search(dataset, parse(Query, asked, where="test"), lambda column: KNOWN[column.embedder])
+
+
+def sources(found: Found) -> list[str]:
+    return [Path(hit.told["source"]).stem for hit in found.hits]
+
+
+def test_words_meaning_and_the_joint_space_each_and_together(data: Dataset) -> None:
+    words = ask(data, words="red disc", by="words", limit=2)
+    assert sorted(sources(words)) == ["red-disc-0", "red-disc-1"]
+    assert words.ways == ["words"]
+    assert words.more
+    assert words.version == data.version
+    meaning = ask(data, words="schwarzer Balken", by="meaning", limit=2)
+    assert sorted(sources(meaning)) == ["black-bar-0", "black-bar-1"]
+    assert "means alike" in meaning.hits[0].reasons[0].words
+    joint = ask(data, words="something green", by="joint", limit=6)
+    assert {name.split("-")[0] for name in sources(joint)} == {"green"}
+    together = ask(data, words="blue square", limit=2)
+    assert together.ways == ["words", "meaning", "joint"]
+    assert sorted(sources(together)) == ["blue-square-0", "blue-square-1"]
+    assert [reason.way for reason in together.hits[0].reasons] == ["words", "meaning", "joint"]
+    assert together.remarks == []
+
+
+def test_pages_follow_one_another_and_conditions_hold(data: Dataset) -> None:
+    first, second = (ask(data, words="red", limit=5, offset=offset) for offset in (0, 5))
+    rows = [hit.row for found in (first, second) for hit in found.hits]
+    assert len(set(rows)) == 10
+    assert rows == [hit.row for hit in ask(data, words="red", limit=10).hits]
+    held_out = ask(data, words="red", where="split = 'held_out'", limit=24)
+    assert {hit.told["split"] for hit in held_out.hits} == {"held_out"}
+    listed = ask(data, where="source LIKE 'blue%'", limit=4)
+    assert sources(listed) == ["blue-bar-0", "blue-bar-1", "blue-disc-0", "blue-disc-1"]
+    assert listed.more
+    assert listed.ways == []
+    assert not ask(data, where="source LIKE 'blue%'", limit=6).more
+
+
+@pytest.mark.parametrize(
+    ("form", "verdict", "reason"),
+    [
+        ("bytes", "exactly this picture is in the data set, in the split", "the same bytes"),
+        ("larger", "nearly this picture", "nearly the same"),
+        ("mirrored", "nearly this picture", "nearly the same"),
+        ("strange", "this picture is not in the data set; the nearest looks alike by", "looks alike"),
+    ],
+)
+def test_is_it_in_the_training_set(
+    data: Dataset, pictures: Path, form: str, verdict: str, reason: str, make_png: Callable[..., bytes]
+) -> None:
+    name = "green-disc-1"
+    with Image.open(pictures / f"{name}.png") as opened:
+        picture = opened.copy()
+    file = io.BytesIO()
+    if form == "larger":
+        picture.resize((90, 90), Image.Resampling.BICUBIC).save(file, "JPEG", quality=80)
+    elif form == "mirrored":
+        picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file, "PNG")
+    elif form == "strange":
+        file.write(make_png(3, (40, 40)))
+    else:
+        file.write((pictures / f"{name}.png").read_bytes())
+    found = ask(data, picture=file.getvalue(), limit=5)
+    assert found.verdict.startswith(verdict), found.verdict
+    assert found.hits[0].reasons[0].words.startswith(reason)
+    if form != "strange":
+        assert sources(found)[0].startswith("green-disc")
+        assert len({hit.row for hit in found.hits}) == 5
+
+
+def test_more_like_a_row_leaves_the_row_out(data: Dataset) -> None:
+    row = int(data.indices(None, "source = 'red-disc-0.png'")[0])
+    by_number = ask(data, like=row, by="picture", limit=5)
+    assert row not in [hit.row for hit in by_number.hits]
+    assert sources(by_number)[0].startswith("red-")
+    by_id = ask(data, like=data.take([row], ["id"])["id"][0][:12], by="picture", limit=5)
+    assert [hit.row for hit in by_id.hits] == [hit.row for hit in by_number.hits]
+    assert ask(data, like=row, limit=5).hits == by_number.hits
+    together = ask(data, like=row, limit=5, by="hybrid")
+    assert together.ways == ["meaning", "picture", "joint"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"words": "x", "by": "wrods"}, "Input should be"),
+        ({"by": "words"}, "nothing to look for by words: give words, a picture or a row"),
+        ({"words": "x", "by": "picture"}, "words cannot be looked for by picture"),
+        ({"picture": b"x", "by": "words"}, "a picture cannot be looked for by words"),
+        ({"picture": b"x", "like": 3}, "a picture and a row at once"),
+        ({"like": 24}, "there is no row '24': expected a number from 0 to 23"),
+        ({"like": "0000000"}, "0 pictures have an id that begins with 0000000"),
+        ({"like": "x' OR 1=1"}, "there is no row"),
+        ({"picture": b"GIF89a"}, "the picture to look for cannot be used"),
+        ({"words": "red", "where": "colour = 3"}, "the condition 'colour = 3' does not hold for this table"),
+        ({"limit": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_queries_at_fault(data: Dataset, asked: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as told:
+        ask(data, **asked)
+    assert message in str(told.value)
+
+
+def test_what_is_missing_is_said_with_the_command_that_makes_it(pictures: Path, tmp_path: Path) -> None:
+    run_out(import_pictures(str(pictures), tmp_path / "bare", held_out=0.2))
+    bare = Dataset.open(tmp_path / "bare")
+    found = ask(bare, words="red")
+    assert found.ways == ["words"]
+    assert "carrara data encode" in found.remarks[0]
+    assert "--meaning" in found.remarks[0]
+    assert "carrara train contrastive" in found.remarks[1]
+    with pytest.raises(
+        UserError, match=r"the pictures' features are not stored: `carrara data encode .* --features`"
+    ):
+        ask(bare, like=0, by="picture")
+    exact = ask(bare, picture=(pictures / "red-disc-0.png").read_bytes())
+    assert exact.verdict.startswith("exactly this picture")
+    assert len(exact.hits) == 1
+
+    def gone(column: VectorColumn) -> Embedder:
+        raise UserError(f"{column.embedder} is gone")
+
+    run_out(embed(bare, KNOWN["ngrams"], "caption"))
+    without = search(bare, Query(words="red"), gone)
+    assert without.ways == ["words"]
+    assert "not searched by meaning: ngrams is gone" in without.remarks
+
+
+def test_vectors_follow_their_words_and_rows(pictures: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("red-disc-0", "blue-bar-0"):
+        (source / f"{name}.png").write_bytes((pictures / f"{name}.png").read_bytes())
+    (source / "red-disc-0.txt").write_text("red disc")
+    (source / "blue-bar-0.txt").write_text("blue bar")
+    run_out(import_pictures(str(source), tmp_path / "data", held_out=0))
+    data, reader = Dataset.open(tmp_path / "data"), KNOWN["ngrams"]
+    run_out(embed(data, reader, "caption"))
+    run_out(embed(data, SEES, "image"))
+    draw("green", "square", 20, 0).save(source / "new.png")  # without a caption
+    (source / "blue-bar-0.txt").write_text("navy beam")
+    run_out(import_pictures(str(source), tmp_path / "data", held_out=0))
+    data.refresh()
+    assert embedded(data, reader, "caption") is None
+    assert sources(ask(data, words="red disc", by="meaning")) == [
+        "red-disc-0"
+    ]  # the others wait to be embedded
+    run_out(embed(data, reader, "caption"))
+    run_out(embed(data, SEES, "image"))
+    assert embedded(data, reader, "caption") is not None
+    assert sources(ask(data, words="navy beam", by="meaning", limit=1)) == ["blue-bar-0"]
+    stored = np.array(data.column(vector_columns(data)[0].column), np.float32)
+    assert sorted(np.linalg.norm(stored, axis=1).round(2).tolist()) == [0, 1, 1]  # nothing said is nothing
+    assert len(COLOURS) == 4
