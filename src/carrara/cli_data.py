@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from carrara.cli_export import data_export
 from carrara.cli_keep import data_caption, data_dedup, data_filter, data_split, data_stats
 from carrara.cli_search import search
 from carrara.cli_versions import data_clean, data_tag, data_versions
@@ -120,6 +121,7 @@ def _encode_latents(pictures: Dataset, autoencoder: Path, flip: bool, crops: int
     console.print(f"{done}: {len(pictures)} pictures, {found}", soft_wrap=True)
 
 
+data.command("export")(data_export)
 data.command("stats")(data_stats)
 data.command("dedup")(data_dedup)
 data.command("split")(data_split)

@@ -1,0 +1,150 @@
+"""Export: a data set as files of a format that others read, and that `carrara data import` takes back."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import shutil
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from carrara.data.beside import KINDS
+from carrara.data.boxes import COLUMN as BOXES
+from carrara.data.rows import CAPTIONED_BY, MORE_CAPTIONS, UNSTATED, caption_language
+from carrara.data.table import Dataset
+from carrara.errors import UserError, nearest
+from carrara.model_folder import sync
+
+AT_A_TIME = 32 * 2**20  # bytes that are read at once
+MOST_ROWS = 1024
+_SAID = ("label", "group", "category", "split", "licence", "url", "flags", CAPTIONED_BY, "source")
+_AS_JSON = (BOXES, MORE_CAPTIONS)
+_STARTS = {
+    b"\x89PNG": "png",
+    b"\xff\xd8\xff": "jpg",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"II*\0": "tif",
+    b"MM\0*": "tif",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A row: its bytes, what is said of it under the names that importers know, and the pictures beside it.
+
+    ``said`` has every column, None where nothing is said; a caption of no stated language is its ``text``, with
+    ``language`` "und". ``suffix`` and those of ``beside`` say what the bytes are.
+    """
+
+    number: int
+    image: bytes
+    width: int
+    height: int
+    said: dict[str, str | None] = field(default_factory=dict)
+    beside: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def suffix(self) -> str:
+        """Of its file."""
+        return suffix_of(self.image)
+
+    def document(self) -> dict[str, Any]:
+        """What is said, as JSON says it; a label that there is not is null, so that no folder is taken for one."""
+        said = {k: json.loads(v) if k in _AS_JSON else v for k, v in self.said.items() if v is not None}
+        return {"label": None, **said, "width": self.width, "height": self.height}
+
+    def caption(self) -> str | None:
+        """The one for programs that know one: in no stated language, or English, or the first."""
+        names = ("text", "caption_en", *sorted(n for n in self.said if caption_language(n)))
+        return next((text for name in names if (text := self.said.get(name))), None)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """How far an export is."""
+
+    done: int
+    total: int
+
+
+def exporters() -> dict[str, Any]:
+    """The exporter modules by name: whatever lies in the folder."""
+    package = importlib.import_module("carrara.data.exporters")
+    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+    return {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
+
+
+def export_pictures(dataset: Dataset, destination: Path, form: str) -> Generator[Exported, None, None]:
+    """Writes all pictures with what is said of them into a new folder, which appears when all of it is there.
+
+    A killed export leaves nothing under that name, and the next one starts over. UserError where the format is none,
+    the folder holds something or the disk does not take it.
+    """
+    known = exporters()
+    if form not in known:
+        raise UserError(f"no format is called {form!r}{nearest(form, known)}")
+    if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
+        raise UserError(f"{destination} is there already; expected a new name, or an empty folder")
+    part = destination.with_name(f".{destination.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        for done in known[form].write(pictures(dataset), columns(dataset), part):
+            yield Exported(done, len(dataset))
+        sync(part)
+        if destination.is_dir():
+            destination.rmdir()
+        os.rename(part, destination)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {destination}: {error.strerror or error}") from None
+        raise
+
+
+def columns(dataset: Dataset) -> tuple[str, ...]:
+    """The names that pictures of a data set say something under, in their order."""
+    spoken = [f"caption_{k}".replace("-", "_") for k in dataset.captions if k != UNSTATED]
+    text = ["text", "language"] if UNSTATED in dataset.captions else []
+    more = [name for name in (*_SAID, *_AS_JSON, *KINDS) if name in dataset.columns]
+    return (*text, *sorted(spoken), *more)
+
+
+def pictures(dataset: Dataset) -> Iterator[Picture]:
+    """Every row in order, some megabytes at a time."""
+    named = columns(dataset)
+    beside = [name for name in named if name in KINDS]
+    stored = ["caption" if n == "text" else n for n in named if n not in (*beside, "language")]
+    start, count = 0, 16
+    while start < len(dataset):
+        rows = np.arange(start, min(start + count, len(dataset)))
+        found = dataset.take_arrow(rows, ["id", "image", "width", "height", *stored, *beside])
+        for row, values in zip(rows, found.to_pylist(), strict=True):
+            yield _picture(int(row), values, stored, beside)
+        start += len(rows)
+        count = int(min(MOST_ROWS, 4 * count, max(1, AT_A_TIME * len(rows) // max(1, found.nbytes))))
+
+
+def suffix_of(data: bytes) -> str:
+    """What a picture's file ends in, by its bytes."""
+    if data[8:12] == b"WEBP":
+        return "webp"
+    return next((suffix for start, suffix in _STARTS.items() if data.startswith(start)), "avif")
+
+
+def _picture(row: int, values: dict[str, Any], stored: Sequence[str], beside: Sequence[str]) -> Picture:
+    said = {name: values[name] for name in stored}
+    if said["group"] == values["id"]:  # which is what it is without a group
+        said["group"] = None
+    if "caption" in said:
+        text = said.pop("caption")
+        said = {"text": text, "language": UNSTATED if text else None, **said}
+    found = {name: values[name] for name in beside if values[name] is not None}
+    return Picture(row, values["image"], values["width"], values["height"], said, found)

@@ -1,0 +1,142 @@
+"""What is exported in any format comes in again as the same table; a killed export leaves nothing."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from carrara.data.exporters import folder as folder_format
+from carrara.data.exporters import webdataset as webdataset_format
+from carrara.data.exporting import export_pictures, exporters
+from carrara.data.importing import import_pictures
+from carrara.data.table import Dataset
+from carrara.errors import UserError
+
+from .conftest import png
+
+MakePng = Callable[..., bytes]
+FORMATS = sorted(exporters())
+
+
+def take_in(source: Path | str, destination: Path, **options: Any) -> Dataset:
+    list(import_pictures(source, destination, **options))
+    return Dataset.open(destination)
+
+
+def everything(dataset: Dataset) -> dict[str, list[Any]]:
+    names = sorted(set(dataset.columns) - {"source"})
+    values: dict[str, list[Any]] = dataset.arrow(names).to_pydict()
+    return values
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Thirty pictures of which different things are said."""
+    root = tmp_path_factory.mktemp("mixed")
+    (root / "in" / "cats").mkdir(parents=True)
+    lines = []
+    for k in range(30):
+        name = f"cats/{k}.png" if k % 2 else f"{k}.png"
+        (root / "in" / name).write_bytes(png(k))
+        line: dict[str, Any] = {"file_name": name, "text": f"  picture „{k}“\n☃ \u2028"}
+        if k == 4:
+            line = {"file_name": name, "caption": ["one", "two", "three"], "language": "en"}
+        if k in (5, 6):
+            line |= {"caption_zh-TW": "一", "category": "c", "group": "g", "licence": "MIT", "split": "test"}
+        if k == 7:
+            line |= {
+                "url": "http://x.test/?a=1&b",
+                "flags": "good old",
+                "boxes": [{"label": "x", "box": [1, 2, 5, 1 / 3]}],
+            }
+        if k == 8:
+            line = {"file_name": name, "captioned_by": "en:blip", "caption_en": 'a, "b"'}
+        if k == 9:
+            del line["text"]
+        lines.append(line)
+    (root / "in" / "11.txt").write_text("not for 11")
+    (root / "in" / "cats" / "9.map.png").write_bytes(png(99, (12, 10), "L"))
+    (root / "in" / "cats" / "3.depth.png").write_bytes(png(98, (12, 10), "L"))
+    (root / "in" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return take_in(root / "in", root / "data", licence="CC0")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_import_of_an_export_is_the_same_table(
+    form: str, mixed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_format, "FOLDER_ROWS", 7)
+    monkeypatch.setattr(webdataset_format, "SHARD_ROWS", 7)
+    for module in ("exporters.parquet", "exporters.hf"):
+        monkeypatch.setattr(f"carrara.data.{module}.FILE_BYTES", 3000)
+    monkeypatch.setattr("carrara.data.arrow_rows.BATCH_ROWS", 4)
+    reports = list(export_pictures(mixed, tmp_path / "out", form))
+    assert reports[-1].done == reports[-1].total == len(mixed) == 30
+    again = take_in(tmp_path / "out", tmp_path / "again")
+    wanted = everything(mixed)
+    assert {"captions_more", "captioned_by", "url", "map_id", "boxes", "caption_zh_tw"} <= wanted.keys()
+    assert everything(again) == wanted
+    assert (tmp_path / "again" / "rejected.jsonl").read_text() == ""
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "out"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_emoji_set_there_and_back(form: str, tmp_path: Path) -> None:
+    dataset = take_in("emoji", tmp_path / "emoji", subset="Activities")
+    list(export_pictures(dataset, tmp_path / "out", form))
+    assert everything(take_in(tmp_path / "out", tmp_path / "again")) == everything(dataset)
+
+
+def test_what_others_read(mixed: Dataset, tmp_path: Path) -> None:
+    """The names and descriptions by which Hugging Face's programs know pictures and captions."""
+    for form in FORMATS:
+        list(export_pictures(mixed, tmp_path / form, form))
+    table = pq.read_table(tmp_path / "parquet" / "pictures-00000.parquet")
+    about = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    assert (about["image"], about["map"], about["text"]["dtype"]) == (
+        {"_type": "Image"},
+        {"_type": "Image"},
+        "string",
+    )
+    assert table["image"][0].as_py()["bytes"] == mixed.take([0], ["image"])["image"][0]
+    state = json.loads((tmp_path / "hf" / "state.json").read_text())
+    assert [f["filename"] for f in state["_data_files"]] == ["data-00000-of-00001.arrow"]
+    line = json.loads((tmp_path / "folder" / "metadata.jsonl").read_text().splitlines()[0])
+    assert (tmp_path / "folder" / line["file_name"]).read_bytes() == mixed.take([0], ["image"])["image"][0]
+    assert (tmp_path / "folder" / line["file_name"]).with_suffix(".txt").read_text() == line["text"]
+
+
+def test_what_cannot_be_exported(mixed: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no format is called 'parket'; did you mean 'parquet'"):
+        list(export_pictures(mixed, tmp_path / "out", "parket"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(UserError, match="is there already; expected a new name"):
+        list(export_pictures(mixed, tmp_path / "out", "hf"))
+    with pytest.raises(UserError, match="cannot write"):
+        list(export_pictures(mixed, tmp_path / "out" / "mine" / "deep", "hf"))
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+def test_a_killed_export(
+    mixed: Dataset, tmp_path: Path, start_python: Callable[[str], "subprocess.Popen[bytes]"]
+) -> None:
+    process = start_python(f"""
+import os, signal
+from pathlib import Path
+from carrara.data.exporting import export_pictures
+from carrara.data.table import Dataset
+for report in export_pictures(Dataset.open({str(mixed.path)!r}), Path({str(tmp_path / "out")!r}), "webdataset"):
+    if report.done == 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+""")
+    assert process.wait(200) == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    list(export_pictures(mixed, tmp_path / "out", "webdataset"))
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert len(take_in(tmp_path / "out", tmp_path / "again")) == 30
