@@ -38,6 +38,11 @@ from carrara.data.unfinished import UNFINISHED, folder_of, sweep
 from carrara.data.writer import SAME, Record, Writer
 from carrara.errors import UserError
 
+# Decoding lets go of Python's lock, so every core that this process may use has a picture to decode.
+THREADS = max(
+    1, min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+)
+
 
 class Options(Config):
     """What may be chosen at an import."""
@@ -205,13 +210,12 @@ class Looked(NamedTuple):
 
 def _in_order(items: Iterable[Row | Rejected]) -> Iterator[tuple[Row | Rejected, Looked | Rejected]]:
     """Each item with what came of looking at it."""
-    threads = min(4, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="carrara-import")
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="carrara-import")
     waiting: deque[tuple[Row | Rejected, Future[Looked | Rejected]]] = deque()
     try:
         for item in items:
             waiting.append((item, pool.submit(_look, item)))
-            if len(waiting) > 4 * threads:
+            if len(waiting) > 4 * THREADS:
                 first, looked = waiting.popleft()
                 yield first, looked.result()
         for first, looked in waiting:
