@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from carrara.conditions.encoder_folder import EncoderFolder
@@ -27,6 +28,8 @@ def embedder(folder: Path) -> Embedder:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def texts(words: Sequence[str]) -> Vectors:
+        if not words:
+            return np.empty((0, encoder.pooled_width), np.float32)
         given = encoder.tokenize(words, length, full=False)
         _, pooled = encoder.run(
             given["ids"].to(device), given["mask"].to(device), layer=-1, norm=True, masked=True

