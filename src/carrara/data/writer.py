@@ -15,6 +15,7 @@ import os
 import shutil
 import struct
 from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from carrara.data import boxes
@@ -105,6 +106,8 @@ class Writer:
         )
         self._fragments: list[dict[str, Any]] = []
         self._later: list[Record] = []
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="carrara-writer")
+        self._writing: Future[None] | None = None
         self.folder = folder_of(store, ticket)
         self._made = [p for p in self.folder.parents if not p.exists()]
         self._lock = lock(self.folder, make=True, wait=True, doing=f"importing the same into {store.path}")
@@ -173,23 +176,36 @@ class Writer:
         self._pending.append(entry)
 
     def flush(self) -> None:
-        """Writes the batch in hand and remembers it in the journal."""
+        """Has the batch in hand written and remembered in the journal, while others are made ready.
+
+        One at a time: it waits for the batch before, and raises what that one met.
+        """
         if not self._rows and not self._updates and not self._pending:
             return
-        table = self._table()
-        fragments = self._write(table) if self._rows else []
+        self._settle()
         named = {r["group"]: r["split"] for r in self._rows if r["group"] != r["id"]}
-        self._fragments += fragments
-        self._note_down(
-            fragments=fragments,
+        line = self._line(
             ids={r["id"]: r["source"] for r in self._rows},
             groups=named,
             hashed=sorted(self._hashed & named.keys()),
         )
+        self._writing = self._aside.submit(self._put_away, self._rows, line)
         self._rows, self._bytes = [], 0
 
-    def _note_down(self, **what: Any) -> None:
-        """A line of the journal; it is on the disk before anything relies on it."""
+    def _put_away(self, rows: list[Record], line: dict[str, Any]) -> None:
+        table = self._table()
+        fragments = self._write(table, rows) if rows else []
+        self._note_down({**line, "fragments": fragments})
+        self._fragments += fragments
+
+    def _settle(self) -> None:
+        """Until the batch that is being written is there."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _line(self, **what: Any) -> dict[str, Any]:
+        """All that the journal does not hold yet, as a line of it."""
         line = {
             "consumed": self.consumed,
             "first": self._first,
@@ -198,18 +214,23 @@ class Writer:
             "counts": [self.added, self.updated, self.duplicates],
             **what,
         }
+        self._later += self._updates
+        self._updates, self._pending = [], []
+        return line
+
+    def _note_down(self, line: dict[str, Any]) -> None:
+        """It is on the disk before anything relies on it."""
         with open(self.folder / JOURNAL, "a", encoding="utf-8") as file:
             if file.tell() == 0:
                 file.write(json.dumps({"ticket": self.ticket}) + "\n")
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._later += self._updates
-        self._updates, self._pending = [], []
 
     def commit(self) -> None:
         """Publishes everything; the journal stays until `finish`, so that what follows can be redone."""
         self.flush()
+        self._settle()
         self._table()
         with self.store.writing():
             committed(self.store, self._publish)
@@ -228,6 +249,7 @@ class Writer:
 
     def close(self) -> None:
         """Lets others import the same; what was begun stays, and nothing where nothing was."""
+        self._aside.shutdown(cancel_futures=True)
         if not (self.folder / JOURNAL).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
             for folder in dict.fromkeys([self.folder.parent, *self._made]):
@@ -306,7 +328,7 @@ class Writer:
             kept += self._write_fragments(table, stay, fields) if stay else []
         if changed:
             self._fragments = kept
-            self._note_down(instead=kept)
+            self._note_down(self._line(instead=kept))
 
     def _table(self) -> lance.LanceDataset:
         import lance
@@ -331,14 +353,14 @@ class Writer:
         lance.write_dataset(schema().empty_table(), str(new), data_storage_version=STORAGE_VERSION)
         os.rename(new, self.store.table)
 
-    def _write(self, table: lance.LanceDataset) -> list[dict[str, Any]]:
+    def _write(self, table: lance.LanceDataset, rows: list[Record]) -> list[dict[str, Any]]:
         import pyarrow as pa
 
-        if self._add_columns(self._rows, table):
+        if self._add_columns(rows, table):
             table = self._table()
         derived = {f.name for f in table.schema if f.metadata and DERIVED_KEY in f.metadata}
         kept = pa.schema([f for f in table.schema if f.name not in derived | {AMENDED}])
-        return self._write_fragments(table, self._rows, kept)
+        return self._write_fragments(table, rows, kept)
 
     def _write_fragments(
         self, table: lance.LanceDataset, records: list[Record], kept: pa.Schema
