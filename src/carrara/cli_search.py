@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -54,7 +54,14 @@ def search(
     from carrara.data.table import Dataset
     from carrara.evaluation.embedders.opening import embedder_of
 
-    given = {"words": words, "like": like, "by": by, "where": where, "limit": limit, "offset": skip}
+    given: dict[str, Any] = {
+        "words": words,
+        "like": like,
+        "by": by,
+        "where": where,
+        "limit": limit,
+        "offset": skip,
+    }
     if picture is not None:
         given["picture"] = _bytes_of(picture)
     query = parse(Query, given, where="the search")

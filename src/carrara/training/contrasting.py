@@ -211,7 +211,8 @@ def _same(text: Tensor) -> Tensor:
 
 
 def _floats(column: Any) -> Tensor:
-    return column.float()  # type: ignore[no-any-return]
+    assert isinstance(column, Tensor)
+    return column.float()
 
 
 def held_out_measures(
@@ -276,30 +277,27 @@ def train_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path)
         StoredTowers(towers, about, passport).save(path, {RECIPE: to_toml(recipe)})
 
     yield from run.train(task, state, fed, save)
+    told: dict[str, Any] = {}
     if known:
         best = fill_best(folder, recipe.train, task.modules)
-        measured = {"seen": best.seen, "steps": best.steps}
         yield Report.remark(state, f"the model is the one that did best, after {best.seen} pairs")
+        told = {"seen": best.seen, "steps": best.steps}
     else:
-        measured = {}
         state.averages[MODULE].copy_to(towers)
-    towers.eval().cpu()
-    run.finish(
-        partial(save, **measured, **_metrics(by_language(towers, seen, read, known) if known else {}, known))
-    )
+    towers.eval()
+    if known:
+        told["held_out"] = _metrics(by_language(towers, seen, read, known), len(held_out))
+    run.finish(partial(save, **told))
 
 
-def _metrics(found: Mapping[str, Any], known: Mapping[str, Tensor]) -> dict[str, Any]:
-    if not found:
-        return {}
-    pairs = len(next(iter(known.values())))
+def _metrics(found: Mapping[str, Any], pairs: int) -> dict[str, Any]:
     table = {
         language: {
             way: {f"recall_{k}": round(v, 4) for k, v in recall(part).items()} for way, part in ways.items()
         }
         for language, ways in found.items()
     }
-    return {"held_out": {"protocol": f"recall among {pairs} held-out pairs", "by_language": table}}
+    return {"protocol": f"recall among {pairs} held-out pairs", "by_language": table}
 
 
 def stored_vectors(dataset: Dataset, columns: Sequence[str], rows: Any) -> dict[str, Tensor]:

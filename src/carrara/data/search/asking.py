@@ -51,9 +51,10 @@ def row_numbers(dataset: Dataset, addresses: npt.NDArray[Any]) -> Rows:
         numbers.append(fragment.fragment_id)
         starts.append(start)
         start += fragment.count_rows()
+    if not len(addresses):
+        return np.empty(0, np.int64)
     order = np.argsort(numbers)
-    places = (
-        order[np.searchsorted(np.array(numbers)[order], addresses >> np.uint64(32))] if len(addresses) else []
-    )
+    places = order[np.searchsorted(np.array(numbers)[order], addresses >> np.uint64(32))]
     inside = (addresses & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    return np.asarray(starts, np.int64)[np.asarray(places, np.int64)] + inside
+    found: Rows = np.asarray(starts, np.int64)[places] + inside
+    return found

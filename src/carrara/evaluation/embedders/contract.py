@@ -51,4 +51,5 @@ def unit(vectors: npt.NDArray[Any]) -> Vectors:
     """``[n d]`` at length one; what has no length stays as it is."""
     found = np.asarray(vectors, np.float32)
     length = np.linalg.norm(found, axis=1, keepdims=True)
-    return np.divide(found, length, out=np.zeros_like(found), where=length > 1e-12)
+    at_one: Vectors = np.divide(found, length, out=np.zeros_like(found), where=length > 1e-12)
+    return at_one

@@ -130,11 +130,9 @@ def lifting(tower: Tower) -> Callable[[Vectors], Vectors]:
     """A tower as a function of arrays."""
 
     def lift(vectors: Vectors) -> Vectors:
+        given = torch.from_numpy(np.asarray(vectors, np.float32))
         with torch.inference_mode():
-            parts = [
-                tower(part)
-                for part in torch.split(torch.from_numpy(np.asarray(vectors, np.float32)), _AT_ONCE)
-            ]
+            parts = [tower(part.to(tower.mean.device)).cpu() for part in torch.split(given, _AT_ONCE)]
         found: Vectors = torch.cat(parts).numpy()
         return found
 

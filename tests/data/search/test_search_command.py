@@ -1,0 +1,95 @@
+"""`carrara data encode`, `train contrastive` and `data search` as a user runs them, one after another."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from carrara.config import to_toml
+from carrara.data.table import Dataset
+from carrara.recipes.catalogue import named
+from carrara.training.contrasting import ContrastiveRecipe
+from conftest import Here
+
+
+def test_from_import_to_search(here: Here, pictures: Path, tmp_path: Path) -> None:
+    assert here("data", "import", pictures, "data", "--held-out", 0.2).status == 0
+    words = here("data", "search", "data", "grün scheibe")
+    assert words.status == 0, words.err
+    assert "green disc" in words.out
+    assert "note: not searched by meaning" in words.out
+    assert "3 of" not in here("data", "search", "data", "no such words").out
+    chosen = [
+        "--set", "texts=ngrams", "--set", "towers={hidden=32, width=16}", "--set", "train.batch=16",
+        "--set", "train.precision=fp32", "--set", "train.warmup=2", "--set", "train.lr=3e-3",
+    ]  # fmt: skip
+    train = here("train", "contrastive", "data", "--out", "run", "--budget", "60steps", *chosen)
+    assert train.status == 0, train.err
+    assert "efficientnet_lite0: pictures in seen_" in train.out
+    assert "text to picture" in train.out
+    assert "next: carrara data encode data --embedder run" in train.out
+    done = here("data", "encode", "data", "--embedder", "run", "--embedder", "ngrams", "--features")
+    assert done.status == 0, done.err
+    again = here("data", "encode", "data", "--embedder", "run")
+    assert "contrastive: pictures in seen_" in again.out
+    found = here("data", "search", "data", "a blue thing", "--json", "--limit", 6, "--sheet", "sheet.png")
+    answer = json.loads(found.out)
+    assert answer["ways"] == ["words", "meaning", "joint"]
+    assert {hit["caption"].split()[0] for hit in answer["hits"]} == {"blue"}
+    assert answer["version"] == Dataset.open(tmp_path / "data").version
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 6 * 128
+    like = here("data", "search", "data", "--like", answer["hits"][0]["row"], "--limit", 3)
+    assert "looks alike" in like.out
+    seen = here("data", "search", "data", "--picture", pictures / "red-bar-1.png")
+    assert "exactly this picture is in the data set" in seen.out
+    made = here("data", "search", "data", "red", "--by", "words", "--into", "reds")
+    assert "reds: 6 pictures" in made.out
+    reds = Dataset.open(tmp_path / "reds")
+    assert set(reds.column("caption")) == {"red disc", "red square", "red bar"}
+    assert "words 'red'" in str(reds.about)
+    joint = here("data", "search", "reds", "disc", "--by", "hybrid", "--where", "height > 3")
+    assert "red disc" in joint.out
+    assert here("data", "search", "data", "red", "--into", "reds").status == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["encode", "data"],
+            "nothing to encode with: give --with AUTOENCODER, --features, --meaning or --embedder",
+        ),
+        (
+            ["encode", "data", "--features", "--flip"],
+            "--flip and --crops are for latents: give --with AUTOENCODER",
+        ),
+        (["encode", "data", "--embedder", "nothing"], "no embedder is called 'nothing'"),
+        (["search", "data", "x", "--by", "wrods"], "'by': Input should be"),
+        (["search", "data", "--picture", "none.png"], "cannot read none.png: No such file"),
+        (["search", "data", "--picture", "text.txt"], "the picture to look for cannot be used"),
+        (
+            ["search", "data", "x", "--by", "joint"],
+            "there is no space of texts and pictures: `carrara train contrastive",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(
+    here: Here, pictures: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    assert here("data", "import", pictures, "data").status == 0
+    (tmp_path / "text.txt").write_text("no picture")
+    assert message in here("data", *arguments).refusal
+
+
+def test_the_recipe_is_not_for_other_commands(here: Here, pictures: Path, tmp_path: Path) -> None:
+    assert "nothing is to be planned" in here("plan", "contrastive").refusal
+    recipe = named("contrastive")
+    assert isinstance(recipe, ContrastiveRecipe)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.toml").write_text(to_toml(recipe))
+    assert "expected that of a diffusion model" in here("doctor", "run").refusal
+    assert here("data", "import", pictures, "data").status == 0
+    refused = here("train", "contrastive", "data", "--out", "other", "--start", tmp_path)
+    assert "leave --autoencoder and --start away" in refused.refusal
