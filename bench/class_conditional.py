@@ -219,7 +219,11 @@ def main() -> None:
         if not (folder / f"{system}.npz").is_file():
             continue
         made = np.load(folder / f"{system}.npz")
-        values = {name: distance(made[name], features) for name in made.files if name.startswith("pictures")}
+        values = {
+            name: distance(made[name][: given.samples], features)
+            for name in made.files
+            if name.startswith("pictures")
+        }
         best = min(values.values())
         result[system] = {
             "kernel_distance": round(best, 2),

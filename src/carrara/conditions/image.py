@@ -111,7 +111,7 @@ class Config(Base):
         if lacking:
             raise UserError(
                 f"{lacking} of {every} pictures have nothing in the column {column!r}, which this condition shows; "
-                "import the data without them, or with what they lack"
+                f"""leave them out with `carrara data filter DATA NEW --where "{column} IS NOT NULL"`"""
             )
         if self.shows != "map":
             return []
