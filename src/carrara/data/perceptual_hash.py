@@ -86,8 +86,8 @@ def glance_column(dataset: Dataset) -> str | None:
 
 def glances(dataset: Dataset, column: str) -> Iterator[Glances]:
     """All glances in the order of the rows, some thousand at a time."""
-    for batch in dataset.table.to_batches(columns=[column], batch_size=_BATCH, scan_in_order=True):
-        yield unpack(_numbers(batch[column]))
+    for start in range(0, len(dataset), _BATCH):
+        yield glances_at(dataset, column, np.arange(start, min(start + _BATCH, len(dataset))))
 
 
 def glances_at(dataset: Dataset, column: str, rows: npt.NDArray[np.int64]) -> Glances:

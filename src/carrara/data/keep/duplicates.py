@@ -17,6 +17,7 @@ from carrara.data.keep.neighbours import Index, Pairs, Vectors, alike, within
 from carrara.data.perceptual_hash import Glances, glances, glances_at
 from carrara.data.pictures import whole
 from carrara.data.rows import BadPicture, caption_language
+from carrara.data.search.vectors import PICTURES, vector_columns
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,10 +109,10 @@ def by_features(dataset: Dataset, column: str, cosine: float = COSINE) -> Likene
 
 
 def features_column(dataset: Dataset) -> str:
-    """The derived column of picture vectors; UserError where there is none, or some rows lack theirs."""
-    names = [name for name in dataset.columns if name.startswith("seen_")]
+    """The newest column of picture vectors; UserError where there is none, or some rows lack theirs."""
+    names = [one.column for one in vector_columns(dataset) if one.of == PICTURES and not one.joint]
     for name in reversed(names):
-        if not dataset.table.count_rows(filter=f"{name} IS NULL"):
+        if not len(dataset.without(name)):
             return name
     state = "some pictures have no feature vector yet" if names else "its pictures have no feature vectors"
     raise UserError(

@@ -116,14 +116,12 @@ def apply(dataset: Dataset, division: Division) -> int:
 
 def trained_on_before(dataset: Dataset, division: Division) -> dict[str, int]:
     """For each tagged version of the table how many of the pictures now held out it had for training."""
-    import lance
-
     ids = {
         known for known, held in zip(dataset.column("id"), division.held_out.tolist(), strict=True) if held
     }
     found = {}
     for tag, about in sorted(dataset.table.tags.list().items()):
-        before = lance.dataset(dataset.table.uri, version=about["version"])
+        before = dataset.table.checkout_version(int(about["version"]))
         trained = before.to_table(columns=["id"], filter=f"split = '{TRAIN}'")["id"].to_pylist()
         if count := len(ids.intersection(trained)):
             found[tag] = count

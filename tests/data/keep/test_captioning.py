@@ -1,0 +1,210 @@
+"""Captioners of all three kinds; whatever one does, what it said before is kept."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from carrara.cli_keep import data_caption
+from carrara.data.importing import import_pictures
+from carrara.data.keep.captioning import Stopped, caption, from_python, to_name
+from carrara.data.table import Dataset
+from carrara.errors import UserError
+
+PLUGIN = """
+import pathlib
+
+calls = 0
+
+def caption(images):
+    global calls
+    calls += len(images)
+    if calls > 20 and pathlib.Path({stop!r}).exists():
+        raise RuntimeError("no memory\\nleft")
+    return [f" {{image.mode}} {{image.width}} wide " for image in images]
+"""
+
+
+@pytest.fixture
+def dataset(folder: Path, tmp_path: Path) -> Dataset:
+    """Thirty pictures, of which the first three have an English caption of their source's."""
+    for path in sorted(folder.glob("*.txt")):
+        path.unlink()
+    for k in range(3):
+        (folder / f"x{k}.en.txt").write_text(f"mine {k}")
+    list(import_pictures(folder, tmp_path / "data", held_out=0))
+    return Dataset.open(tmp_path / "data")
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    path = tmp_path / "my captioner.py"
+    path.write_text(PLUGIN.format(stop=str(tmp_path / "stop")))
+    return path
+
+
+def test_a_captioner_that_fails_loses_nothing(
+    dataset: Dataset, plugin: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop = plugin.parent / "stop"
+    stop.touch()
+    with pytest.raises(
+        Stopped, match=r"failed at rows .*: RuntimeError: no memory left; the 20 captions before"
+    ):
+        data_caption(dataset.path, str(plugin), batch=5)
+    dataset.refresh()
+    assert dataset.table.count_rows(filter="caption_en IS NOT NULL") == 23
+    stop.unlink()
+    data_caption(dataset.path, str(plugin), batch=5, as_json=True)
+    assert json.loads(capsys.readouterr().out)["captioned"] == 7
+    dataset.refresh()
+    texts = dict(zip(dataset.column("source"), dataset.column("caption_en"), strict=True))
+    assert texts["x1.png"] == "mine 1"
+    assert texts["x20.png"] == "RGB 12 wide"
+    who = dict(zip(dataset.column("source"), dataset.column("captioned_by"), strict=True))
+    assert (who["x1.png"], who["x20.png"]) == (None, "en:my-captioner")
+    data_caption(dataset.path, str(plugin))
+    assert "nothing to do" in capsys.readouterr().out
+    data_caption(dataset.path, from_columns="{width} by {height}", language="de")
+    data_caption(dataset.path, from_columns="wide: {width}", every=True)
+    dataset.refresh()
+    assert set(dataset.column("caption_de")) == {"12 by 10"}
+    assert set(dataset.column("caption_en")) == {"wide: 12"}
+    assert set(dataset.column("captioned_by")) == {"de:columns en:columns"}
+    (folder / "x0.en.txt").write_text("another word of the source")  # which leaves alone what was set here
+    list(import_pictures(folder, dataset.path, held_out=0))
+    dataset.refresh()
+    assert set(dataset.column("caption_en")) == {"wide: 12"}
+
+
+def test_killed_it_goes_on_after_the_last_batch(dataset: Dataset, plugin: Path) -> None:
+    rows = to_name(dataset, "en", every=False)
+    assert len(rows) == 27
+    speaker = from_python(dataset, str(plugin))
+    reports = caption(dataset, speaker, rows, "en", batch=4)
+    while next(reports).done < 12:
+        pass
+    with pytest.raises(UserError, match="another process is"):
+        next(caption(dataset, speaker, rows, "en"))
+    reports.close()  # as a kill does: nothing was written into the table
+    journal = dataset.path / "caption.partial" / "captions.jsonl"
+    with open(journal, "a") as file:
+        file.write('{"id": "torn')
+    dataset.refresh()
+    assert dataset.table.count_rows(filter="caption_en IS NOT NULL") == 3
+    asked: list[int] = []
+
+    class Counting:
+        name = speaker.name
+
+        def caption(self, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> list[str | None]:
+            asked.extend(rows.tolist())
+            return [None if row == rows[0] else "said" for row in rows]
+
+    last = list(caption(dataset, Counting(), rows, "en", batch=4))[-1]
+    assert asked == rows[12:].tolist()
+    assert (last.done, last.kept, last.empty) == (27, 23, 4)
+    assert not journal.exists()
+    assert dataset.table.count_rows(filter="caption_en IS NULL") == 4
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("def caption(images): return 'one text'", "it gave a str for"),
+        ("def caption(images): return ['x']", "it gave 1 texts for 27 pictures"),
+        ("def caption(images): return [1] * len(images)", "it gave a int as a caption"),
+        ("def name(images): return []", "has no function caption"),
+        ("import nothing_like_it", "cannot be used as a captioner: ModuleNotFoundError"),
+        ("raise SystemError('so')", "SystemError: so"),
+    ],
+)
+def test_programs_that_are_none(dataset: Dataset, tmp_path: Path, program: str, words: str) -> None:
+    (tmp_path / "own.py").write_text(program)
+    with pytest.raises(UserError, match=words):
+        data_caption(dataset.path, str(tmp_path / "own.py"), batch=30)
+    assert dataset.table.count_rows(filter="caption_en IS NOT NULL") == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "give --with or --from-columns"),
+        ({"captioner": "x", "from_columns": "{label}"}, "one of them"),
+        ({"from_columns": "{lable}"}, "no column 'lable' for the sentence; did you mean 'label'"),
+        ({"from_columns": "{width:>9}"}, "a column's name alone in braces"),
+        ({"from_columns": "{width"}, "cannot be read"),
+        ({"from_columns": "words"}, "names no column in braces"),
+        ({"from_columns": "{width}", "language": "plain english"}, "is no language"),
+        ({"captioner": "nowhere.py"}, "there is no file nowhere.py"),
+        ({"captioner": "no_such_module"}, "cannot be used as a captioner"),
+    ],
+)
+def test_what_cannot_be_is_said(dataset: Dataset, options: dict[str, str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        data_caption(dataset.path, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def blip(tmp_path: Path) -> Path:
+    """A BLIP of some thousand weights that knows eleven words."""
+    pytest.importorskip("transformers")
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipProcessor,
+        PreTrainedTokenizerFast,
+    )
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "red", "cat", "picture", "of"]
+    tokenizer = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", bos_token="[DEC]"
+    )
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "projection_dim": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    torch.manual_seed(0)
+    config = BlipConfig(
+        text_config={
+            **small,
+            "vocab_size": len(words),
+            "encoder_hidden_size": 16,
+            "max_position_embeddings": 64,
+            "bos_token_id": 5,
+            "eos_token_id": 3,
+            "sep_token_id": 3,
+            "pad_token_id": 0,
+        },
+        vision_config={**small, "image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )
+    BlipForConditionalGeneration(config).save_pretrained(tmp_path / "my blip")
+    eye = BlipImageProcessorPil(size={"height": 32, "width": 32})
+    BlipProcessor(image_processor=eye, tokenizer=fast).save_pretrained(tmp_path / "my blip")
+    return tmp_path / "my blip"
+
+
+def test_a_folder_of_transformers(dataset: Dataset, blip: Path, tmp_path: Path) -> None:
+    data_caption(dataset.path, str(blip), language="fr")
+    dataset.refresh()
+    words = " ".join(text for text in dataset.column("caption_fr") if text).split()
+    assert len(words) > 30
+    assert set(words) <= set(["[UNK]", "[MASK]", "a", "red", "cat", "picture", "of"])
+    (who,) = set(dataset.column("captioned_by")) - {None}
+    assert who.startswith("fr:my-blip-")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is no captioner: expected config"):
+        data_caption(dataset.path, str(tmp_path / "empty"))
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be read as a captioner"):
+        data_caption(dataset.path, str(tmp_path / "empty"))
