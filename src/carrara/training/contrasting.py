@@ -207,12 +207,14 @@ def _softmax(scores: Tensor, same: Tensor) -> Tensor:
 def _same(text: Tensor) -> Tensor:
     """Which rows are equal, ``[b b]``."""
     _, kind = torch.unique(text, dim=0, return_inverse=True)
-    return kind[:, None] == kind
+    same: Tensor = kind[:, None] == kind
+    return same
 
 
 def _floats(column: Any) -> Tensor:
     assert isinstance(column, Tensor)
-    return column.float()
+    found: Tensor = column.float()
+    return found
 
 
 def held_out_measures(

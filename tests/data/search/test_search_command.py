@@ -91,5 +91,5 @@ def test_the_recipe_is_not_for_other_commands(here: Here, pictures: Path, tmp_pa
     (tmp_path / "run" / "recipe.toml").write_text(to_toml(recipe))
     assert "expected that of a diffusion model" in here("doctor", "run").refusal
     assert here("data", "import", pictures, "data").status == 0
-    refused = here("train", "contrastive", "data", "--out", "other", "--start", tmp_path)
+    refused = here("train", "contrastive", "data", "--out", "other", "--autoencoder", tmp_path)
     assert "leave --autoencoder and --start away" in refused.refusal

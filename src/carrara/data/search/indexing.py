@@ -17,16 +17,27 @@ _STALE = 0.02  # share of rows outside of an index from which on freshening it p
 
 def covers(dataset: Dataset, column: str) -> int | None:
     """How many rows the column's index has; None where there is none."""
-    for index in dataset.table.describe_indices():
-        if list(index.field_names) == [column]:
-            return int(index.num_rows_indexed)
-    return None
+    return covered(dataset).get(column)
+
+
+def covered(dataset: Dataset) -> dict[str, int]:
+    """The columns that have an index, and how many rows it has."""
+    return {
+        index.field_names[0]: int(index.num_rows_indexed)
+        for index in dataset.table.describe_indices()
+        if len(index.field_names) == 1
+    }
+
+
+def is_stale(indexed: int | None, total: int) -> bool:
+    """Whether an index of so many rows is to be made or brought up to date; None is for none."""
+    return indexed is None or total - indexed > _STALE * total
 
 
 def make_index(dataset: Dataset, column: str, kind: str, **settings: Any) -> bool:
     """Whether it had something to do. UserError where the table cannot be written."""
     indexed, total = covers(dataset, column), len(dataset)
-    if indexed is not None and total - indexed <= _STALE * total:
+    if not is_stale(indexed, total):
         return False
 
     def change(table: lance.LanceDataset) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from carrara.data.keep.colours import one_picture
 from carrara.data.keep.duplicates import RADIUS
-from carrara.data.perceptual_hash import BITS, Glances, distance, glance_column, glances, look, unpack
+from carrara.data.perceptual_hash import BITS, distance, glance_column, glances, look, unpack
 from carrara.data.rows import content_id
 from carrara.data.search.asking import Rows
 from carrara.data.search.contract import Ranked
@@ -23,16 +23,16 @@ def same_bytes(dataset: Dataset, data: bytes, where: str | None) -> Rows:
     return dataset.indices(None, f"({where}) AND {found}" if where else found)
 
 
-def nearly_same(dataset: Dataset, mine: Glances, where: str | None) -> tuple[Rows, Rows] | None:
+def nearly_same(dataset: Dataset, data: bytes, where: str | None) -> tuple[Rows, Rows] | None:
     """Rows that show the same picture, also mirrored, and in how many bits their hashes differ; nearest first.
 
-    None where some pictures have no stored hash yet.
+    None where some pictures have no stored hash yet. Raises BadPicture.
     """
+    mine, start = unpack(look(data)[None]), 0
     column = glance_column(dataset)
     if column is None:
         return None
     found: dict[int, int] = {}
-    start = 0
     for theirs in glances(dataset, column):
         for hashes, colours in (
             (theirs.hashes, theirs.colours),
@@ -54,9 +54,8 @@ def nearly_same(dataset: Dataset, mine: Glances, where: str | None) -> tuple[Row
 
 def by_bytes_and_hash(dataset: Dataset, data: bytes, where: str | None) -> tuple[Ranked, str, list[str]]:
     """What is the same, best first; the verdict in words, "" where nothing is; and remarks. Raises BadPicture."""
-    mine = unpack(look(data)[None])
+    near = nearly_same(dataset, data, where)
     exact = same_bytes(dataset, data, where)
-    near = nearly_same(dataset, mine, where)
     remarks = []
     if near is None:
         remarks.append(

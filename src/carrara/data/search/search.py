@@ -116,9 +116,18 @@ class _Asking:
             text = " ".join(self._captions(self.like))
         if not self.dataset.captions or not text:
             raise Unavailable(MISSING["words"])
-        if not indexed(self.dataset):
-            index_words(self.dataset)
+        self._index_words()
         return [by_words(self.dataset, text, where=self.query.where, limit=self.depth)]
+
+    def _index_words(self) -> None:
+        """Makes the index of words or brings it up to date; where the table cannot be written, it goes without."""
+        try:
+            if not self.dataset.pinned:
+                index_words(self.dataset)
+        except UserError as error:
+            self.remarks.append(str(error))
+        if not indexed(self.dataset):
+            self.remarks.append("words are not indexed, so only those between spaces are found, and slowly")
 
     def _by_meaning(self) -> list[Ranked]:
         columns = newest(self.columns, of_pictures=False, joint=False)

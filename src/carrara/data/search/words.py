@@ -13,7 +13,7 @@ import numpy as np
 from carrara.data.rows import MORE_CAPTIONS, UNSTATED
 from carrara.data.search.asking import Rows, Scores, ask
 from carrara.data.search.contract import Ranked
-from carrara.data.search.indexing import covers, make_index
+from carrara.data.search.indexing import covered, is_stale, make_index
 
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
@@ -39,12 +39,14 @@ def _columns(dataset: Dataset) -> dict[str, str]:
 
 def index_words(dataset: Dataset) -> list[str]:
     """Makes or freshens the index of every caption column; returns the columns for which it did something."""
-    return [c for c in _columns(dataset) if make_index(dataset, c, "INVERTED", **_SETTINGS)]
+    there, total = covered(dataset), len(dataset)
+    lacking = [c for c in _columns(dataset) if is_stale(there.get(c), total)]
+    return [c for c in lacking if make_index(dataset, c, "INVERTED", **_SETTINGS)]
 
 
 def indexed(dataset: Dataset) -> bool:
     """Whether every caption column has an index, maybe not a fresh one."""
-    return all(covers(dataset, column) is not None for column in _columns(dataset))
+    return _columns(dataset).keys() <= covered(dataset).keys()
 
 
 def by_words(dataset: Dataset, text: str, *, where: str | None, limit: int) -> Ranked:
