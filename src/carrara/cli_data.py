@@ -38,7 +38,8 @@ def data_import(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder of pictures, Parquet (a file or a folder), or the word 'emoji' or 'scenes'."
+            help="A folder of pictures, a zip or tar, WebDataset, Parquet, COCO, a Hugging Face set on disk, a table "
+            "of urls (CSV, JSONL, Parquet), or the word 'emoji' or 'scenes'."
         ),
     ],
     dataset: Annotated[Path, typer.Argument(help="The data set: made, or added to.")],
@@ -50,9 +51,46 @@ def data_import(
     ] = "default",
     count: Annotated[int | None, typer.Option(min=1, help="Of 'scenes': how many (4000).")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of pictures that state none.")] = None,
+    languages: Annotated[
+        str,
+        typer.Option(help="Of captions that state none: keep (as given) or detect (where it is certain)."),
+    ] = "keep",
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Of urls: try again what could not be downloaded.")
+    ] = False,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Of urls: also from addresses that are not public.")
+    ] = False,
+    ignore_robots_tag: Annotated[
+        bool,
+        typer.Option("--ignore-robots-tag", help="Of urls: also what X-Robots-Tag asks not to take."),
+    ] = False,
+    most_megabytes: Annotated[
+        int, typer.Option(min=1, max=128, help="Of urls: larger files are not downloaded.")
+    ] = 32,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="Of urls: for one download, all tries together.")
+    ] = 60,
+    at_once: Annotated[int, typer.Option(min=1, max=256, help="Of urls: downloads at a time.")] = 16,
+    per_host: Annotated[int, typer.Option(min=1, max=64, help="Of urls: of these, from one host.")] = 4,
 ) -> None:
     """Import captioned pictures into a data set; again, it continues or adds what is new."""
-    summary = import_into(source, dataset, held_out=held_out, subset=subset, count=count, licence=licence)
+    summary = import_into(
+        source,
+        dataset,
+        held_out=held_out,
+        subset=subset,
+        count=count,
+        licence=licence,
+        languages=languages,
+        retry=retry,
+        allow_private=allow_private,
+        ignore_robots_tag=ignore_robots_tag,
+        most_megabytes=most_megabytes,
+        seconds=seconds,
+        at_once=at_once,
+        per_host=per_host,
+    )
     for line in summary.lines():
         console.print(line, soft_wrap=True)
 

@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -21,6 +21,7 @@ from carrara.config import Config, parse
 from carrara.data import told
 from carrara.data.beside import KINDS, check, id_column
 from carrara.data.boxes import COLUMN, canonical
+from carrara.data.fetching import fetched
 from carrara.data.pictures import examine
 from carrara.data.rows import (
     CAPTIONED_BY,
@@ -42,6 +43,7 @@ from carrara.errors import UserError
 THREADS = max(
     1, min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 )
+TOGETHER = 4
 
 
 class Options(Config):
@@ -57,6 +59,19 @@ class Options(Config):
     licence: str | None = Field(
         default=None, description="the licence of the pictures that name none themselves"
     )
+    languages: Literal["detect", "keep"] = Field(
+        default="keep",
+        description="'detect': captions whose language is not stated get it where it is certain; 'keep': as given",
+    )
+    retry: bool = Field(default=False, description="urls: try again what could not be downloaded before")
+    allow_private: bool = Field(default=False, description="urls: also from addresses that are not public")
+    ignore_robots_tag: bool = Field(
+        default=False, description="urls: also what X-Robots-Tag asks not to take (noai, noindex …)"
+    )
+    most_megabytes: int = Field(default=32, ge=1, le=128, description="urls: larger files are not downloaded")
+    seconds: float = Field(default=60.0, gt=0, description="urls: for one download, all its tries together")
+    at_once: int = Field(default=16, ge=1, le=256, description="urls: downloads at a time")
+    per_host: int = Field(default=4, ge=1, le=64, description="urls: of these, from one host")
 
 
 @dataclass(frozen=True)
@@ -124,8 +139,8 @@ def import_pictures(
 ) -> Generator[Progress, None, None]:
     """Brings every picture of ``source`` into the data set ``destination``, made where there is none.
 
-    ``source`` is a folder, a Parquet file or the word "emoji" or "scenes"; options are the fields of Options. Yields
-    progress; the last report holds the summary. Killed at any moment and started again, it ends in the same
+    ``source`` is what one of `importers` knows: a folder, an archive, a table …; options are the fields of Options.
+    Yields progress; the last report holds the summary. Killed at any moment and started again, it ends in the same
     table. Adding is by content: the same bytes are one row; words that changed in the source since its last
     import are changed in place. Raises UserError where the source or the destination cannot be used; then
     nothing was written.
@@ -143,18 +158,21 @@ def import_pictures(
     where = source if name == source else str(Path(source).resolve())
     entry: dict[str, Any] = {"importer": name, "source": where, "digest": digest}
     ticket = json.dumps(entry)
-    if (same := _same(store, entry)) and not folder_of(store, ticket).exists():
+    if not chosen.retry and (same := _same(store, entry)) and not folder_of(store, ticket).exists():
         yield _nothing_to_do(store, survey.total, same)
         return
     writer = Writer(store, ticket, held_out=chosen.held_out)
     try:
-        if same := _same(
-            store, entry
+        if not chosen.retry and (
+            same := _same(store, entry)
         ):  # by another process meanwhile, or by one killed in its very last step
             writer.finish()
             yield _nothing_to_do(store, survey.total, same)
             return
-        yield from _run(importer.rows(source, chosen), writer, survey.total)
+        items = importer.rows(source, chosen)
+        if getattr(importer, "DOWNLOADS", False):
+            items = fetched(items, store, where, writer.folder, chosen)
+        yield from _run(items, writer, survey.total)
         if not writer.added and told.about(store) is None and not store.has_table():
             reason = (
                 f" (the first: {writer.rejected[0]['file']}: {writer.rejected[0]['reason']})"
@@ -211,15 +229,17 @@ class Looked(NamedTuple):
 def _in_order(items: Iterable[Row | Rejected]) -> Iterator[tuple[Row | Rejected, Looked | Rejected]]:
     """Each item with what came of looking at it."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="carrara-import")
-    waiting: deque[tuple[Row | Rejected, Future[Looked | Rejected]]] = deque()
+    waiting: deque[tuple[list[Row | Rejected], Future[list[Looked | Rejected]]]] = deque()
+    # Some at a time, as handing over costs about as much as a small picture.
+    parts = iter(lambda left=iter(items): list(itertools.islice(left, TOGETHER)), [])  # type: ignore[misc]
     try:
-        for item in items:
-            waiting.append((item, pool.submit(_look, item)))
-            if len(waiting) > 4 * THREADS:
+        for part in parts:
+            waiting.append((part, pool.submit(lambda some: [_look(item) for item in some], part)))
+            if len(waiting) > 3 * THREADS:
                 first, looked = waiting.popleft()
-                yield first, looked.result()
+                yield from zip(first, looked.result(), strict=True)
         for first, looked in waiting:
-            yield first, looked.result()
+            yield from zip(first, looked.result(), strict=True)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -291,7 +311,10 @@ def _importer(source: str) -> tuple[str, Any]:
         if module.matches(source):
             return name, module
     path = Path(source)
-    expected = "expected a folder of pictures, Parquet, or the word 'emoji' or 'scenes'"
+    expected = (
+        "expected a folder of pictures, an archive, WebDataset, Parquet, COCO's JSON, a table of urls, "
+        "or the word 'emoji' or 'scenes'"
+    )
     if path.exists():
         raise UserError(f"{source} is a file; {expected}")
     raise UserError(f"there is no source {source!r}; {expected}{nearest_path(path)}")

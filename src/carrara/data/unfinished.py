@@ -16,6 +16,7 @@ from carrara.errors import UserError
 
 UNFINISHED = "import.partial"
 JOURNAL = "journal.jsonl"
+DOWNLOADS = "downloads"  # the folder of what was fetched for it
 
 
 def folder_of(store: Store, ticket: str) -> Path:

@@ -24,7 +24,7 @@ from carrara.data.commits import Values, add_columns, append, committed, update
 from carrara.data.rows import CAPTIONED_BY, MORE_CAPTIONS, caption_language, chosen_by_hash, group_hash
 from carrara.data.store import TABLE, Store, lock, newest, release
 from carrara.data.table import AS_GIVEN, DERIVED_FROM, DERIVED_KEY, schema
-from carrara.data.unfinished import JOURNAL, folder_of, fragments_of, whole_lines
+from carrara.data.unfinished import DOWNLOADS, JOURNAL, folder_of, fragments_of, whole_lines
 
 if TYPE_CHECKING:
     import lance
@@ -250,7 +250,7 @@ class Writer:
     def close(self) -> None:
         """Lets others import the same; what was begun stays, and nothing where nothing was."""
         self._aside.shutdown(cancel_futures=True)
-        if not (self.folder / JOURNAL).exists():
+        if not any((self.folder / name).exists() for name in (JOURNAL, DOWNLOADS)):
             shutil.rmtree(self.folder, ignore_errors=True)
             for folder in dict.fromkeys([self.folder.parent, *self._made]):
                 with contextlib.suppress(OSError):  # others have something there

@@ -44,7 +44,7 @@ def write(pictures: Iterator[Picture], columns: tuple[str, ...], folder: Path) -
         "homepage": "",
         "license": "",
     }
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in names],
         "_fingerprint": digest.hexdigest()[:16],
         "_format_columns": None,

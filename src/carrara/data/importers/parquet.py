@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from carrara.data.archives import TARS
 from carrara.data.beside import KINDS, Beside
 from carrara.data.files import below, printable, shallow
+from carrara.data.importers import urls
 from carrara.data.importing import Options
 from carrara.data.pictures import SUFFIXES
 from carrara.data.rows import MORE_CAPTIONS, Rejected, Row, Survey
@@ -63,6 +64,8 @@ class Layout:
 def matches(source: str) -> bool:
     """The source is a Parquet file, or a folder in which (or one below) lie Parquet files and no pictures."""
     path = Path(source)
+    if urls.matches(source):
+        return False
     if path.is_file():
         return path.suffix.lower() == ".parquet"
     return path.is_dir() and bool(_files(path)) and not shallow(path, (*SUFFIXES, *TARS))

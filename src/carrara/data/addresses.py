@@ -1,0 +1,151 @@
+"""Which addresses may be asked: http and https, to machines of the public net, by the address that was checked."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import ipaddress
+import re
+import socket
+import ssl
+import time
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+from carrara.data.rows import BadPicture
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_KEPT = "%/:=&?~#+!$,;'@()*[]"  # of an address's path; anything else is written as %XX
+
+
+class Target(NamedTuple):
+    """A checked address: what to connect to, and what to ask there."""
+
+    https: bool
+    host: str
+    port: int
+    path: str
+    addresses: tuple[str, ...]  # of the host, of which one is connected to
+
+
+def checked(url: str, *, private: bool) -> Target:
+    """Where a url leads. BadPicture where it is none, or where any of its host's addresses is not public (unless
+    ``private``): a name that leads to both kinds is made to get past a check."""
+    try:
+        parts = urlsplit(url.strip())
+        host, port = (parts.hostname or "").encode("idna").decode() if parts.hostname else "", parts.port
+    except ValueError as error:  # UnicodeError among them
+        raise BadPicture(f"no address: {error}") from None
+    if parts.scheme not in ("http", "https"):
+        raise BadPicture(
+            f"expected http:// or https://, not {parts.scheme[:20] + '://' if parts.scheme else 'this'}"
+        )
+    if not host or parts.username or parts.password or re.search(r"[\s\0-\x1f\x7f%]", host):
+        raise BadPicture("an address without a host, or with a password in it")
+    port = port or (443 if parts.scheme == "https" else 80)
+    try:
+        found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    except (OSError, UnicodeError) as error:
+        raise Unreachable(
+            f"no address is known for {host} ({getattr(error, 'strerror', None) or error})"
+        ) from None
+    for address in found:
+        if not private and not is_public(address):
+            raise BadPicture(f"{host} is {address}, which is not a public address (--allow-private lets it)")
+    path = quote(parts.path or "/", safe=_KEPT) + (
+        f"?{quote(parts.query, safe=_KEPT)}" if parts.query else ""
+    )
+    return Target(parts.scheme == "https", host, port, path, tuple(dict.fromkeys(found)))
+
+
+class Unreachable(BadPicture):
+    """What may be otherwise the next time."""
+
+
+def is_public(address: str) -> bool:
+    """Whether an address belongs to the public net, also where it is one in another's dress (mapped, 6to4, NAT64)."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if "%" in address or not found.is_global or found.is_multicast or found.is_reserved:
+        return False
+    if isinstance(found, ipaddress.IPv6Address):
+        inner = [found.ipv4_mapped, found.sixtofour, *(found.teredo or ())]
+        if found in _NAT64:
+            inner.append(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF))
+        return all(is_public(str(one)) for one in inner if one is not None)
+    return True
+
+
+class Connection(http.client.HTTPConnection):
+    """A connection to the checked address itself, so that no second look-up can lead elsewhere, that never takes
+    longer than until ``deadline``, however slowly the other side drips."""
+
+    def __init__(self, target: Target, *, patience: float, deadline: float) -> None:
+        super().__init__(target.host, target.port)
+        self._target, self._patience, self._deadline = target, patience, deadline
+
+    def connect(self) -> None:
+        raw = self._first_that_answers()
+        try:
+            if self._target.https:
+                context = ssl.create_default_context()
+                raw = context.wrap_socket(raw, server_hostname=self._target.host)
+        except BaseException:
+            raw.close()
+            raise
+        self.sock: Any = _Timed(raw, self._patience, self._deadline)
+
+    def _first_that_answers(self) -> socket.socket:
+        *others, last = self._target.addresses
+        for address in others:
+            with contextlib.suppress(OSError):
+                return socket.create_connection((address, self._target.port), self._left())
+        return socket.create_connection((last, self._target.port), self._left())
+
+    def _left(self) -> float:
+        return min(self._patience, remaining(self._deadline))
+
+
+def remaining(deadline: float) -> float:
+    """Seconds until a moment of `time.monotonic`; TimeoutError where it is over."""
+    if (left := deadline - time.monotonic()) <= 0:
+        raise TimeoutError("it takes too long in all")
+    return left
+
+
+class _Timed:
+    """As much of a socket as `http.client` uses, with a time limit for everything together."""
+
+    def __init__(self, raw: socket.socket, patience: float, deadline: float) -> None:
+        self._raw, self._patience, self._deadline = raw, patience, deadline
+
+    def sendall(self, data: bytes) -> None:
+        self._raw.settimeout(min(self._patience, remaining(self._deadline)))
+        self._raw.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Reading(self._raw, self._patience, self._deadline))
+
+    # The socket itself stays open for as long as something made of it is read.
+    def close(self) -> None:
+        self._raw.close()
+
+
+class _Reading(io.RawIOBase):
+    def __init__(self, raw: socket.socket, patience: float, deadline: float) -> None:
+        self._raw, self._patience, self._deadline = raw, patience, deadline
+        self._file = raw.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._raw.settimeout(min(self._patience, remaining(self._deadline)))
+        return self._file.readinto(buffer) or 0
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
