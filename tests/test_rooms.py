@@ -26,6 +26,7 @@ RANKS = {
             "cli_versions",
             "cli_search",
             "cli_keep",
+            "cli_browse",
             "cli_export",
         ],
         5,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from carrara.cli_browse import browse
 from carrara.cli_export import data_export
 from carrara.cli_keep import data_caption, data_dedup, data_filter, data_split, data_stats
 from carrara.cli_search import search
@@ -168,6 +169,7 @@ data.command("caption")(data_caption)
 
 
 data.command("search")(search)
+data.command("browse")(browse)
 
 
 def import_into(source: str, dataset: Path, **options: Any) -> Summary:

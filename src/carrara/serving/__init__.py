@@ -1,0 +1,1 @@
+"""Pages and interfaces over HTTP: a data set to look through."""

@@ -1,0 +1,261 @@
+"""A data set as a page: what it answers over HTTP, and the page that asks (its sources are in ``page/``)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Collection
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import Field
+from starlette.exceptions import HTTPException as HTTPError
+
+from carrara.config import Config, parse
+from carrara.data.beside import KINDS
+from carrara.data.pictures import BadPicture
+from carrara.data.search import contract
+from carrara.data.search.picture import nearly_same
+from carrara.data.search.search import MISSING
+from carrara.data.search.vectors import newest, vector_columns
+from carrara.errors import UserError
+from carrara.serving import shown
+from carrara.serving.facets import chosen_of, condition
+from carrara.serving.guard import LOOPBACK, UPLOAD, Guard
+from carrara.serving.standing import Standing
+
+if TYPE_CHECKING:
+    from carrara.data.search.contract import Embeds
+    from carrara.data.search.vectors import VectorColumn
+    from carrara.data.table import Dataset
+
+STATIC = FilePath(__file__).parent / "static" / "browse"
+_FILES = {
+    "": ("index.html", "text/html; charset=utf-8"),
+    "page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "page.css": ("page.css", "text/css; charset=utf-8"),
+    "icon.svg": ("icon.svg", "image/svg+xml"),
+}
+_FOR_GOOD = "private, max-age=31536000, immutable"  # the address holds the hash of the picture's bytes
+_LARGEST_ROW = 2**62
+_ALIKE = 24  # near-duplicates that are shown
+T = TypeVar("T")
+
+Where = Annotated[str | None, Query(max_length=2000)]
+Row = Annotated[int, Path(ge=0, le=_LARGEST_ROW)]
+Id = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
+Side = Annotated[int, Query(description="The longest side, one of a few.")]
+
+
+class Page(Config):
+    """Which part of an answer is wanted."""
+
+    limit: int = Field(60, ge=1, le=500, strict=False, description="How many pictures to return.")
+    offset: int = Field(0, ge=0, le=_LARGEST_ROW, strict=False, description="How many to skip.")
+
+
+def browse_app(
+    path: FilePath,
+    *,
+    embedder_of: Callable[[Dataset, VectorColumn], Embeds],
+    host: str = LOOPBACK[0],
+    names: Collection[str] = (),
+) -> FastAPI:
+    """The app for the data set in ``path``, to be reached at ``host`` and under further ``names``.
+
+    UserError where there is no data set.
+    """
+    standing = Standing(path, embedder_of)
+    # Pictures and searches in threads of their own numbers: many thumbnails do not keep a search waiting.
+    drawing = CapacityLimiter(max(2, min(8, os.cpu_count() or 2)))
+    finding = CapacityLimiter(4)
+    app = FastAPI(title="carrara data browse", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, host=host, names=names)
+    _say_errors(app)
+    _serve_page(app)
+
+    @app.get("/api/dataset")
+    async def dataset() -> Response:
+        return _json(await _in_thread(finding, lambda: _about(standing.follow())))
+
+    @app.get("/api/facets")
+    async def facets(request: Request, where: Where = None) -> Response:
+        chosen = chosen_of(request.query_params.multi_items())
+        counted = await _in_thread(finding, lambda: standing.counted(chosen, where))
+        found = [{"name": name, "values": [vars(v) for v in values]} for name, values in counted.items()]
+        return _json({"facets": found})
+
+    @app.get("/api/search")
+    async def search(request: Request) -> Response:
+        return _json(await _in_thread(finding, lambda: _found(standing, request, None)))
+
+    @app.post("/api/search")
+    async def search_by_picture(request: Request) -> Response:
+        data = await _body(request)
+        return _json(await _in_thread(finding, lambda: _found(standing, request, data)))
+
+    @app.get("/api/rows/{row}")
+    async def record(row: Row) -> Response:
+        return _json(await _in_thread(finding, lambda: shown.record(standing.dataset, row)))
+
+    @app.get("/api/rows/{row}/near")
+    async def near(row: Row) -> Response:
+        return _json(await _in_thread(finding, lambda: _near(standing.dataset, row)))
+
+    @app.get("/api/pictures/{row}/{name}")
+    async def picture(row: Row, name: Id) -> Response:
+        data = await _in_thread(drawing, lambda: shown.as_given(standing.dataset, row, name))
+        return _picture(data, shown.kind_of(data))
+
+    @app.get("/api/pictures/{row}/{name}/seen")
+    async def seen(row: Row, name: Id, side: Side = shown.SIDES[1]) -> Response:
+        side = _known(side)
+        given = standing.dataset
+        drawn = await _in_thread(drawing, lambda: shown.seen(shown.as_given(given, row, name), side))
+        return _picture(drawn, "image/webp")
+
+    @app.get("/api/pictures/{row}/{name}/beside/{column}")
+    async def seen_beside(row: Row, name: Id, column: str, side: Side = shown.SIDES[1]) -> Response:
+        side = _known(side)
+        if column not in KINDS:
+            raise shown.NotThere(column)
+        given = standing.dataset
+        drawn = await _in_thread(
+            drawing,
+            lambda: shown.seen_beside(shown.as_given(given, row, name, column), column, side),
+        )
+        # The hash in the address is not that of the picture beside, which may be given anew.
+        return _picture(drawn, "image/webp", keep="no-cache")
+
+    return app
+
+
+async def _in_thread(limiter: CapacityLimiter, work: Callable[[], T]) -> T:
+    return await anyio.to_thread.run_sync(work, limiter=limiter)
+
+
+def _json(document: Any) -> JSONResponse:
+    return JSONResponse(document, headers={"Cache-Control": "no-store"})
+
+
+def _picture(data: bytes, kind: str, keep: str = _FOR_GOOD) -> Response:
+    headers = {"Cache-Control": keep, "Content-Security-Policy": "default-src 'none'; sandbox"}
+    if kind == "application/octet-stream":
+        headers["Content-Disposition"] = "attachment"
+    return Response(data, media_type=kind, headers=headers)
+
+
+def _known(side: int) -> int:
+    if side not in shown.SIDES:
+        raise UserError(f"no picture is {side} long; expected one of {', '.join(map(str, shown.SIDES))}")
+    return side
+
+
+async def _body(request: Request) -> bytes:
+    """The whole of what is sent; refused as soon as it is too much."""
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > UPLOAD:
+            raise HTTPException(413, f"more than {UPLOAD // 2**20} MiB")
+    return bytes(data)
+
+
+def _about(dataset: Dataset) -> dict[str, Any]:
+    """What the page must know before anything is asked."""
+    columns = vector_columns(dataset)
+    ways = {
+        "words": bool(dataset.captions),
+        "meaning": bool(newest(columns, of_pictures=False, joint=False)),
+        "picture": bool(newest(columns, of_pictures=True, joint=False)),
+        "joint": bool(newest(columns, of_pictures=True, joint=True)),
+    }
+    return {
+        "name": dataset.path.name,
+        "path": str(dataset.path),
+        "version": dataset.version,
+        "pictures": len(dataset),
+        "languages": list(dataset.captions),
+        "ways": [way for way in contract.WAYS if ways[way]],
+        "missing": {way: MISSING[way].format(path=dataset.path) for way in contract.WAYS if not ways[way]},
+    }
+
+
+def _found(standing: Standing, request: Request, picture: bytes | None) -> dict[str, Any]:
+    asked = request.query_params
+    chosen = chosen_of(asked.multi_items())
+    where = condition(standing.dataset, chosen, asked.get("where"))
+    page = parse(Page, {name: asked[name] for name in ("limit", "offset") if name in asked}, where="the page")
+    if picture is None and not asked.get("words", "").strip() and not asked.get("like"):
+        found, total = standing.listed(where, page.limit, page.offset)
+        return {**found.document(), "total": total, "condition": where}
+    given = {name: asked[name] for name in ("words", "like", "by") if asked.get(name)}
+    query = parse(
+        contract.Query,
+        {**given, "picture": picture, "where": where, "limit": page.limit, "offset": page.offset},
+        where="the search",
+    )
+    return {**standing.found(query).document(), "total": None, "condition": where}
+
+
+def _near(dataset: Dataset, row: int) -> dict[str, Any]:
+    """What is nearly the same picture, the nearest first."""
+    if row >= len(dataset):
+        raise shown.NotThere(row)
+    found = nearly_same(dataset, bytes(dataset.take([row], ["image"])["image"][0]), None)
+    if found is None:
+        return {
+            "hits": [],
+            "remark": f"to see near-duplicates here: `carrara data encode {dataset.path} --features`",
+        }
+    pairs = [(int(r), int(b)) for r, b in zip(*found, strict=True) if r != row][:_ALIKE]
+    ids = dataset.take([r for r, _ in pairs], ["id"])["id"] if pairs else []
+    hits = [{"row": r, "id": name, "bits": bits} for (r, bits), name in zip(pairs, ids, strict=True)]
+    return {"hits": hits, "remark": ""}
+
+
+def _serve_page(app: FastAPI) -> None:
+    """The few files of the page, each read once: no address becomes a path."""
+    for address, (name, kind) in _FILES.items():
+        app.add_api_route(f"/{address}", _file((STATIC / name).read_bytes(), kind), methods=["GET"])
+
+
+def _file(data: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
+    async def answer() -> Response:
+        return Response(data, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+    return answer
+
+
+def _say_errors(app: FastAPI) -> None:
+    """Whatever goes wrong is one readable line."""
+
+    def say(status: int, words: Callable[[Any], str]) -> Callable[[Request, Exception], Awaitable[Response]]:
+        async def answer(request: Request, error: Exception) -> Response:
+            return JSONResponse({"error": words(error)}, status, headers={"Cache-Control": "no-store"})
+
+        return answer
+
+    app.add_exception_handler(UserError, say(400, str))
+    app.add_exception_handler(BadPicture, say(422, lambda e: f"the picture cannot be shown: {e}"))
+    app.add_exception_handler(shown.NotThere, say(404, lambda _: "there is no such picture; reload the page"))
+    app.add_exception_handler(HTTPError, _say_http)
+    app.add_exception_handler(RequestValidationError, say(422, lambda e: f"not understood: {_first(e)}"))
+    app.add_exception_handler(
+        OSError, say(503, lambda _: "the data set cannot be read just now; reload the page")
+    )
+
+
+async def _say_http(request: Request, error: Exception) -> Response:
+    """The line of an error that already has a status."""
+    assert isinstance(error, HTTPError)
+    return JSONResponse({"error": str(error.detail)}, error.status_code)
+
+
+def _first(error: RequestValidationError) -> str:
+    found = error.errors()[0]
+    return f"{found['loc'][-1]}: {found['msg']}"

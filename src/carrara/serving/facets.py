@@ -1,0 +1,147 @@
+"""What one may narrow a data set to by a click: the values of some columns, and how many pictures have each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from carrara.data.beside import KINDS
+from carrara.data.boxes import COLUMN as BOXES
+from carrara.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from carrara.data.table import Dataset
+
+NAMES = ("split", "language", "label", "category", "flags", "has", "licence", "source")
+NOTHING = ""  # the value of pictures that have none; a stored text is never empty
+_MOST = 200  # values of a facet; with more it is no list to choose from
+_KEPT = 20_000  # different values that are counted before it is given up
+_PLACE = r"[^/:]*$"  # what comes after the folder, the archive or the file that a picture came from
+
+Chosen = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One to choose: ``count`` pictures have it under the other choices."""
+
+    value: str
+    count: int
+
+
+def condition(dataset: Dataset, chosen: Chosen, where: str | None = None) -> str | None:
+    """The SQL condition of what was chosen: any of a facet's values, of every facet; None where nothing was.
+
+    UserError for a facet that there is not, and for a ``where`` that does not hold for this table.
+    """
+    parts = []
+    if where and where.strip():
+        dataset.indices(None, where)
+        parts.append(f"({where})")
+    for name, values in chosen.items():
+        if name not in NAMES:
+            raise UserError(f"no filter is called {name!r}{nearest(name, NAMES)}")
+        if values:
+            parts.append("(" + " OR ".join(_one(dataset, name, value) for value in values) + ")")
+    return " AND ".join(parts) or None
+
+
+def counted(dataset: Dataset, chosen: Chosen, where: str | None = None) -> dict[str, list[Value]]:
+    """The facets that have something to choose, each with its values, most frequent first.
+
+    A facet's own choice does not count for itself, so that one sees what else could be chosen.
+    """
+    together: dict[str | None, list[str]] = {}
+    for name in NAMES:
+        others = {other: values for other, values in chosen.items() if other != name}
+        together.setdefault(condition(dataset, others, where), []).append(name)
+    found: dict[str, list[Value]] = {}
+    for limits, names in together.items():
+        found |= _count(dataset, names, limits)
+    return {name: found[name] for name in NAMES if _worth_showing(found[name], chosen.get(name, ()))}
+
+
+def _worth_showing(values: Sequence[Value], chosen: Sequence[str]) -> bool:
+    named = [v for v in values if v.value != NOTHING]
+    return bool(chosen) or (bool(named) and len(values) <= _MOST)
+
+
+def _one(dataset: Dataset, name: str, value: str) -> str:
+    """The condition of one value."""
+    if name == "language":
+        column = dataset.captions.get(value)
+        if column is None:
+            raise UserError(f"there are no captions in {value!r}{nearest(value, dataset.captions)}")
+        return f"{column} IS NOT NULL"
+    if name == "has":
+        there = _beside(dataset)
+        if value not in there:
+            raise UserError(f"no picture has {value!r}{nearest(value, there)}")
+        return f"{value} IS NOT NULL"
+    if name not in dataset.columns:
+        raise UserError(f"{dataset.path} has no column {name!r}{nearest(name, dataset.columns)}")
+    text = "'" + value.replace("'", "''") + "'"
+    if name == "source":  # from right there, not from a folder inside
+        rest = f"substr(source, {len(value) + 1})"
+        return f"(starts_with(source, {text}) AND strpos({rest}, '/') = 0 AND strpos({rest}, ':') = 0)"
+    if value == NOTHING:
+        return f"{name} IS NULL"
+    return f"array_has(string_to_array(flags, ' '), {text})" if name == "flags" else f"{name} = {text}"
+
+
+def _beside(dataset: Dataset) -> list[str]:
+    """What pictures may have with them: boxes, and pictures beside them."""
+    return [name for name in (BOXES, *KINDS) if name in dataset.columns]
+
+
+def _count(dataset: Dataset, names: Sequence[str], limits: str | None) -> dict[str, list[Value]]:
+    """In one reading, a batch at a time, so that a large table needs no more memory than a small one."""
+    columns = {name: name for name in names if name in dataset.columns}
+    if "language" in names:
+        columns |= {column: "language" for column in dataset.captions.values()}
+    if "has" in names:
+        columns |= {(f"{name}_id" if name in KINDS else name): "has" for name in _beside(dataset)}
+    tallies: dict[str, Counter[str]] = {name: Counter() for name in names}
+    spoken = {column: language for language, column in dataset.captions.items()}
+    reader = dataset.table.to_batches(columns=list(columns), filter=limits) if columns else ()
+    for batch in reader:
+        for column, name in columns.items():
+            tally, values = tallies[name], batch[column]
+            if name in ("language", "has"):
+                tally[spoken.get(column, column.removesuffix("_id"))] += len(values) - values.null_count
+            elif len(tally) <= _KEPT:
+                tally.update(_values(name, values))
+    return {name: _ordered(tally) for name, tally in tallies.items()}
+
+
+def _values(name: str, values: pa.Array) -> dict[str, int]:
+    import pyarrow.compute as pc
+
+    if name == "source":
+        values = pc.replace_substring_regex(values, _PLACE, "")
+    counts: Counter[str] = Counter()
+    pairs: Iterable[dict[str, Any]] = values.value_counts().to_pylist()
+    for pair in pairs:
+        for part in (
+            (pair["values"] or NOTHING).split(" ") if name == "flags" else [pair["values"] or NOTHING]
+        ):
+            counts[part] += pair["counts"]
+    return counts
+
+
+def _ordered(tally: Counter[str]) -> list[Value]:
+    values = [Value(value, count) for value, count in tally.items() if count]
+    return sorted(values, key=lambda v: (-v.count, v.value))
+
+
+def chosen_of(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """From the pairs of a page's address those that are choices."""
+    chosen: dict[str, list[str]] = {}
+    for name, value in pairs:
+        if name in NAMES and value not in chosen.setdefault(name, []):
+            chosen[name].append(value)
+    return chosen
