@@ -136,6 +136,14 @@ def test_is_it_in_the_training_set(
         assert len({hit.row for hit in found.hits}) == 5
 
 
+def test_strange_words_find_little_and_break_nothing(data: Dataset) -> None:
+    for words in ("!!!", '"', "a" * 3000, "\x00", "(AND OR", "\u200f"):
+        found = ask(data, words=words, limit=3, by="words")
+        assert found.hits == []
+    assert ask(data, words="!?").remarks[0] == "not searched by meaning: there is no word in '!?'"
+    assert len(ask(data, words="red", where=" ", limit=3).hits) == 3
+
+
 def test_more_like_a_row_leaves_the_row_out(data: Dataset) -> None:
     row = int(data.indices(None, "source = 'red-disc-0.png'")[0])
     by_number = ask(data, like=row, by="picture", limit=5)
@@ -161,6 +169,11 @@ def test_more_like_a_row_leaves_the_row_out(data: Dataset) -> None:
         ({"like": "x' OR 1=1"}, "there is no row"),
         ({"picture": b"GIF89a"}, "the picture to look for cannot be used"),
         ({"words": "red", "where": "colour = 3"}, "the condition 'colour = 3' does not hold for this table"),
+        (
+            {"words": "red", "where": "1 = 1; DROP TABLE x"},
+            "the condition '1 = 1; DROP TABLE x' does not hold",
+        ),
+        ({"words": "!?", "by": "meaning"}, "there is no word in '!?'"),
         ({"limit": 0}, "greater than or equal to 1"),
     ],
 )

@@ -17,14 +17,15 @@ Scores = npt.NDArray[np.float64]
 
 
 def ask(dataset: Dataset, score: str, *, where: str | None, limit: int, **asked: Any) -> tuple[Rows, Scores]:
-    """Row numbers with the numbers in the column ``score``, as the table orders them.
+    """Row numbers with the numbers in the column ``score``, as the table orders them; ``where`` must hold.
 
     UserError where the condition does not hold for this table.
     """
     try:
         found = dataset.table.to_table(
             columns=[score],
-            filter=where,
+            filter=where
+            and f"({where})",  # what follows a whole condition would else be left out without a word
             prefilter=where is not None,
             limit=limit,
             with_row_address=True,

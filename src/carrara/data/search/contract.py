@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from carrara.config import Config
@@ -36,6 +36,11 @@ class Query(Config):
     where: str | None = Field(None, description="An SQL condition on the columns that must hold.")
     limit: int = Field(20, ge=1, le=MOST, description="How many pictures to return.")
     offset: int = Field(0, ge=0, le=MOST, description="How many of the best to skip, for the next page.")
+
+    @field_validator("where")
+    @classmethod
+    def _says_something(cls, value: str | None) -> str | None:
+        return value if value and value.strip() else None
 
     @model_validator(mode="after")
     def _can_be_looked_for(self) -> Query:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 def same_bytes(dataset: Dataset, data: bytes, where: str | None) -> Rows:
     """The row whose picture has exactly these bytes, if any."""
-    found = f"id = '{content_id(data)}'"
-    return dataset.indices(None, f"({where}) AND {found}" if where else found)
+    rows = dataset.indices(None, f"id = '{content_id(data)}'")
+    return np.intersect1d(rows, dataset.indices(None, where)) if where else rows
 
 
 def nearly_same(dataset: Dataset, data: bytes, where: str | None) -> tuple[Rows, Rows] | None:

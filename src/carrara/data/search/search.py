@@ -196,6 +196,8 @@ class _Asking:
         ]
 
     def _text_vector(self, column: VectorColumn) -> npt.NDArray[np.float32]:
+        if not any(letter.isalnum() for letter in self.words):
+            raise Unavailable(f"there is no word in {self.words!r}")
         embedder = self._embedder(column)
         assert embedder.texts is not None
         vector: npt.NDArray[np.float32] = embedder.texts([self.words])[0]

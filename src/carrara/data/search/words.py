@@ -26,6 +26,7 @@ _SETTINGS = {
     "remove_stop_words": False,
     "with_position": False,
 }
+_LONGEST = 40  # letters of a word of which those spelled nearly so are looked for
 
 
 def _columns(dataset: Dataset) -> dict[str, str]:
@@ -54,8 +55,8 @@ def by_words(dataset: Dataset, text: str, *, where: str | None, limit: int) -> R
     parts = _every_column(dataset, text, where, limit, every=True)
     if len(parts) < limit:
         parts = _merged(parts, _every_column(dataset, text, where, limit, every=False))
-    if not parts:
-        parts = _every_column(dataset, text, where, limit, every=False, nearly=True)
+    if not parts and (short := " ".join(word for word in text.split() if len(word) <= _LONGEST)):
+        parts = _every_column(dataset, short, where, limit, every=False, nearly=True)
     best = list(parts.items())[:limit]
     return Ranked(
         "words",
