@@ -440,8 +440,9 @@ def _page(pictures: Dataset, out: Path | None, what: str) -> Path:
     from carrara.cli import make_folder
 
     if out is None:
-        folder = pictures.store.work.resolve()
-        out = folder.parent / f"{pictures.path.name}-{what}.html"
+        store = pictures.store  # beside a data set in object storage there is no place for a page
+        folder = store.work.resolve().parent if store.work == store.path else Path.cwd()
+        out = folder / f"{pictures.path.name}-{what}.html"
     if out.suffix.lower() != ".html":
         raise UserError(f"{out}: expected a name that ends in .html")
     make_folder(out.parent)

@@ -221,12 +221,12 @@ def _copies(found: Statistics) -> str:
     if not copies.groups:
         return f"<p>No picture looks like another one{among}.</p>"
     across = (
-        f" Of {copies.across_splits:,} groups some are held out and others trained on."
+        f" Some groups ({copies.across_splits:,}) are partly held out and partly trained on."
         if copies.across_splits
         else ""
     )
     return (
-        f"<p>{copies.pictures:,} pictures look like another one{among}, in {copies.groups:,} groups.{across} "
+        f"<p>{copies.pictures:,} pictures look like another one{among}, in groups ({copies.groups:,} of them).{across} "
         "<code>carrara data dedup</code> shows them.</p>"
     )
 

@@ -31,7 +31,7 @@ def _copies(found: Statistics, path: str) -> list[str]:
     said = []
     if looked.across_splits:
         said.append(
-            f"{looked.across_splits} groups of look-alikes{among} are partly held out and partly trained on, so that "
+            f"look-alikes{among} are partly held out and partly trained on ({_groups(looked.across_splits)}), so that "
             f"held-out figures flatter: `carrara data split {path} --by near`"
         )
     if looked.pictures > _SMALL / 2 * looked.looked_at:
@@ -101,6 +101,10 @@ def _rest(found: Statistics) -> list[str]:
             f"{found.pictures} pictures are few: a model will rather remember them than learn from them"
         )
     return said
+
+
+def _groups(count: int) -> str:
+    return f"{count} groups" if count != 1 else "1 group"
 
 
 def _named(language: str) -> str:

@@ -12,6 +12,8 @@ from carrara.data.perceptual_hash import SIDE
 
 TINT = 8.0  # of 255: how far colours may be apart on average …
 SPOT = 28.0  # … and in any two by two of the pixels, where a mouth or a word may differ
+SHARE = 0.3  # of how far the colours of one are from their own mean, since white on white differs in little
+_NOISE = 1.0  # of 255: what a flat picture may be off all the same
 _GAIN, _SHIFT = 1.33, 48.0  # of contrast and brightness, at most
 _CLOSER = 0.95  # of each side
 
@@ -41,7 +43,9 @@ def _close(a: _Values, b: _Values) -> npt.NDArray[np.bool_]:
     left_over = shift - shift.clip(-_SHIFT, _SHIFT)
     apart = np.abs((gain * x - y - left_over) / np.maximum(gain, 1)).reshape(count, SIDE, SIDE, 3).mean(3)
     spots = apart.reshape(count, SIDE // 2, 2, SIDE // 2, 2).mean((2, 4)).reshape(count, -1)
-    close: npt.NDArray[np.bool_] = (apart.mean((1, 2)) <= TINT) & (spots.max(1, initial=0) <= SPOT)
+    spread = np.minimum(np.abs(x).mean(1), np.abs(y).mean(1))
+    allowed = np.minimum(TINT, _NOISE + SHARE * spread)
+    close: npt.NDArray[np.bool_] = (apart.mean((1, 2)) <= allowed) & (spots.max(1, initial=0) <= SPOT)
     return close
 
 
