@@ -55,7 +55,7 @@ def data_import(
     languages: Annotated[
         str,
         typer.Option(help="Of captions that state none: keep (as given) or detect (where it is certain)."),
-    ] = "keep",
+    ] = "detect",
     retry: Annotated[
         bool, typer.Option("--retry", help="Of urls: try again what could not be downloaded.")
     ] = False,

@@ -22,6 +22,7 @@ from carrara.data import told
 from carrara.data.beside import KINDS, check, id_column
 from carrara.data.boxes import COLUMN, canonical
 from carrara.data.fetching import fetched
+from carrara.data.languages import named
 from carrara.data.pictures import examine
 from carrara.data.rows import (
     CAPTIONED_BY,
@@ -43,7 +44,7 @@ from carrara.errors import UserError
 THREADS = max(
     1, min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 )
-TOGETHER = 4
+TOGETHER = 8
 
 
 class Options(Config):
@@ -60,7 +61,7 @@ class Options(Config):
         default=None, description="the licence of the pictures that name none themselves"
     )
     languages: Literal["detect", "keep"] = Field(
-        default="keep",
+        default="detect",
         description="'detect': captions whose language is not stated get it where it is certain; 'keep': as given",
     )
     retry: bool = Field(default=False, description="urls: try again what could not be downloaded before")
@@ -154,7 +155,8 @@ def import_pictures(
         raise UserError(f"a count is for 'scenes'; {source} is imported whole")
     _check_destination(store)
     survey = importer.survey(source, chosen)
-    digest = hashlib.sha256(f"{survey.digest} {chosen.held_out}".encode()).hexdigest()
+    as_given = " languages as given" if chosen.languages == "keep" else ""
+    digest = hashlib.sha256(f"{survey.digest} {chosen.held_out}{as_given}".encode()).hexdigest()
     where = source if name == source else str(Path(source).resolve())
     entry: dict[str, Any] = {"importer": name, "source": where, "digest": digest}
     ticket = json.dumps(entry)
@@ -170,6 +172,8 @@ def import_pictures(
             yield _nothing_to_do(store, survey.total, same)
             return
         items = importer.rows(source, chosen)
+        if chosen.languages == "detect":
+            items = named(items)
         if getattr(importer, "DOWNLOADS", False):
             items = fetched(items, store, where, writer.folder, chosen)
         yield from _run(items, writer, survey.total)

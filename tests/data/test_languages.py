@@ -1,0 +1,76 @@
+"""A caption gets a language only where it is certain; one that says that nobody knows keeps none."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import emoji
+import pytest
+
+from carrara.data.importers.emoji import LANGUAGES
+from carrara.data.importing import import_pictures
+from carrara.data.languages import language_of
+from carrara.data.table import Dataset
+from carrara.errors import UserError
+
+SENTENCES = {
+    "en": "two people walking along the beach at sunset",
+    "de": "eine Katze schläft auf einem roten Sofa",
+    "fr": "vieille maison en bois dans les montagnes",
+    "ru": "старый деревянный дом в горах",
+    "ja": "夕日の浜辺を歩く二人",
+    "zh": "两个人在日落时沿着海滩散步",
+    "ko": "해질녘 해변을 걷는 두 사람",
+    "ar": "شخصان يمشيان على الشاطئ عند الغروب",
+}
+
+
+def test_no_name_gets_a_wrong_language() -> None:
+    """Names of emoji in 14 languages; few of them are certain, and those are right."""
+    emoji.config.load_language(list(LANGUAGES))
+    every = [d for d in emoji.EMOJI_DATA.values() if d["status"] == 2 and "skin_tone" not in d["en"]]
+    names = [(k, d[k].strip(":").replace("_", " ")) for d in every[::20] for k in LANGUAGES if k in d]
+    found = [(wanted, found) for wanted, text in names if (found := language_of(text)) is not None]
+    assert len(found) > len(names) / 10
+    assert sum(wanted != found for wanted, found in found) <= len(found) / 100
+    for text in (
+        "IMG_2034",
+        "nike air max 90",
+        "John Smith",
+        "Berlin",
+        "cat",
+        "masterpiece, 1girl, blue hair",
+        "1",
+        "",
+    ):
+        assert language_of(text) is None, text
+
+
+def take_in(source: Path, destination: Path, **options: Any) -> dict[str, list[Any]]:
+    list(import_pictures(source, destination, **options))
+    dataset = Dataset.open(destination)
+    return {name: dataset.column(name) for name in dataset.columns if name.startswith("caption")}
+
+
+def test_captions_find_their_columns(tmp_path: Path, make_png: Callable[..., bytes]) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    texts = {**SENTENCES, "und": "pikachu 12"}
+    rows: list[dict[str, Any]] = [
+        {"file_name": f"{k}.png", "text": text} for k, text in enumerate(texts.values())
+    ]
+    rows.append({"file_name": "9.png", "text": SENTENCES["de"], "language": "und"})
+    rows.append({"file_name": "10.png", "text": SENTENCES["de"], "caption_de": "anders"})
+    for row in rows:
+        (root / row["file_name"]).write_bytes(make_png(int(row["file_name"][:-4])))
+    (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = take_in(root, tmp_path / "data")
+    assert found["caption"] == [None] * 8 + ["pikachu 12", SENTENCES["de"], SENTENCES["de"]]
+    assert found["caption_de"] == [None, SENTENCES["de"], *[None] * 8, "anders"]
+    assert {f"caption_{k}" for k in SENTENCES} <= found.keys()
+    kept = take_in(root, tmp_path / "kept", languages="keep")
+    assert kept.keys() == {"caption", "caption_de"}
+    assert kept["caption"] == [row["text"] for row in rows]
+    with pytest.raises(UserError, match="languages"):
+        take_in(root, tmp_path / "none", languages="guess")
