@@ -21,9 +21,11 @@ from carrara.config import Config, parse
 from carrara.data import told
 from carrara.data.beside import KINDS, check, id_column
 from carrara.data.boxes import COLUMN, canonical
+from carrara.data.captions import MAX_TEXT
 from carrara.data.fetching import fetched
+from carrara.data.known import Record
 from carrara.data.languages import named
-from carrara.data.pictures import examine
+from carrara.data.pictures import look
 from carrara.data.rows import (
     CAPTIONED_BY,
     MORE_CAPTIONS,
@@ -37,7 +39,7 @@ from carrara.data.rows import (
 from carrara.data.store import Store, store_at
 from carrara.data.table import ABOUT, FORMAT, REJECTED, TABLE, Dataset, nearest_path, split_version
 from carrara.data.unfinished import UNFINISHED, folder_of, sweep
-from carrara.data.writer import SAME, Record, Writer
+from carrara.data.writer import SAME, Writer
 from carrara.errors import UserError
 
 # Decoding lets go of Python's lock, so every core that this process may use has a picture to decode.
@@ -254,16 +256,19 @@ def _look(item: Row | Rejected) -> Looked | Rejected:
         return item
     try:
         data = item.read()
-        width, height, mode = examine(data)
+        width, height, mode, measured = look(data)
     except BadPicture as error:
         return Rejected(item.source, str(error))
-    except OSError as error:
-        return Rejected(item.source, f"cannot be read: {error.strerror or error}")
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        return Rejected(item.source, f"cannot be read: {getattr(error, 'strerror', None) or error}")
     captions = {caption_column(lang): text for lang, raw in item.captions.items() if (text := tidy(raw))}
     more, left_out = _more(item, width, height)
+    for column in [name for name, text in captions.items() if len(text) > MAX_TEXT]:
+        reason = f"a {column} of {len(captions.pop(column))} letters; at most {MAX_TEXT} are taken"
+        left_out.append(Rejected(item.source, reason))
     if url := tidy(item.url):
         more["url"] = url
-    if flags := " ".join(sorted(set(item.flags))):
+    if flags := " ".join(sorted({*item.flags, *measured})):
         more["flags"] = flags
     if item.captioned_by:
         more[CAPTIONED_BY] = item.captioned_by

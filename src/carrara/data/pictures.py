@@ -7,7 +7,7 @@ import functools
 import io
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _PLANAR, _BITS = 284, 258  # tags of a TIFF; Pillow reads such a one of 16 bits as if it had 8, to nonsense
+TINY = 32  # pixels of a side, below which a picture is worth a flag
+LARGE = 64_000_000  # pixels, above which it is
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 Crop = Literal["centre", "start", "end"]  # which part of a picture, along the side of which some is cut off
@@ -82,17 +84,51 @@ def decode(data: bytes, *, channels: int = 3, short_side: int | None = None) -> 
         return _seen(_open(data, short_side), channels)
 
 
+class Looked(NamedTuple):
+    """Size as shown, mode as in the file ("RGB;16" for deep colour, "I;16 x 5" for a stack of five pages), and words
+    that one may want to filter by."""
+
+    width: int
+    height: int
+    mode: str
+    flags: tuple[str, ...]
+
+
 def examine(data: bytes) -> tuple[int, int, str]:
-    """(width, height, mode): size as shown, mode as in the file ("RGB;16" for deep colour, "I;16 x 5" for a
-    stack of five pages); decodes all of it. Raises BadPicture."""
+    """(width, height, mode) of `look`."""
+    return look(data)[:3]
+
+
+def look(data: bytes) -> Looked:
+    """Decodes all of a picture, to be sure of it. Raises BadPicture."""
     with _refusing_what_is_bad(data):
-        mode = planes.nature(_open(data))
+        picture = _open(data)
+        mode, flags = planes.nature(picture), _flags(picture)
         if planes.is_deep(mode):
             found, _ = planes.read(lambda: _open(data), mode, channels_of(mode), _as_seen)
-            return found.shape[2], found.shape[1], mode
-        picture = _open(data)
-        picture.load()
-        return *_as_seen(picture).size, mode
+            width, height = found.shape[2], found.shape[1]
+        else:
+            picture = _open(data)
+            picture.load()
+            width, height = _as_seen(picture).size
+        if min(width, height) < TINY:
+            flags.append("tiny")
+        if width * height > LARGE:
+            flags.append("large")
+        return Looked(width, height, mode, tuple(flags))
+
+
+def _flags(picture: Image.Image) -> list[str]:
+    """What the header tells: animated, alpha, cmyk, grey, rotated (shown otherwise than it lies in the file)."""
+    mode, stack = picture.mode, picture.format == "TIFF"
+    found = {
+        "animated": not stack and bool(getattr(picture, "is_animated", False)),
+        "alpha": mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info,
+        "cmyk": mode == "CMYK",
+        "grey": mode in ("1", "L", "LA", "La", "F") or mode.startswith("I"),
+        "rotated": planes.orientation(picture) in _TURNS,
+    }
+    return [flag for flag, holds in found.items() if holds]
 
 
 def pixels(data: bytes, size: Size, channels: int = 3, *, bits: int = 8, crop: Crop = "centre") -> Tensor:

@@ -175,12 +175,10 @@ def _boxes(said: Said) -> tuple[list[str], str | None]:
     good, faults = [], []
     for entry in said.boxes:
         left, top, across, down = entry["box"]
-        inside = min(left + across, width) > max(left, 0) and min(top + down, height) > max(top, 0)
-        if across > 0 and down > 0 and inside:
-            # `canonical` cuts off what lies outside.
-            good.append(
-                {"label": entry["label"], "box": [left / width, top / height, across / width, down / height]}
-            )
+        right, bottom = min(1.0, (left + across) / width), min(1.0, (top + down) / height)
+        left, top = max(0.0, left / width), max(0.0, top / height)
+        if right > left and bottom > top:
+            good.append({"label": entry["label"], "box": [left, top, right - left, bottom - top]})
         else:
             faults.append(f"a box of {entry['label']!r} without area in the picture")
     return faults, json.dumps(good)

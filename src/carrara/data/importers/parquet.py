@@ -140,7 +140,8 @@ def from_batches(
                 yield _row(values, layout, source, place.split, options)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
-        yield Rejected(f"{place.file}:{number}-{place.last}", f"rows that cannot be read: {reason}")
+        rest = f"-{place.last}" if place.last > number else ""
+        yield Rejected(f"{place.file}:{number}{rest}", f"rows that cannot be read: {reason}")
 
 
 def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:

@@ -27,6 +27,7 @@ PATHS = ("image_path", "img_path", "file_path", "filepath", "path", "file_name",
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 _ALTERNATIVES = {"alt": "text", "alt_text": "text", "top_caption": "text"}
 _HEAD = 1 << 16
+_LONGEST = 8192  # letters of an address
 
 Said = dict[str, str | None]
 
@@ -64,6 +65,9 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
             there = (said.get(column) or "").strip()
             if not there:
                 yield Rejected(f"{name}:{number}", f"the row has no {column}")
+                continue
+            if len(there) > _LONGEST:
+                yield Rejected(f"{name}:{number}", f"a {column} of {len(there)} letters")
                 continue
             try:
                 words = row_words({_ALTERNATIVES.get(k.lower(), k): v for k, v in said.items()}, "the row")

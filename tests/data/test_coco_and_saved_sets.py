@@ -1,0 +1,158 @@
+"""COCO's annotations with boxes and five captions a picture; what `datasets` saved to disk."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from carrara.data.importing import Summary, import_pictures
+from carrara.data.table import Dataset
+from carrara.errors import UserError
+
+MakePng = Callable[..., bytes]
+
+
+def take_in(source: Path, destination: Path) -> tuple[Dataset, dict[str, str], Summary]:
+    *_, last = import_pictures(source, destination, languages="keep")
+    assert last.summary is not None
+    lines = (destination / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    return Dataset.open(destination), {e["file"]: e["reason"] for e in map(json.loads, lines)}, last.summary
+
+
+@pytest.fixture
+def coco(tmp_path: Path, make_png: MakePng) -> Path:
+    root = tmp_path / "coco"
+    (root / "annotations").mkdir(parents=True)
+    for name, first, count in (("train2017", 0, 4), ("val2017", 10, 2)):
+        (root / name).mkdir()
+        images: list[dict[str, Any]] = []
+        for k in range(first, first + count):
+            (root / name / f"{k:012d}.png").write_bytes(make_png(k))
+            images.append({"id": k, "file_name": f"{k:012d}.png", "width": 12, "height": 10, "license": 1})
+            images[-1]["coco_url"] = f"http://images.test/{k}"
+        images.append({"id": 99, "file_name": "../../out.png", "width": 12, "height": 10})
+        images.append({"id": 98, "file_name": "lost.png", "width": 12, "height": 10})
+        about = {"images": images, "licenses": [{"id": 1, "name": "Attribution", "url": "http://cc.test/by"}]}
+        boxes = [
+            {"image_id": first, "category_id": 2, "bbox": [0, 0, 1, 1], "area": 1, "iscrowd": 0},
+            {"image_id": first, "category_id": 1, "bbox": [6, 5, 30, 5]},
+            {"image_id": first, "category_id": 1, "bbox": [3, 3, 0, 5]},
+            {"image_id": 1234, "category_id": 1, "bbox": [3, 3, 1, 5]},
+            {"image_id": first, "category_id": 7, "bbox": [3, 3, 1, 5]},
+        ]
+        categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "traffic light"}]
+        captions = [{"image_id": first + k % 2, "id": k, "caption": f"caption {k} "} for k in range(7)]
+        for kind, more in (
+            ("instances", {"annotations": boxes, "categories": categories}),
+            ("captions", {"annotations": captions}),
+        ):
+            (root / "annotations" / f"{kind}_{name}.json").write_text(json.dumps(about | more))
+    (root / "annotations" / "panoptic_val2017.json").write_text("{}")
+    return root
+
+
+def test_coco(coco: Path, tmp_path: Path) -> None:
+    dataset, why, summary = take_in(coco, tmp_path / "data")
+    assert dataset.column("source") == [f"train2017/{k:012d}.png" for k in range(4)] + [
+        f"val2017/{k:012d}.png" for k in (10, 11)
+    ]
+    assert dataset.column("split") == ["train"] * 4 + ["held_out"] * 2
+    assert dataset.column("caption")[:3] == ["caption 0", "caption 1", None]
+    assert json.loads(dataset.column("captions_more")[0]) == ["caption 2", "caption 4", "caption 6"]
+    assert set(dataset.column("licence")) == {"http://cc.test/by"}
+    assert dataset.column("url")[5] == "http://images.test/11"
+    first, second, *_ = dataset.boxes([0, 1])
+    assert first is not None
+    assert [(b.label, b.left, b.top) for b in first] == [("traffic light", 0, 0), ("cat", 0.5, 0.5)]
+    assert (first[0].width, first[1].width) == (pytest.approx(1 / 12, abs=1e-6), 0.5)  # cut off at the edge
+    assert second == []  # the file with boxes knows it, and says that there are none
+    assert "climbs out" in why["train2017/../../out.png"]
+    assert "not there (looked in" in why["train2017/lost.png"]
+    assert "without area" in why["val2017/000000000010.png"]
+    assert sum(name.startswith("instances_") for name in why) == 2
+    assert summary.rejected == 10
+    assert take_in(coco, tmp_path / "data")[2].unchanged
+    one = take_in(coco / "annotations" / "captions_val2017.json", tmp_path / "one")[0]
+    assert (len(one), "boxes" in one.columns) == (2, False)
+
+
+def test_coco_that_cannot_be_used(coco: Path, tmp_path: Path) -> None:
+    for name in ("train2017", "val2017"):
+        (coco / name).rename(coco / f"{name}.away")
+    with pytest.raises(
+        UserError, match=r"none of the 10 pictures that .* is there; '0{12}.png' is in none of"
+    ):
+        take_in(coco, tmp_path / "data")
+    for text, reason in (
+        ('{"images": [], "annotations": ', "is not COCO's JSON"),
+        ('{"images": [{}], "annotations": []}', r"it has no 'id'"),
+        ('{"annotations": 3}', r"it has no 'images'"),
+        ('{"images": ' + "[" * 100_000, "is not COCO's JSON"),
+    ):
+        (coco / "annotations" / "captions_train2017.json").write_text(text)
+        with pytest.raises(UserError, match=reason):
+            take_in(coco, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def save(folder: Path, rows: list[dict[str, Any]], split: str | None = None) -> None:
+    """As ``save_to_disk`` does: two Arrow streams, the state, the description."""
+    folder.mkdir(parents=True)
+    features = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    about = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    table = pa.Table.from_pylist(rows).replace_schema_metadata(about)
+    names = ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
+    for name, part in zip(names, (table.slice(0, 3), table.slice(3)), strict=True):
+        with pa.ipc.new_stream(str(folder / name), table.schema) as writer:
+            writer.write_table(part)
+    state = {"_data_files": [{"filename": name} for name in names], "_split": split}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+
+
+def some(make_png: MakePng, first: int) -> list[dict[str, Any]]:
+    return [
+        {"image": {"bytes": make_png(first + k), "path": None}, "label": k % 2, "text": f"words {first + k}"}
+        for k in range(5)
+    ]
+
+
+def test_a_saved_set_and_one_of_several_splits(tmp_path: Path, make_png: MakePng) -> None:
+    save(tmp_path / "one", some(make_png, 0), "test")
+    dataset, why, _ = take_in(tmp_path / "one", tmp_path / "data")
+    assert dataset.column("label") == ["cat", "dog", "cat", "dog", "cat"]
+    assert dataset.column("caption") == [f"words {k}" for k in range(5)]
+    assert set(dataset.column("split")) == {"held_out"}
+    assert why == {}
+    save(tmp_path / "two" / "train", some(make_png, 0))
+    save(tmp_path / "two" / "validation", some(make_png, 10))
+    (tmp_path / "two" / "dataset_dict.json").write_text('{"splits": ["validation", "train"]}')
+    dataset, _, _ = take_in(tmp_path / "two", tmp_path / "both")
+    assert dataset.column("split") == ["held_out"] * 5 + ["train"] * 5
+    assert dataset.column("source")[3] == "validation/data-00001-of-00002.arrow:0"
+
+
+def test_saved_sets_that_are_damaged(tmp_path: Path, make_png: MakePng) -> None:
+    save(tmp_path / "one", some(make_png, 0))
+    path = tmp_path / "one" / "data-00001-of-00002.arrow"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    dataset, why, _ = take_in(tmp_path / "one", tmp_path / "data")
+    assert len(dataset) == 3
+    assert "rows that cannot be read" in why["data-00001-of-00002.arrow:0"]
+    path.write_bytes(b"no arrow")
+    with pytest.raises(UserError, match="is not readable Arrow"):
+        take_in(tmp_path / "one", tmp_path / "none")
+    for state, reason in (
+        ('{"_data_files": [{"filename": "../x"}]}', r"names '\.\./x', which is no file"),
+        ('{"_data_files": [{"filename": "gone"}]}', "names 'gone'"),
+        ('{"_data_files": [], "_indices_data_files": [{"filename": "i"}]}', "as a selection"),
+        ("{}", "names no files"),
+        ("[", "cannot be read"),
+    ):
+        (tmp_path / "one" / "state.json").write_text(state)
+        with pytest.raises(UserError, match=reason):
+            take_in(tmp_path / "one", tmp_path / "none")
