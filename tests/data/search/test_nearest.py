@@ -69,6 +69,9 @@ def test_neighbours_are_those_of_numpy(data: Dataset, monkeypatch: pytest.Monkey
     assert column == VectorColumn("seen_0", "test", {}, "image", False, WIDTH)
     assert newest([column], of_pictures=True, joint=False) == [column]
     assert newest([column], of_pictures=True, joint=True) == []
+    made = [VectorColumn(name, name, {}, "caption", False, 8) for name in ("first", "use", "ngrams")]
+    assert newest(made, of_pictures=False, joint=False) == made[1:2]
+    assert newest(made[2:], of_pictures=False, joint=False) == made[2:]
     assert not index_vectors(data, column)  # so few are compared one by one
     queries = vectors(8, 2)
     for query in queries:
@@ -102,7 +105,7 @@ def test_addresses_become_row_numbers(data: Dataset) -> None:
 
 
 def test_effort_grows_with_the_rows() -> None:
-    assert Effort.of(50_000, 256) == Effort(64, 8, 10)
+    assert Effort.of(50_000, 256) == Effort(64, 16, 10)
     assert Effort.of(10, 64) == Effort(1, 1, 40)
     assert Effort.of(5_000_000, 512).probes == 32
 

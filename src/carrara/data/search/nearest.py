@@ -32,9 +32,9 @@ class Effort:
 
     @staticmethod
     def of(rows: int, width: int) -> Effort:
-        """About 800 rows a cell and an eighth of the cells, at most 32, looked into; short codes need more refining."""
+        """About 800 rows a cell and 16 to 32 of them looked into; short codes need more refining."""
         cells = 2 ** max(0, round(np.log2(max(1, rows) / 800)))
-        return Effort(cells, min(cells, max(8, min(32, cells // 8))), max(10, 2560 // width))
+        return Effort(cells, min(cells, max(16, min(32, cells // 8))), max(10, 2560 // width))
 
 
 def index_vectors(dataset: Dataset, column: VectorColumn) -> bool:

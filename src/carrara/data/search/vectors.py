@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 SEEN = "seen"  # the derived column of pictures; that of a caption column is `meaning` of its name
 PICTURES = "image"
+SPELLING = "ngrams"  # the embedder that goes by the spelling alone, taken where there is no other
 
 
 def meaning(column: str) -> str:
@@ -61,6 +62,10 @@ def vector_columns(dataset: Dataset) -> list[VectorColumn]:
 
 
 def newest(columns: Sequence[VectorColumn], *, of_pictures: bool, joint: bool) -> list[VectorColumn]:
-    """Those of the space that was made last: one of pictures, or one a caption column; empty where there is none."""
+    """Those of the space that was made last: one of pictures, or one a caption column; empty where there is none.
+
+    One that goes by spelling alone is the last choice.
+    """
     chosen = [c for c in columns if (c.of == PICTURES) == of_pictures and c.joint == joint]
+    chosen = [c for c in chosen if c.embedder != SPELLING] or chosen
     return [c for c in chosen if c.space == chosen[-1].space]

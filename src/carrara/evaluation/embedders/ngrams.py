@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from carrara.data.search.vectors import SPELLING
 from carrara.evaluation.embedders.contract import Embedder, Vectors, unit
 
-NAME = "ngrams"
+NAME = SPELLING
 WIDTH = 1024
 CODE = 1
 _LENGTHS = (3, 4, 5, 6)  # bytes: a letter of Latin is one, of Arabic two, of Chinese three
