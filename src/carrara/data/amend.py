@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from carrara.data import boxes
 from carrara.data.commits import add_columns, committed, update
 from carrara.data.derive import made_from
+from carrara.data.known import AMENDED, DESCRIPTION
 from carrara.data.rows import SPLITS, caption_language
 from carrara.data.table import Dataset
-from carrara.data.writer import AMENDED, DESCRIPTION
 from carrara.errors import UserError
 
 if TYPE_CHECKING:

@@ -237,7 +237,8 @@ def _in_order(items: Iterable[Row | Rejected]) -> Iterator[tuple[Row | Rejected,
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="carrara-import")
     waiting: deque[tuple[list[Row | Rejected], Future[list[Looked | Rejected]]]] = deque()
     # Some at a time, as handing over costs about as much as a small picture.
-    parts = iter(lambda left=iter(items): list(itertools.islice(left, TOGETHER)), [])  # type: ignore[misc]
+    left = iter(items)
+    parts = iter(lambda: list(itertools.islice(left, TOGETHER)), [])
     try:
         for part in parts:
             waiting.append((part, pool.submit(lambda some: [_look(item) for item in some], part)))

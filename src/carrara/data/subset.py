@@ -13,7 +13,7 @@ import tomli_w
 
 from carrara.data.store import TABLE, Store, store_at
 from carrara.data.table import ABOUT, FORMAT, Dataset
-from carrara.data.writer import STORAGE_VERSION
+from carrara.data.table_files import STORAGE_VERSION
 from carrara.errors import UserError
 
 if TYPE_CHECKING:

@@ -63,7 +63,7 @@ def sweep(store: Store, *, which: Callable[[str], bool], before: float = math.in
             lines = list(whole_lines(folder / JOURNAL))
             if folder.stat().st_mtime > before or (lines and not which(str(lines[0].get("ticket")))):
                 continue
-            _forget(store, fragments_of(lines))
+            forget(store, fragments_of(lines))
             shutil.rmtree(folder, ignore_errors=True)
             swept += 1
         finally:
@@ -73,7 +73,7 @@ def sweep(store: Store, *, which: Callable[[str], bool], before: float = math.in
     return swept
 
 
-def _forget(store: Store, fragments: list[dict[str, Any]]) -> None:
+def forget(store: Store, fragments: list[dict[str, Any]]) -> None:
     """Removes the files of fragments that no version of the table mentions."""
     if not fragments or not store.has_table():
         return

@@ -9,73 +9,34 @@ with the same ticket goes on after the last batch in the journal.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
-import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from carrara.data import boxes
-from carrara.data.beside import KINDS, id_column
-from carrara.data.commits import Values, add_columns, append, committed, update
-from carrara.data.rows import CAPTIONED_BY, MORE_CAPTIONS, caption_language, chosen_by_hash, group_hash
+from carrara.data.beside import KINDS
+from carrara.data.commits import Values, append, committed, update
+from carrara.data.known import AMENDED, IDS, Known, Record, is_said, short
+from carrara.data.rows import caption_language, chosen_by_hash, group_hash
 from carrara.data.store import TABLE, Store, lock, newest, release
-from carrara.data.table import AS_GIVEN, DERIVED_FROM, DERIVED_KEY, schema
-from carrara.data.unfinished import DOWNLOADS, JOURNAL, folder_of, fragments_of, whole_lines
+from carrara.data.table import DERIVED_FROM, DERIVED_KEY
+from carrara.data.table_files import add_said, files_of, opened, size_of, written
+from carrara.data.unfinished import DOWNLOADS, JOURNAL, folder_of, forget, fragments_of, whole_lines
 
 if TYPE_CHECKING:
     import lance
     import pyarrow as pa
 
-Record = dict[str, Any]
-
 BATCH_ROWS = 2048
 BATCH_BYTES = 64 * 2**20
-PIECE_BYTES = 4 * 2**20
-STORAGE_VERSION = "2.2"
 ENOUGH_TO_HOLD_OUT = 20
-DESCRIPTION = ("label", "group", "category", "split", "licence", "url", "flags", MORE_CAPTIONS, CAPTIONED_BY)
-AMENDED = "amended"  # names of columns, spaces between, that were set otherwise than by the source (`amend`)
-IDS = {name: id_column(name) for name in KINDS}  # of the pictures beside a picture
 BESIDE = "beside"  # the folder for those that known pictures are to get
 SAME = "the same picture as "
 
 
-class Known(NamedTuple):
-    """What the writer remembers of a picture: short hashes of what is said about it, and where its row is."""
-
-    said: bytes
-    source: bytes
-    group: bytes
-    held_out: bool
-    row: int  # in the table; -1, -2 … are those that this import brought
-
-    @classmethod
-    def of(cls, record: Record, row: int, amended: Collection[str] = ()) -> Known:
-        said = [(k, v) for k, v in sorted(record.items()) if v and _is_said(k) and k not in amended]
-        group = "" if "group" in amended else record["group"]
-        held_out = "split" not in amended and record["split"] == "held_out"
-        return cls(_short(repr(said)), _short(record["source"]), _short(group), held_out, row)
-
-    def packed(self) -> bytes:
-        """A quarter of the memory: there may be millions."""
-        return _PACKED.pack(*self)
-
-    @property
-    def fresh(self) -> bool:
-        """Whether this import brought it."""
-        return self.row < 0
-
-    def says(self, other: Known) -> bool:
-        """Whether both were said to be the same."""
-        return self[:4] == other[:4]
-
-
 _ABOUT = ["id", "group", "split"]
-_PACKED = struct.Struct("<8s8s8s?q")
 
 
 class Writer:
@@ -132,13 +93,13 @@ class Writer:
     def _meet(self, record: Record, known: Known) -> None:
         """Takes a picture that is known: under another name, or with other words than before."""
         name = record["id"]
-        if known.fresh or known.source != _short(record["source"]):
+        if known.fresh or known.source != short(record["source"]):
             self.duplicates += 1
             said = {k: v for k, v in record.items() if caption_language(k) is not None and v}
             self.note({"file": record["source"], "reason": f"{SAME}{self._source_of(known)}", **said})
             return
         amended = self._amended.get(name, "").split()
-        if _short(record["group"]) == known.group:
+        if short(record["group"]) == known.group:
             record["split"] = record["split"] or ("held_out" if known.held_out else "train")
         else:
             record["split"] = record["split"] or self._split_of(record["group"])
@@ -159,9 +120,9 @@ class Writer:
         record["split"] = record["split"] or self._split_of(group)
         if group != record["id"]:
             self._splits.setdefault(group, record["split"])
-        self._remember(record["id"], record["source"], record)
+        self._remember(record["id"], record["source"])
         self._rows.append(record)
-        self._bytes += _bytes(record)
+        self._bytes += size_of(record)
         self.added += 1
         if len(self._rows) >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
             self.flush()
@@ -193,7 +154,7 @@ class Writer:
         self._rows, self._bytes = [], 0
 
     def _put_away(self, rows: list[Record], line: dict[str, Any]) -> None:
-        table = self._table()
+        table = opened(self.store, self.folder)
         fragments = self._write(table, rows) if rows else []
         self._note_down({**line, "fragments": fragments})
         self._fragments += fragments
@@ -231,11 +192,11 @@ class Writer:
         """Publishes everything; the journal stays until `finish`, so that what follows can be redone."""
         self.flush()
         self._settle()
-        self._table()
+        opened(self.store, self.folder)
         with self.store.writing():
             committed(self.store, self._publish)
             if self._later:
-                self._add_columns(self._later)
+                add_said(self.store, self._later)
                 committed(self.store, self._change_words)
                 for name in KINDS:
                     if name in newest(self.store).schema.names:
@@ -261,7 +222,7 @@ class Writer:
     def _publish(self, table: lance.LanceDataset) -> None:
         """The new rows, less those that others brought meanwhile, in one version."""
         self._catch_up(table)
-        present = _files(table)
+        present = files_of(table)
         if new := [f for f in self._fragments if f["files"][0]["path"] not in present]:
             append(table, new)
 
@@ -271,7 +232,7 @@ class Writer:
         Pictures that this import has too are taken out of its files, and its groups follow those of the table.
         """
         own = {file["path"] for fragment in self._fragments for file in fragment["files"]}
-        words = [n for n in table.schema.names if _is_said(n) or n == AMENDED]
+        words = [n for n in table.schema.names if is_said(n) or n == AMENDED]
         met: dict[str, Known] = {}
         moved: dict[str, str] = {}
         row = 0
@@ -305,7 +266,7 @@ class Writer:
         import pyarrow as pa
         from lance.file import LanceFileReader
 
-        present, kept, changed = _files(table), [], False
+        present, kept, changed = files_of(table), [], False
         for fragment in self._fragments:
             path = fragment["files"][0]["path"]
             place = f"{self.store.table}/data/{path}"
@@ -325,67 +286,20 @@ class Writer:
                 else:
                     stay.append({**record, "split": split})
             fields = pa.schema([table.schema.field(name) for name in rows.schema.names])
-            kept += self._write_fragments(table, stay, fields) if stay else []
+            kept += written(table, stay, fields) if stay else []
         if changed:
-            self._fragments = kept
+            before, self._fragments = self._fragments, kept
             self._note_down(self._line(instead=kept))
-
-    def _table(self) -> lance.LanceDataset:
-        import lance
-
-        if not self.store.has_table():
-            with self.store.writing():
-                if not self.store.has_table():
-                    self._create()
-        return lance.dataset(self.store.table)
-
-    def _create(self) -> None:
-        import lance
-
-        if self.store.path != self.store.work:  # in object storage, where a version is one object
-            with contextlib.suppress(OSError):  # another was first
-                lance.write_dataset(
-                    schema().empty_table(), self.store.table, data_storage_version=STORAGE_VERSION
-                )
-            return
-        new = self.folder / TABLE
-        shutil.rmtree(new, ignore_errors=True)
-        lance.write_dataset(schema().empty_table(), str(new), data_storage_version=STORAGE_VERSION)
-        os.rename(new, self.store.table)
+            forget(self.store, [fragment for fragment in before if fragment not in kept])
 
     def _write(self, table: lance.LanceDataset, rows: list[Record]) -> list[dict[str, Any]]:
         import pyarrow as pa
 
-        if self._add_columns(rows, table):
-            table = self._table()
+        if add_said(self.store, rows, table):
+            table = opened(self.store, self.folder)
         derived = {f.name for f in table.schema if f.metadata and DERIVED_KEY in f.metadata}
         kept = pa.schema([f for f in table.schema if f.name not in derived | {AMENDED}])
-        return self._write_fragments(table, rows, kept)
-
-    def _write_fragments(
-        self, table: lance.LanceDataset, records: list[Record], kept: pa.Schema
-    ) -> list[dict[str, Any]]:
-        import pyarrow as pa
-        from lance.fragment import write_fragments
-
-        reader = pa.RecordBatchReader.from_batches(kept, _pieces(records, kept))
-        fragments = write_fragments(reader, table, mode="append", schema=kept)
-        return [f.to_json() for f in fragments]
-
-    def _add_columns(self, records: list[Record], table: lance.LanceDataset | None = None) -> bool:
-        """A column for all that is said in the records; a new one costs no rewriting. Whether there was any."""
-        import pyarrow as pa
-
-        said = {k for r in records for k in r if _is_said(k)}
-        said |= {name for name in KINDS if IDS[name] in said}
-        new = sorted(said - set((table or newest(self.store)).schema.names))
-        pictures = pa.field("", pa.large_binary(), metadata=AS_GIVEN)
-        if new:
-            add_columns(
-                self.store,
-                [pictures.with_name(c) if c in KINDS else pa.field(c, pa.string()) for c in new],
-            )
-        return bool(new)
+        return written(table, rows, kept)
 
     def _change_words(self, table: lance.LanceDataset) -> None:
         """One version with all changed words, and without what was derived from the words before."""
@@ -398,7 +312,7 @@ class Writer:
         for field in table.schema:
             if field.metadata and field.metadata.get(DERIVED_FROM):
                 values[field.name] = dict.fromkeys(ids)  # to none, until derived again
-            elif _is_said(field.name) and field.name not in IDS.values():
+            elif is_said(field.name) and field.name not in IDS.values():
                 told = ((r["id"], r.get(field.name)) for r in self._later)
                 values[field.name] = {k: v for k, v in told if field.name not in amended.get(k, ())}
         update(table, {column: told for column, told in values.items() if told})
@@ -448,12 +362,12 @@ class Writer:
 
     def _known_of(self, name: str) -> Known | None:
         packed = self._known.get(bytes.fromhex(name))
-        return None if packed is None else Known(*_PACKED.unpack(packed))
+        return None if packed is None else Known.unpacked(packed)
 
-    def _remember(self, name: str, source: str, record: Record | None = None) -> None:
+    def _remember(self, name: str, source: str) -> None:
         """One that this import brings; what it says is only needed to tell a change, which cannot come yet."""
         self._sources.append(source)
-        known = Known(b"", _short(source), b"", False, -len(self._sources))
+        known = Known(b"", short(source), b"", False, -len(self._sources))
         self._known[bytes.fromhex(name)] = known.packed()
 
     def _source_of(self, known: Known) -> str:
@@ -495,42 +409,8 @@ class Writer:
         return all(f"{TABLE}/data/{file['path']}" in there for f in fragments for file in f["files"])
 
 
-def _files(table: lance.LanceDataset) -> set[str]:
-    return {file.path for fragment in table.get_fragments() for file in fragment.data_files()}
-
-
 def _touched(about: pa.Table, met: dict[str, Known], moved: dict[str, str]) -> bool:
     ids, groups, splits = (about[name].to_pylist() for name in _ABOUT)
     return not met.keys().isdisjoint(ids) or any(
         moved.get(group, split) != split for group, split in zip(groups, splits, strict=True)
     )
-
-
-def _is_said(column: str) -> bool:
-    """Whether a column says something about a picture that its source may change."""
-    described = column in DESCRIPTION or column == boxes.COLUMN or column in IDS.values()
-    return described or caption_language(column) is not None
-
-
-def _short(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()[:8]
-
-
-def _bytes(record: Record) -> int:
-    return len(record["image"]) + sum(len(record[name] or b"") for name in record.keys() & KINDS.keys())
-
-
-def _pieces(records: list[Record], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The records as Arrow, some megabytes at a time, so that the memory of one serves the next."""
-    import pyarrow as pa
-
-    piece: list[Record] = []
-    size = 0
-    for record in records:
-        piece.append(record)
-        size += _bytes(record)
-        if size >= PIECE_BYTES:
-            yield pa.RecordBatch.from_pylist(piece, schema=schema)
-            piece, size = [], 0
-    if piece:
-        yield pa.RecordBatch.from_pylist(piece, schema=schema)
