@@ -53,6 +53,7 @@ def browse(
             server_header=False,
             timeout_graceful_shutdown=_LINGER,
             lifespan="off",
+            ws="none",
         )
     )
     try:

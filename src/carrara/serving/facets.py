@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ NAMES = ("split", "language", "label", "category", "flags", "has", "licence", "s
 NOTHING = ""  # the value of pictures that have none; a stored text is never empty
 _MOST = 200  # values of a facet; with more it is no list to choose from
 _KEPT = 20_000  # different values that are counted before it is given up
+_QUOTED = r"'[^']*'|\"[^\"]*\"|`[^`]*`"
 _PLACE = r"[^/:]*$"  # what comes after the folder, the archive or the file that a picture came from
 
 Chosen = Mapping[str, Sequence[str]]
@@ -40,7 +42,7 @@ def condition(dataset: Dataset, chosen: Chosen, where: str | None = None) -> str
     """
     parts = []
     if where and where.strip():
-        dataset.indices(None, where)
+        _check(dataset, where)
         parts.append(f"({where})")
     for name, values in chosen.items():
         if name not in NAMES:
@@ -68,6 +70,18 @@ def counted(dataset: Dataset, chosen: Chosen, where: str | None = None) -> dict[
 def _worth_showing(values: Sequence[Value], chosen: Sequence[str]) -> bool:
     named = [v for v in values if v.value != NOTHING]
     return bool(chosen) or (bool(named) and len(values) <= _MOST)
+
+
+def _check(dataset: Dataset, where: str) -> None:
+    """UserError where it is no condition by itself: what is put around it must not make it one."""
+    depth = 0
+    for bracket in re.sub(r"[^()]", "", re.sub(_QUOTED, "", where)):
+        depth += 1 if bracket == "(" else -1
+        if depth < 0:
+            break
+    if depth:
+        raise UserError(f"the condition {where!r} does not hold for this table: its brackets do not match")
+    dataset.indices(None, where)
 
 
 def _one(dataset: Dataset, name: str, value: str) -> str:
