@@ -83,7 +83,7 @@ def test_an_archive_is_the_folder_that_it_holds(files: dict[str, bytes], tmp_pat
     assert wanted["label"] == ["cats"] * 12 + [None]
     assert (wanted["caption"][-1], wanted["flags"][-1], wanted["caption_de"][3]) == (
         "a dog",
-        "good old",
+        "good old tiny",
         "Katze",
     )
     assert wanted["map"][3] == files["set/cats/x3.map.png"]
@@ -216,7 +216,7 @@ def test_shards_as_img2dataset_writes_them(tmp_path: Path, make_png: MakePng) ->
     assert found["source"] == [f"{s:05d}.tar:{10 * s + k:06d}.jpg" for s in range(2) for k in range(3)]
     assert found["caption"] == [f"picture {k}" for k in (0, 1, 2, 10, 11, 12)]
     assert found["url"][1] == "http://x.test/1"
-    assert found["flags"][:2] == [None, "nsfw_claimed"]
+    assert found["flags"][:2] == ["tiny", "nsfw_claimed tiny"]
     assert why == {}
 
 

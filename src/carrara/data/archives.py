@@ -156,8 +156,9 @@ class Walked:
 class Unpacking(Walked):
     """The same through a compressed tar: only forwards, and at most ``limit`` bytes in all."""
 
-    def __init__(self, file: IO[bytes], limit: int) -> None:
+    def __init__(self, file: Any, limit: int) -> None:
         super().__init__(file)
+        self._some = file.read1  # of damaged ones it gives what comes before the damage
         self._at, self._limit = 0, limit
 
     def tell(self) -> int:
@@ -187,7 +188,7 @@ class Unpacking(Walked):
 
     def _next(self, size: int) -> bytes:
         pieces, missing = [], size
-        while missing > 0 and (piece := self.file.read(min(_PIECE, missing))):
+        while missing > 0 and (piece := self._some(min(_PIECE, missing))):
             pieces.append(piece)
             missing -= len(piece)
             self._at += len(piece)
@@ -314,7 +315,7 @@ def _unpacked(path: Path) -> IO[bytes]:
     kept = tempfile.TemporaryFile()  # noqa: SIM115 - open until nobody reads from it
     try:
         with _decompressed(path) as file:
-            while piece := file.read(_PIECE):
+            while piece := file.read1(_PIECE):  # where it is damaged, what came before is kept
                 if (allowed := allowed - len(piece)) < 0:
                     raise UserError(f"{path} is not unpacked: {_bomb(path)}")
                 kept.write(piece)

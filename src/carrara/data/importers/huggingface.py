@@ -61,6 +61,7 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
 def _batches(reader: pa.RecordBatchStreamReader) -> Iterator[pa.RecordBatch]:
     """Some rows at a time: a batch of a file may be of thousands."""
     for batch in reader:
+        batch.validate(full=True)  # offsets that lie would be followed out of the file
         for start in range(0, batch.num_rows, ROWS):
             yield batch.slice(start, ROWS)
 
