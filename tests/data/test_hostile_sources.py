@@ -60,7 +60,7 @@ BAD = {
     "vector.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG"),
     "empty.webp": (b"", "empty"),
     "bomb.png": (
-        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xea\x60\0\0\xea\x60\x08\2\0\0\0\x0f\xb0\xe2\x15",
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xea\x60\0\0\xea\x60\x08\2\0\0\0\x0f\xb0\xe2\x15\0\0\0\0IDAT\x35\xaf\x06\x1e",
         "pixels",
     ),
     "bomb.bmp": (b"BM" + bytes(12) + b"\x28\0\0\0\x60\xea\0\0\x60\xea\0\0\x01\0\x18\0" + bytes(24), "pixels"),
