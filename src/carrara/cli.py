@@ -58,7 +58,7 @@ def train(
         list[str] | None, typer.Option("--set", help="Change a value of the recipe, e.g. train.batch=16.")
     ] = None,
 ) -> None:
-    """Train an autoencoder (stage one), a diffusion model on its latents (stage two) or on pixels, or a space to search in."""
+    """Train an autoencoder (stage one), a diffusion model (stage two, or on pixels), or a space to search in."""
     from carrara.data.table import Dataset
     from carrara.recipes.catalogue import named
     from carrara.training.autoencoding import AutoencoderRecipe, with_network
@@ -77,7 +77,7 @@ def train(
             raise UserError(
                 "this recipe makes a space of texts and pictures: leave --autoencoder and --start away"
             )
-        run_contrastive(chosen, pictures, dataset, out)
+        run_contrastive(chosen, pictures, out)
         return
     if isinstance(chosen, AutoencoderRecipe):
         if autoencoder:

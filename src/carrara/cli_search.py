@@ -52,7 +52,7 @@ def search(
     from carrara.data.search.search import search as find
     from carrara.data.subset import subset
     from carrara.data.table import Dataset
-    from carrara.evaluation.embedders.opening import embedder_of
+    from carrara.evaluation.embedders.opening import carry, embedder_of
 
     given: dict[str, Any] = {
         "words": words,
@@ -72,12 +72,13 @@ def search(
     if as_json:
         typer.echo(json.dumps(found.document(), indent=2, ensure_ascii=False))
     else:
-        _show(found, dataset, sheet if found.hits else None)
+        _show(found, pictures.path, sheet if found.hits else None)
     if into:
         rows = np.array([hit.row for hit in found.hits], np.int64)
         made = subset(pictures, np.sort(rows), into, why=_why(query.words, picture, like, by, where))
+        carry(pictures, made)
         if not as_json:
-            console.print(f"{into}: {len(made)} pictures", soft_wrap=True)
+            console.print(f"{made.path}: {len(made)} pictures", soft_wrap=True)
 
 
 def chosen_embedders(features: bool, meaning: bool, others: Sequence[str]) -> list[str]:
@@ -102,7 +103,7 @@ def embed_all(dataset: Dataset, chosen: Sequence[str]) -> None:
         _embed(dataset, embedder, ["image"] if embedder.pictures is not None else columns)
 
 
-def run_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, path: Path, out: Path) -> None:
+def run_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, out: Path) -> None:
     """Embeds what is missing, trains the towers with a bar, and shows how well held-out pairs find each other."""
     from carrara.cli import watch
     from carrara.model_folder import read_passport
@@ -125,7 +126,7 @@ def run_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, path: Path, out
             parts = [ways[way] for way in ("text to picture", "picture to text")]
             cells = "".join(f"{part[f'recall_{k}']:8.0%}" for part in parts for k in (1, 5, 10))
             console.print(f"{language:10}{cells}")
-    console.print(f"next: carrara data encode {path} --embedder {out}", soft_wrap=True)
+    console.print(f"next: carrara data encode {dataset.path} --embedder {out}", soft_wrap=True)
 
 
 def _embed(dataset: Dataset, embedder: Embedder, columns: Sequence[str]) -> None:

@@ -49,8 +49,12 @@ def test_from_import_to_search(here: Here, pictures: Path, tmp_path: Path) -> No
     reds = Dataset.open(tmp_path / "reds")
     assert set(reds.column("caption")) == {"red disc", "red square", "red bar"}
     assert "words 'red'" in str(reds.about)
-    joint = here("data", "search", "reds", "disc", "--by", "hybrid", "--where", "height > 3")
-    assert "red disc" in joint.out
+    joint = here("data", "search", "reds", "disc", "--by", "joint", "--where", "height > 3")
+    assert "red disc" in joint.out, joint.err
+    assert (tmp_path / "reds" / "embedders").is_dir()
+    kept = here("data", "filter", "data", "all", "--where", "id IS NOT NULL")
+    assert kept.status == 0, kept.err
+    assert "red disc" in here("data", "search", "all", "disc", "--by", "joint").out  # knows where it is from
     assert here("data", "search", "data", "red", "--into", "reds").status == 2
 
 

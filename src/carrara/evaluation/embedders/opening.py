@@ -7,11 +7,14 @@ import json
 import os
 import pkgutil
 import shutil
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from carrara.data import told
+from carrara.data.store import store_at
 from carrara.errors import UserError, nearest
 from carrara.evaluation.embedders.contract import Embedder
 
@@ -74,10 +77,19 @@ def keep(dataset: Dataset, embedder: Embedder) -> None:
         if not (folder / name).is_dir():
             write_folder(folder / name, lambda part: _copy(source, part))
         return
-    places = _places(dataset) | {name: embedder.where}
+    places = _places(folder) | {name: embedder.where}
     part = folder / (_PLACES + ".part")
     part.write_text(json.dumps(places, indent=2), encoding="utf-8")
     os.replace(part, folder / _PLACES)
+
+
+def carry(dataset: Dataset, made: Dataset) -> None:
+    """Gives a data set that was made of another one its models, so that it can be moved away from it."""
+    source, target = dataset.store.work / _KEPT, made.store.work / _KEPT
+    if source.is_dir() and not target.exists():
+        from carrara.model_folder import write_folder
+
+        write_folder(target, lambda part: _copy(source, part))
 
 
 def _copy(source: Path, part: Path) -> None:
@@ -88,8 +100,10 @@ def _place(dataset: Dataset, column: VectorColumn) -> str | None:
     if not hasattr(_modules().get(column.embedder), "opens"):
         return None
     name = _id(column.key)
-    inside = dataset.store.work / _KEPT / name
-    place = str(inside) if inside.is_dir() else _places(dataset).get(name)
+    kept = list(_kept(dataset))
+    insides = [str(folder / name) for folder in kept if (folder / name).is_dir()]
+    noted = [places[name] for folder in kept if name in (places := _places(folder))]
+    place = next(iter([*insides, *noted]), None)
     if place is None or not Path(place).is_dir():
         raise UserError(
             f"the model that made the column {column.column} is not {'at ' + place if place else 'kept'} any more; "
@@ -103,9 +117,19 @@ def _opened(name: str, place: str | None) -> Embedder:
     return open_embedder(place or name)
 
 
-def _places(dataset: Dataset) -> dict[str, str]:
+def _kept(dataset: Dataset) -> Iterator[Path]:
+    """Where models are kept: beside the table, and beside those that it was made of."""
+    yield dataset.store.work / _KEPT
+    about = dataset.about
+    while of := about.get("subset", {}).get("of"):
+        store = store_at(of)
+        yield store.work / _KEPT
+        about = told.about(store) or {}
+
+
+def _places(folder: Path) -> dict[str, str]:
     try:
-        found: dict[str, str] = json.loads((dataset.store.work / _KEPT / _PLACES).read_text(encoding="utf-8"))
+        found: dict[str, str] = json.loads((folder / _PLACES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found
