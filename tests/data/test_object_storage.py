@@ -20,6 +20,7 @@ from carrara.data.amend import amend
 from carrara.data.derive import derive, derived
 from carrara.data.importing import Summary, import_pictures
 from carrara.data.loader import load
+from carrara.data.store import ObjectStore
 from carrara.data.subset import subset
 from carrara.data.table import Dataset
 from carrara.data.versions import clean, tag, versions
@@ -78,6 +79,30 @@ def run(source: Path, destination: str | Path) -> Summary:
 
 def means(columns: Mapping[str, Any]) -> np.ndarray[Any, Any]:
     return np.array([[len(data)] for data in columns["image"]], np.float32)
+
+
+def broken(*_: Any) -> None:
+    raise OSError("no way")
+
+
+def test_what_cannot_be_reached(
+    place: str, folder: Path, monkeypatch: pytest.MonkeyPatch, make_png: Callable[..., bytes]
+) -> None:
+    for elsewhere in ("gs://bucket/x", Path("gs://bucket/x")):
+        with pytest.raises(UserError, match="expected a folder or s3://bucket/path, not gs://"):
+            Dataset.open(elsewhere)
+    run(folder, place)
+    (folder / "more.png").write_bytes(make_png(99))
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(UserError, match=f"import into {place} had to stop: no"),
+    ):
+        patched.setattr(writer, "append", broken)
+        run(folder, place)
+    assert run(folder, place).added == 1
+    monkeypatch.setattr(ObjectStore, "_files", broken)
+    with pytest.raises(UserError, match=f"{place} cannot be reached: no way"):
+        Dataset.open(place)
 
 
 def test_the_same_as_in_a_folder(place: str, folder: Path, tmp_path: Path) -> None:

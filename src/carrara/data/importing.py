@@ -194,6 +194,13 @@ def import_pictures(
         counts = (writer.added, writer.updated, writer.duplicates)
         summary = _summary(Dataset.open(store.path), counts, writer.rejected, unchanged=False)
         yield Progress(survey.total, survey.total, writer.added, skipped, summary)
+    except (OSError, ValueError) as error:  # the disk is full, or the place cannot be reached any more
+        if isinstance(error, ValueError) and "LanceError(IO)" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"the import into {store.path} had to stop: {reason}; the same `carrara data import` continues it"
+        ) from None
     finally:
         writer.close()
 

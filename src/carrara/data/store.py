@@ -47,7 +47,7 @@ def store_at(path: str | Path) -> Store:
     text = str(path)
     if remote := re.match(r"s3:/+(.+)", text):  # a Path has swallowed one of the slashes
         return ObjectStore(remote[1].rstrip("/"))
-    if scheme := re.match(r"([a-z0-9]+)://", text):
+    if scheme := re.match(r"([a-z][a-z0-9]+):/", text):
         raise UserError(f"{text}: expected a folder or s3://bucket/path, not {scheme[1]}://")
     return Folder(Path(path))
 
@@ -137,36 +137,50 @@ class ObjectStore:
             return S3FileSystem(region=region, allow_delayed_open=True)
         scheme, _, host = endpoint.rpartition("://")
         return S3FileSystem(
-            endpoint_override=host.rstrip("/"), scheme=scheme or "https", region=region, allow_delayed_open=True
+            endpoint_override=host.rstrip("/"),
+            scheme=scheme or "https",
+            region=region,
+            allow_delayed_open=True,
         )
 
     def has_table(self) -> bool:
         """Whether there is a table."""
         return bool(self.names(f"{TABLE}/_versions"))
 
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be reached: {' '.join(str(error).split())[:300]}") from None
+
     def read(self, name: str) -> str | None:
         """The text of an object; None where there is none."""
         try:
-            with self._files().open_input_stream(f"{self._place}/{name}") as file:
+            with self._reached(), self._files().open_input_stream(f"{self._place}/{name}") as file:
                 return str(file.read().decode())
         except FileNotFoundError:
             return None
 
     def write(self, name: str, text: str) -> None:
         """Writes an object, which is always whole."""
-        with self._files().open_output_stream(f"{self._place}/{name}") as file:
+        with self._reached(), self._files().open_output_stream(f"{self._place}/{name}") as file:
             file.write(text.encode())
 
     def names(self, folder: str) -> list[str]:
         """The objects in a folder of the store, sorted, as `read` takes them."""
         from pyarrow.fs import FileSelector
 
-        found = self._files().get_file_info(FileSelector(f"{self._place}/{folder}", allow_not_found=True))
+        selector = FileSelector(f"{self._place}/{folder}", allow_not_found=True)
+        with self._reached():
+            found = self._files().get_file_info(selector)
         return sorted(f"{folder}/{about.base_name}" for about in found)
 
     def remove(self, name: str) -> None:
         """Removes an object, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._reached():
             self._files().delete_file(f"{self._place}/{name}")
 
     @contextmanager

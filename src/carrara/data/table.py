@@ -76,12 +76,8 @@ class Dataset:
         path, named = split_version(path)
         version = named if version is None else version
         store = store_at(path)
-        try:
-            about = told.about(store)
-            there = about is not None and store.has_table()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
-        if about is None or not there:
+        about = told.about(store)
+        if about is None or not store.has_table():
             raise UserError(_why_not(store))
         if (written := about.get("format")) != FORMAT:
             raise UserError(
