@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,12 +84,11 @@ def looks(dataset: Dataset, sample: Index) -> Generator[float, None, Looks]:
     return Looks(np.array(seen, np.int64), light, contrast, likeness, formats, sizes)
 
 
-def copies(found: Looks, splits: Sequence[str | None]) -> Copies:
-    """How many of the pictures looked at have a look-alike among them; ``splits`` [n] are those of all rows."""
+def copies(found: Looks, held_out: Index) -> Copies:
+    """How many of the pictures looked at have a look-alike among them; ``held_out`` are the rows that are."""
     group = components(found.likeness)
     _, place, counts = np.unique(group, return_inverse=True, return_counts=True)
-    held = np.array([splits[row] == "held_out" for row in found.rows.tolist()], bool)
-    inside = np.bincount(place, held, minlength=len(counts))
+    inside = np.bincount(place, np.isin(found.rows, held_out), minlength=len(counts))
     return Copies(
         len(found.rows),
         int((counts > 1).sum()),

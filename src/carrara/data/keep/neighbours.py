@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 _BANDS, _WIDTH = 4, 16
-_AT_ONCE = 1 << 21  # pairs looked at
+_AT_ONCE = 1 << 20  # pairs looked at
 _SHORT = 64  # numbers of a vector that are compared first
 _STRIP = 1024
 _LEARNED_FROM = 8192  # vectors that the directions are learned from
@@ -39,16 +39,18 @@ def within(a: Hashes, b: Hashes, radius: int) -> Iterator[Pairs]:
     bands = [(_band(a, k), _band(b, k)) for k in range(_BANDS)]
     for k, (left, right) in enumerate(bands):
         order = np.argsort(right, kind="stable")
+        lying = b[order]  # those of one band side by side, as they are read
         starts = np.searchsorted(right[order], np.arange((1 << _WIDTH) + 1))
         for mask in masks:
             probe = left ^ mask
             first, last = starts[probe], starts[probe + 1]
             for i, place in _expanded(first, last - first):
-                j = order[place]
-                apart = np.bitwise_count(a[i] ^ b[j])
-                new = apart <= radius
+                apart = np.bitwise_count(a[i] ^ lying[place])
+                close = np.flatnonzero(apart <= radius)
+                i, j, apart = i[close], order[place[close]], apart[close]
+                new = np.ones(len(i), bool)
                 for before, after in bands[:k]:  # a band before would have found it
-                    new[new] = np.bitwise_count(before[i[new]] ^ after[j[new]]) > near
+                    new &= np.bitwise_count(before[i] ^ after[j]) > near
                 if new.any():
                     yield Pairs(i[new], j[new], apart[new].astype(np.float32))
 
@@ -93,10 +95,17 @@ def _band(words: Hashes, k: int) -> Index:
 
 
 def _expanded(first: Index, counts: Index) -> Iterator[tuple[Index, Index]]:
-    """(i, place) for every i and each of the ``counts[i]`` places from ``first[i]`` on, some million at a time."""
+    """(i, place) for every i and each of the ``counts[i]`` places from ``first[i]`` on, about a million at a time."""
     ends = np.cumsum(counts)
-    total, start = int(ends[-1]) if len(ends) else 0, 0
-    for start in range(0, total, _AT_ONCE):
-        pair = np.arange(start, min(start + _AT_ONCE, total))
-        i = np.searchsorted(ends, pair, side="right")
-        yield i, first[i] + pair - (ends[i] - counts[i])
+    start = 0
+    while start < len(counts):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + _AT_ONCE, side="right")))
+        some = counts[start:stop]
+        i = np.repeat(np.arange(start, stop), some)
+        yield (
+            i,
+            np.arange(before, before + len(i))
+            + np.repeat(first[start:stop] - (ends[start:stop] - some), some),
+        )
+        start = stop

@@ -157,7 +157,7 @@ def measure(dataset: Dataset, *, size: int = 256) -> Generator[Progress, None, S
         },
         square=cut(width, height, [(size, size)]),
         bucketed=cut(width, height, buckets_of(size)),
-        copies=copies(looked, dataset.column("split")),
+        copies=copies(looked, dataset.indices("held_out")),
         light=Spread.of(looked.light),
         contrast=Spread.of(looked.contrast),
         extremes=_extremes(width, height, looked, spoken),
