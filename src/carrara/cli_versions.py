@@ -18,14 +18,15 @@ def data_versions(
     from carrara.data.table import Dataset
     from carrara.data.versions import versions
 
-    found = versions(Dataset.open(dataset))
+    opened = Dataset.open(dataset)
+    found = versions(opened)
     width = max((len(" ".join(v.tags)) for v in found), default=0)
     for v in found:
         names = " ".join(v.tags).ljust(width)
         console.print(
             f"{v.number:>5}  {v.when:%Y-%m-%d %H:%M}  {v.pictures:>9}  {names}  {v.what}", soft_wrap=True
         )
-    console.print(f"a version is named as {dataset}@{found[-1].number}, or by its tag", soft_wrap=True)
+    console.print(f"a version is named as {opened.path}@{found[-1].number}, or by its tag", soft_wrap=True)
 
 
 def data_tag(

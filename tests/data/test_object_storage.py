@@ -93,19 +93,19 @@ def test_what_cannot_be_reached(
             Dataset.open(elsewhere)
     run(folder, place)
     (folder / "more.png").write_bytes(make_png(99))
-    with (
-        monkeypatch.context() as patched,
-        pytest.raises(UserError, match=f"import into {place} had to stop: no"),
-    ):
+    with monkeypatch.context() as patched:
         patched.setattr(writer, "append", broken)
-        run(folder, place)
+        with pytest.raises(UserError, match=f"import into {place} had to stop: no way"):
+            run(folder, place)
     assert run(folder, place).added == 1
     monkeypatch.setattr(ObjectStore, "_files", broken)
     with pytest.raises(UserError, match=f"{place} cannot be reached: no way"):
         Dataset.open(place)
 
 
-def test_the_same_as_in_a_folder(place: str, folder: Path, tmp_path: Path) -> None:
+def test_the_same_as_in_a_folder(
+    place: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match=f"there is no data set at {place}"):
         Dataset.open(place)
     (folder / "broken.png").write_bytes(b"broken")
@@ -136,6 +136,13 @@ def test_the_same_as_in_a_folder(place: str, folder: Path, tmp_path: Path) -> No
     part = subset(dataset, np.array([5, 2]), Path(f"{place}-part"), why="two")
     assert part.column("caption") == ["picture number 5", "other words"]
     assert derived(part, "bytes", {"k": 1})
+    with monkeypatch.context() as patched:
+        patched.setattr(Dataset, "take_arrow", broken)
+        with pytest.raises(OSError, match="no way"):
+            subset(dataset, np.array([5, 2]), Path(f"{place}-other"), why="two")
+    assert len(subset(dataset, np.array([5, 2]), Path(f"{place}-other"), why="two")) == 2
+    with pytest.raises(UserError, match="is there already"):
+        subset(dataset, np.array([5, 2]), Path(f"{place}-other"), why="two")
     near = subset(dataset, np.array([5, 2]), tmp_path / "near", why="two")
     assert near.fingerprint() == part.fingerprint()
     clean(dataset, older_than=timedelta(0))

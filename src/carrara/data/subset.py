@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 AT_A_TIME = 64 * 2**20  # bytes that are read at once
 MOST_ROWS = 2048
+BEGUN = "subset.partial"  # in object storage, until all is there: what was left by halves may be written over
 
 
 def subset(dataset: Dataset, rows: npt.NDArray[np.int64], destination: Path, *, why: str) -> Dataset:
@@ -34,7 +35,8 @@ def subset(dataset: Dataset, rows: npt.NDArray[np.int64], destination: Path, *, 
     if len(np.unique(rows)) != len(rows):
         raise ValueError("a row is asked for twice")
     store = store_at(destination)
-    if store.has_table() or store.read(ABOUT) is not None or _holds_something(store):
+    begun = store.path != store.work and store.read(BEGUN) is not None
+    if not begun and (store.has_table() or store.read(ABOUT) is not None or _holds_something(store)):
         raise UserError(f"{destination} is there already; give a new name for the data set")
     about = {
         "format": FORMAT,
@@ -48,8 +50,10 @@ def subset(dataset: Dataset, rows: npt.NDArray[np.int64], destination: Path, *, 
         },
     }
     if store.path != store.work:  # in object storage; it is a data set once the last object says so
+        store.write(BEGUN, why)
         _copy(dataset, rows, store.table)
         store.write(ABOUT, tomli_w.dumps(about))
+        store.remove(BEGUN)
         return Dataset.open(destination)
     part = destination.with_name(f".{destination.name}.part")
     shutil.rmtree(part, ignore_errors=True)
