@@ -40,10 +40,11 @@ export function write(asked: Asked, row: number | null): string {
 }
 
 /** The command that finds the same, to make a data set of it. */
-export function command(path: string, asked: Asked, condition: string | null): string {
+export function command(path: string, asked: Asked, picture: boolean, condition: string | null): string {
   const quote = (text: string) => (/^[\w./:@-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
   const parts = ["carrara data search", quote(path)];
   if (asked.words) parts.push(quote(asked.words));
+  if (picture) parts.push("--picture FILE");
   if (asked.like) parts.push("--like", quote(asked.like));
   if (asked.by) parts.push("--by", asked.by);
   if (condition) parts.push("--where", quote(condition));

@@ -1,6 +1,6 @@
 // A search box, filters, a grid, and the record of one picture; what is asked stands in the address.
 
-import { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { ask, seen, type About, type Facet, type Found, type Hit, type Record_ } from "./answers";
 import { command, NOTHING, query, read, write, type Asked } from "./address";
 import { Facets } from "./facets";
@@ -180,7 +180,7 @@ export function App() {
     setGridHasKeys(true);
   }, [show]);
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     const key = (event: KeyboardEvent) => {
       const target = event.target as HTMLElement;
       const typing = target.matches("input:not([type=checkbox]), select, textarea");
@@ -329,7 +329,7 @@ export function App() {
             facets={facets}
             asked={asked}
             change={(next) => change(next, picture)}
-            command={command(about?.path ?? "DATASET", asked, found?.condition ?? null)}
+            command={command(about?.path ?? "DATASET", asked, picture !== null, found?.condition ?? null)}
           />
         </nav>
         <div class="results">

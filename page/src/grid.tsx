@@ -49,7 +49,7 @@ export function Grid({ total, at, need, current, open, choose, focus, columns }:
     if (last > first) need(first, last);
   }, [first, last, need]);
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     // The current one comes into sight, and takes the keyboard where the grid has it.
     const element = frame.current!;
     if (current < 0) return;
@@ -58,7 +58,8 @@ export function Grid({ total, at, need, current, open, choose, focus, columns }:
     else if (top + tall > element.scrollTop + element.clientHeight) element.scrollTop = top + tall - element.clientHeight + GAP;
   }, [current, across, tall]);
 
-  useEffect(() => {
+  // Before the next key can come: Enter is meant for the one that an arrow has just chosen.
+  useLayoutEffect(() => {
     if (focus) frame.current!.querySelector<HTMLElement>('[aria-current="true"]')?.focus({ preventScroll: true });
   }, [current, focus, first, last]);
 

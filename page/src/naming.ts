@@ -44,7 +44,8 @@ export const facet = (name: string): string => FACETS[name] ?? name;
 
 export function value(name: string, text: string): string {
   if (text === "") return "none";
-  return name === "language" ? language(text) : text.replace("held_out", "held out");
+  if (name === "language") return language(text);
+  return name === "source" ? text.replace(/[/:]$/, "") : name === "split" ? text.replace("_", " ") : text;
 }
 
 export const count = (n: number): string => n.toLocaleString();

@@ -64,7 +64,15 @@ def counted(dataset: Dataset, chosen: Chosen, where: str | None = None) -> dict[
     found: dict[str, list[Value]] = {}
     for limits, names in together.items():
         found |= _count(dataset, names, limits)
-    return {name: found[name] for name in NAMES if _worth_showing(found[name], chosen.get(name, ()))}
+    shown = [name for name in NAMES if _worth_showing(found[name], chosen.get(name, ()))]
+    if "category" in shown and not chosen.get("category") and _is_the_label(dataset):
+        shown.remove("category")
+    return {name: found[name] for name in shown}
+
+
+def _is_the_label(dataset: Dataset) -> bool:
+    """Whether the category says nothing that the label does not say."""
+    return not dataset.table.count_rows(filter="category IS DISTINCT FROM label")
 
 
 def _worth_showing(values: Sequence[Value], chosen: Sequence[str]) -> bool:

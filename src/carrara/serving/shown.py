@@ -113,9 +113,9 @@ def record(dataset: Dataset, row: int) -> dict[str, Any]:
         "boxes": None if found is None else [dataclasses.asdict(box) for box in found],
         "beside": [name for name in pictures if told[beside.id_column(name)] is not None],
         "columns": [
-            {"name": name, "value": told[name]}
+            {"name": name, "value": value if isinstance(value, str | int) else str(value)}
             for name in plain
-            if told[name] is not None and isinstance(told[name], str | int | float)
+            if (value := told[name]) is not None and not isinstance(value, bytes | list | dict)
         ],
         "derived": [{"name": name, "made": _made(metadata)} for name, metadata in derived.items()],
         "version": dataset.version,
