@@ -16,7 +16,7 @@ from carrara.errors import UserError
 LANGUAGE = re.compile(r"[a-z]{2,3}([-_][a-z0-9]{2,8})*", re.IGNORECASE)
 HELD_OUT = ("held_out", "held-out", "heldout", "test", "val", "valid", "validation", "dev")
 BOXES = ("boxes", "objects")  # the columns of a table that may say them
-TEXTS = ("text", "caption")
+TEXTS = ("text", "caption", "captions")
 LICENCES = ("licence", "license")
 LANGUAGES = ("language", "lang")
 _UNKNOWN = (
