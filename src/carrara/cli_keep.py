@@ -46,10 +46,9 @@ def data_stats(
 ) -> None:
     """Count what a data set holds, and show it: sizes, words, classes, copies, what would be cropped."""
     from carrara.data.keep.statistics import measure
-    from carrara.data.table import Dataset
     from carrara.evaluation.collection_page import collection_page
 
-    pictures = Dataset.open(dataset)
+    pictures = _opened(dataset)
     page = _page(pictures, out, "stats")
     found = _finished(measure(pictures, size=size), "looking", quiet=as_json)
     _write(page, collection_page(found, pictures))
@@ -87,10 +86,9 @@ def data_dedup(
     import numpy as np
 
     from carrara.data.keep.duplicates import document, groups
-    from carrara.data.table import Dataset
     from carrara.evaluation.duplicates_page import duplicates_page
 
-    pictures = Dataset.open(dataset)
+    pictures = _opened(dataset)
     page = _page(pictures, out, "copies")
     likeness, how = _likeness(pictures, by, within, mirrored=mirrored, quiet=as_json)
     found = groups(pictures, likeness)
@@ -146,9 +144,8 @@ def data_split(
         names_by_likeness,
         trained_on_before,
     )
-    from carrara.data.table import Dataset
 
-    pictures = Dataset.open(dataset)
+    pictures = _opened(dataset)
     if within is not None and by != "near":
         raise UserError("--within is for --by near")
     if by == "near":
@@ -224,9 +221,8 @@ def data_filter(
     """Make a new data set of the pictures for which a condition holds, with all that was derived for them."""
     from carrara.data.keep.choosing import choose
     from carrara.data.subset import subset
-    from carrara.data.table import Dataset
 
-    pictures = Dataset.open(dataset)
+    pictures = _opened(dataset)
     if where is None and sample is None and balance is None:
         raise UserError("nothing is asked for; expected --where, --sample or --balance")
     if at_most is not None and balance is None:
@@ -270,14 +266,13 @@ def data_caption(
 ) -> None:
     """Let a captioner of yours name the pictures that have no caption; again, it goes on where it stopped."""
     from carrara.data.keep.captioning import caption, to_name
-    from carrara.data.table import Dataset
     from carrara.data.words import LANGUAGE
 
     if (captioner is None) == (from_columns is None):
         raise UserError("who should caption? give --with or --from-columns, one of them")
     if language != "und" and not LANGUAGE.fullmatch(language):
         raise UserError(f"{language!r} is no language; expected something like en, de or zh-tw")
-    pictures = Dataset.open(dataset)
+    pictures = _opened(dataset)
     speaker = _captioner(pictures, captioner, from_columns)
     rows = to_name(pictures, language.lower(), every=every)
     with (
@@ -298,6 +293,16 @@ def data_caption(
         )
     else:
         console.print(f"{last.kept} captions in {language!r} by {speaker.name}{empty}", soft_wrap=True)
+
+
+def _opened(path: Path) -> Dataset:
+    """The data set; UserError where there is none, or none of its pictures are left at this version."""
+    from carrara.data.table import Dataset
+
+    pictures = Dataset.open(path)
+    if not len(pictures):
+        raise UserError(f"{path} has no pictures")
+    return pictures
 
 
 def _captioner(pictures: Dataset, place: str | None, sentence: str | None) -> Captioner:

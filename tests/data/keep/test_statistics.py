@@ -14,6 +14,7 @@ from carrara.data.keep.crops import cut, lost_in_square
 from carrara.data.keep.statistics import Statistics, measure
 from carrara.data.perceptual_hash import derive_glances
 from carrara.data.table import Dataset
+from carrara.errors import UserError
 from data.keep.test_perceptual_hash import drawing
 
 
@@ -94,6 +95,11 @@ def test_all_pictures_where_their_glances_are_there(
     assert (whole.decoded, whole.copies.pictures) == (30, 1)
     assert whole.light is not None
     assert whole.light.lowest == 0
+    amend(dataset, {"split": {k: "held_out" for k in range(9)}})
+    then = measured(Dataset.open(dataset.path, version=whole.version - 1))  # before there were glances
+    assert (then.decoded, then.copies, then.splits) == (30, whole.copies, {"train": 30})
+    with pytest.raises(UserError, match="has no pictures"):
+        data_stats(Path(f"{dataset.path}@1"))
 
 
 def test_a_page_and_json(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
