@@ -51,7 +51,7 @@ def subset(dataset: Dataset, rows: npt.NDArray[np.int64], destination: Path, *, 
     }
     if store.path != store.work:  # in object storage; it is a data set once the last object says so
         store.write(BEGUN, why)
-        _copy(dataset, rows, store.table)
+        _copy(dataset, rows, store.table, again=begun)
         store.write(ABOUT, tomli_w.dumps(about))
         store.remove(BEGUN)
         return Dataset.open(destination)
@@ -59,7 +59,7 @@ def subset(dataset: Dataset, rows: npt.NDArray[np.int64], destination: Path, *, 
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        _copy(dataset, rows, str(part / TABLE))
+        _copy(dataset, rows, str(part / TABLE), again=False)
         store_at(part).write(ABOUT, tomli_w.dumps(about))
         if destination.is_dir():
             destination.rmdir()
@@ -75,14 +75,18 @@ def _holds_something(store: Store) -> bool:
     return store.work == folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
-def _copy(dataset: Dataset, rows: npt.NDArray[np.int64], table: str) -> None:
+def _copy(dataset: Dataset, rows: npt.NDArray[np.int64], table: str, *, again: bool) -> None:
     import lance
     import pyarrow as pa
 
     schema = dataset.schema
     reader = pa.RecordBatchReader.from_batches(schema, _pieces(dataset, rows, schema))
     lance.write_dataset(
-        reader, table, mode="overwrite", data_storage_version=STORAGE_VERSION, max_rows_per_file=2**15
+        reader,
+        table,
+        mode="overwrite" if again else "create",
+        data_storage_version=STORAGE_VERSION,
+        max_rows_per_file=2**15,
     )
 
 
