@@ -25,6 +25,7 @@ RANKS = {
             "cli_doctor",
             "cli_versions",
             "cli_search",
+            "cli_copies",
             "cli_keep",
             "cli_browse",
             "cli_export",

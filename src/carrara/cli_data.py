@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from carrara.cli_browse import browse
+from carrara.cli_copies import data_dedup, data_split
 from carrara.cli_export import data_export
-from carrara.cli_keep import data_caption, data_dedup, data_filter, data_split, data_stats
+from carrara.cli_keep import data_caption, data_filter, data_stats
 from carrara.cli_search import search
 from carrara.cli_versions import data_clean, data_tag, data_versions
 from carrara.console import Bar, console

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carrara.cli_keep import By, data_dedup
+from carrara.cli_copies import By, data_dedup
 from carrara.data.amend import amend
 from carrara.data.derive import derive
 from carrara.data.importing import import_pictures

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from carrara.cli_keep import data_split
+from carrara.cli_copies import data_split
 from carrara.data.amend import amend
 from carrara.data.importing import import_pictures
 from carrara.data.keep.duplicates import by_hash
