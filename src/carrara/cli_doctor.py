@@ -49,7 +49,9 @@ def doctor(
             "that of a diffusion model"
         )
     if isinstance(recipe, ContrastiveRecipe):
-        raise UserError(f"{run} is the run of a space of texts and pictures; expected that of a diffusion model")
+        raise UserError(
+            f"{run} is the run of a space of texts and pictures; expected that of a diffusion model"
+        )
     patient = Patient(run, recipe, Dataset.open(dataset) if dataset else None)
     given = {"sampler": sampler, "steps": steps, "grid": grid, "guidance": guidance}
     if picture:
