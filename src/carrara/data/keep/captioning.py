@@ -6,6 +6,7 @@ table gets it all at the end, and remembers who said it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -222,6 +223,8 @@ def _keep(
         }
         amend(dataset, {caption_column(language): texts, CAPTIONED_BY: said})
     journal.path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        journal.path.parent.rmdir()
 
 
 def _others(words: str | None, language: str) -> list[str]:
