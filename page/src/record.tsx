@@ -137,7 +137,7 @@ function Picture({ record }: { record: Record_ }) {
     <figure>
       <div class={small ? "large small" : "large"}>
         <div class="fit">
-          <img src={seen(record, 1600, view || undefined)} alt={record.captions[0]?.text ?? `picture ${record.row}`} />
+          <img src={seen(record, 1024, view || undefined)} alt={record.captions[0]?.text ?? `picture ${record.row}`} />
           {boxes && record.boxes?.map((box, place) => <Frame key={place} box={box} />)}
         </div>
       </div>

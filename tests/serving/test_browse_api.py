@@ -127,6 +127,7 @@ def test_a_record_says_all_and_near_duplicates_are_told(
     assert [(b["label"], b["left"], b["height"]) for b in found["boxes"]] == [(HOSTILE, 0.1, 0.25)]  # type: ignore[attr-defined]
     assert found["beside"] == ["map"]
     plain = {c["name"]: c["value"] for c in found["columns"]}  # type: ignore[attr-defined]
+    assert "group" not in plain  # of a picture alone it is the id, which is told already
     assert (plain["width"], plain["mode"], plain["split"]) == (20, "RGB", data.column("split")[row])
     assert any(d["made"] == "by sees, of image, 67" for d in found["derived"])  # type: ignore[attr-defined]
     assert "no row 24: expected a number from 0 to 23" in refusal(client, "/api/rows/24")

@@ -19,7 +19,7 @@ from carrara.errors import UserError
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
 
-SIDES = (96, 192, 384, 1600)  # of a picture as it is seen; only these, so that a browser keeps few
+SIDES = (96, 192, 384, 1024)  # of a picture as it is seen; only these, so that a browser keeps few
 _PIXELATED = 128  # up to this side nothing is lost on the way
 _STARTS = {
     b"\x89PNG": "image/png",
@@ -60,7 +60,7 @@ def as_given(dataset: Dataset, row: int, name: str, column: str = "image") -> by
 
 def seen(data: bytes, side: int) -> bytes:
     """A WebP of the picture upright and in sRGB, at most ``side`` long. Raises BadPicture."""
-    picture = decode(data, channels=3, short_side=side)
+    picture = decode(data, channels=3, short_side=side // 2)  # at least the side, often twice
     if max(picture.size) > side:
         picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
     return _webp(picture)
@@ -115,7 +115,9 @@ def record(dataset: Dataset, row: int) -> dict[str, Any]:
         "columns": [
             {"name": name, "value": value if isinstance(value, str | int) else str(value)}
             for name in plain
-            if (value := told[name]) is not None and not isinstance(value, bytes | list | dict)
+            if (value := told[name]) is not None
+            and not isinstance(value, bytes | list | dict)
+            and value != told["id"]
         ],
         "derived": [{"name": name, "made": _made(metadata)} for name, metadata in derived.items()],
         "version": dataset.version,

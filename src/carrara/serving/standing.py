@@ -65,9 +65,10 @@ class Standing:
     def found(self, query: Query) -> Found:
         """The answer to a search. UserError as `search` raises it."""
         dataset = self.dataset
-        with self._indexing:  # one makes the index of the words, the others wait for it
-            if not dataset.pinned and dataset.captions and not indexed(dataset):
-                index_words(dataset)
+        if _lacks_index(dataset):
+            with self._indexing:  # one makes the index of the words, the others wait for it
+                if _lacks_index(dataset):
+                    index_words(dataset)
         return search(dataset, query, lambda column: self._opens(dataset, column))
 
     def _once(self, key: Hashable, work: Callable[[], T]) -> T:
@@ -82,6 +83,10 @@ class Standing:
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return found
+
+
+def _lacks_index(dataset: Dataset) -> bool:
+    return not dataset.pinned and bool(dataset.captions) and not indexed(dataset)
 
 
 def _listed(dataset: Dataset, rows: npt.NDArray[np.int64]) -> list[Hit]:
