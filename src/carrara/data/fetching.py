@@ -38,6 +38,7 @@ TRIES = 4
 PAUSE = 1.0  # seconds before the second try; twice as many before each further one
 _LONGEST_PAUSE = 30.0
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
+_LARGER = " (--most-megabytes lets more)"
 _FORBIDDEN = ("noai", "noimageai", "noindex", "noimageindex", "none")
 _TIMED = (
     "unavailable_after",
@@ -134,10 +135,10 @@ def _ask(url: str, manners: Manners, deadline: float) -> Answer:
             raise BadPicture(f"it was sent as {encoding[:20]}, which was not asked for")
         length = reply.length
         if length is not None and length > manners.most_bytes:
-            raise BadPicture(f"{length} bytes; at most {manners.most_bytes} are downloaded")
+            raise BadPicture(f"{length} bytes; at most {manners.most_bytes} are downloaded{_LARGER}")
         data = reply.read(manners.most_bytes + 1)
         if len(data) > manners.most_bytes:
-            raise BadPicture(f"more than {manners.most_bytes} bytes")
+            raise BadPicture(f"more than {manners.most_bytes} bytes{_LARGER}")
         if length is not None and len(data) < length:
             raise http.client.IncompleteRead(data, length - len(data))
         return Answer(200, None, data, None)
@@ -171,11 +172,6 @@ class Downloads:
         self._done: dict[str, Future[None]] = {}
         self._threads = 0
         self._no_more = False
-        if (folder / FAILED).exists():
-            for line in (
-                (folder / FAILED).read_text(encoding="utf-8").split("\n")[:-1]
-            ):  # the last may be torn
-                self._failed.update([json.loads(line)])
 
     def want(self, url: str) -> None:
         """Fetches it as soon as it is its turn."""
@@ -278,10 +274,21 @@ class Present:
         return data
 
 
-def failures(store: Store, source: str) -> dict[str, str]:
-    """What an earlier import of this source could not have, and why."""
+def failures(store: Store, source: str, folder: Path, options: Options) -> dict[str, str]:
+    """What an import of this source, complete or killed, could not have, and why; not what an option lets now."""
     lines = map(json.loads, filter(None, (store.read(told.REJECTED) or "").split("\n")))
-    return {line["file"]: line["reason"] for line in lines if line["from"] == source}
+    found = {line["file"]: line["reason"] for line in lines if line["from"] == source}
+    if (folder / FAILED).exists():
+        for line in (folder / FAILED).read_text(encoding="utf-8").split("\n")[:-1]:  # the last may be torn
+            found.update([json.loads(line)])
+    lets = {
+        "--allow-private": options.allow_private,
+        "--ignore-robots-tag": options.ignore_robots_tag,
+        "--most-megabytes": True,
+    }
+    return {
+        url: why for url, why in found.items() if not any(now and flag in why for flag, now in lets.items())
+    }
 
 
 def fetched(
@@ -302,7 +309,7 @@ def fetched(
     )
     if options.retry:
         (folder / DOWNLOADS / FAILED).unlink(missing_ok=True)
-    failed = {} if options.retry else failures(store, source)
+    failed = {} if options.retry else failures(store, source, folder / DOWNLOADS, options)
     downloads, present = Downloads(folder / DOWNLOADS, manners, failed=failed), Present(store)
     begun = threading.Event()
 
