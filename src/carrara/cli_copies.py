@@ -34,7 +34,7 @@ def data_dedup(
     within: Annotated[
         float | None,
         typer.Option(
-            help="How near: bits of 64 (8), or with --by features the cosine (0.95).", min=0, max=24
+            help="How near: bits of 64 (8), or with --by features the cosine (0.9).", min=0, max=24
         ),
     ] = None,
     mirrored: Annotated[bool, typer.Option("--mirrored", help="Mirror images are copies too.")] = False,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from carrara.data.table import Dataset
 
 RADIUS = 8  # bits of 64; docs/data.md has what it finds and what it misses
-COSINE = 0.95
+COSINE = 0.9
 _CHUNK = 4096
 
 By = Literal["hash", "features"]
