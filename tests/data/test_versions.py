@@ -106,8 +106,6 @@ def test_cleaning_keeps_what_has_a_name(grown: Path, folder: Path, make_png: Mak
     dataset = Dataset.open(grown)
     list(derive(dataset, "size", {"k": 1}, sizes, batch=8))
     before = dataset.arrow(dataset.columns)
-    started = import_pictures(folder.parent / "source", grown.parent / "other")
-    next(started)
     (grown / "import.partial" / "dead").mkdir(parents=True)
     kept = clean(dataset, older_than=timedelta(hours=1))
     assert (kept.versions, kept.given_up) == (0, 0)
