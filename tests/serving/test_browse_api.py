@@ -230,7 +230,13 @@ def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
     page = client.get("/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert page.headers["content-security-policy"].startswith("default-src 'self';")
-    assert {p.name for p in STATIC.iterdir()} == {"index.html", "page.js", "page.css", "icon.svg"}
+    assert {p.name for p in STATIC.iterdir()} == {
+        "index.html",
+        "page.js",
+        "page.css",
+        "icon.svg",
+        "preact-licence.txt",
+    }
     for name in ("page.js", "page.css", "icon.svg"):
         assert f"/{name}" in page.text
         text = client.get(f"/{name}").text
