@@ -47,12 +47,13 @@ def test_what_each_version_brought(grown: Path) -> None:
     amend(dataset, {"caption": {1: "x"}})
     found = versions(dataset)
     assert [v.number for v in found] == list(range(1, dataset.version + 1))
-    assert [v.pictures for v in found][:4] == [0, 30, 35, 35]
-    assert [v.tags for v in found][:3] == [(), ("first",), ()]
     said = [v.what for v in found]
-    assert said[:3] == ["an empty table", "30 pictures added", "5 pictures added"]
-    assert "caption" in said[3]
-    assert "of 1 pictures changed" in said[3]
+    assert (found[0].pictures, said[0]) == (0, "an empty table")
+    first = next(k for k, v in enumerate(found) if v.tags == ("first",))
+    assert [v.pictures for v in found[first : first + 3]] == [30, 35, 35]
+    assert said[first : first + 2] == ["30 pictures added", "5 pictures added"]
+    assert "caption" in said[first + 2]
+    assert "of 1 pictures changed" in said[first + 2]
     assert any(what.startswith("size_") and what.endswith(" added") for what in said)
     assert "amended" in said[-1]
 
@@ -95,7 +96,7 @@ def test_what_is_derived_for_an_old_version(grown: Path) -> None:
     mixed = then.take([29, 2], ["source", last.column, "id"])
     assert list(mixed) == ["source", last.column, "id"]
     assert mixed[last.column] == [column[29], column[2]]
-    with pytest.raises(UserError, match=r"the words of .* are others now than at version 2"):
+    with pytest.raises(UserError, match=rf"the words of .* are others now than at version {then.version},"):
         list(derive(then, "length", {"k": 1}, lengths, batch=8, columns=("caption",)))
     list(derive(now, "length", {"k": 1}, lengths, batch=8, columns=("caption",)))
     then.refresh()
@@ -178,7 +179,7 @@ def test_a_run_remembers_and_keeps_the_version_that_it_saw(
 def test_as_a_user(here: Here, grown: Path) -> None:
     named = here("data", "tag", grown, "second")
     assert f"{grown}@second is version" in named.out
-    assert "is version 2" in here("data", "tag", grown, "first", "--version", 3).refusal
+    assert "'first' is version" in here("data", "tag", grown, "first").refusal
     assert "cannot name a version" in here("data", "tag", grown, "12").refusal
     listed = here("data", "versions", grown)
     assert listed.status == 0
