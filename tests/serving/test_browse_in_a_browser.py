@@ -27,6 +27,7 @@ class Visit:
         self.page = page
         self.asked: list[str] = []
         self.complaints: list[str] = []
+        self.refusals = False  # whether the test asks for what is refused
         page.on("request", lambda request: self.asked.append(request.url))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("console", lambda message: self.complaints.append(message.text))
@@ -59,7 +60,8 @@ def visit(browser: "sync_api.Browser", served: str) -> Iterator[Visit]:
         url for url in visit.asked if urlsplit(url).hostname != "127.0.0.1" and not url.startswith("blob:")
     ]
     assert outside == []
-    assert visit.complaints == []
+    told = "the server responded with a status of 400"  # by chromium, of every one
+    assert [c for c in visit.complaints if not (visit.refusals and told in c)] == []
 
 
 def test_search_look_and_ask_for_more(visit: Visit, data: Dataset) -> None:
@@ -163,7 +165,7 @@ def test_filters_on_a_narrow_screen(visit: Visit) -> None:
     page.get_by_label("held out").check()
     expect(page.get_by_role("status")).not_to_contain_text("8 of 24")
     page.get_by_role("button", name="All pictures again").click()
+    visit.refusals = True
     page.get_by_label("Condition").fill("width > 'a lot'; no")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("does not hold for this table")
-    visit.complaints.clear()  # chromium tells every answer of status 400
