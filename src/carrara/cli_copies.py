@@ -33,9 +33,7 @@ def data_dedup(
     ] = By.hash,
     within: Annotated[
         float | None,
-        typer.Option(
-            help="How near: bits of 64 (8), or with --by features the cosine (0.9).", min=0, max=24
-        ),
+        typer.Option(help="How near: bits of 64 (8), or with --by features the cosine (0.9).", min=0, max=24),
     ] = None,
     mirrored: Annotated[bool, typer.Option("--mirrored", help="Mirror images are copies too.")] = False,
     into: Annotated[Path | None, typer.Option(help="Make a new data set without the copies.")] = None,
