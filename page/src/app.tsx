@@ -328,7 +328,8 @@ export function App() {
           <Facets
             facets={facets}
             asked={asked}
-            change={(next) => change(next, picture)}
+            // What stands in the box is asked along, so that a click does not undo what was typed.
+            change={(next) => change(picture || asked.like ? next : { ...next, words: words.trim() }, picture)}
             command={command(about?.path ?? "DATASET", asked, picture !== null, found?.condition ?? null)}
           />
         </nav>

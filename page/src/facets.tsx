@@ -2,7 +2,7 @@
 
 import type { Facet } from "./answers";
 import type { Asked } from "./address";
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { count, facet as facetName, lang, value as valueName } from "./naming";
 
 const FEW = 8;
@@ -15,6 +15,8 @@ interface Props {
 }
 
 export function Facets({ facets, asked, change, command }: Props) {
+  const [where, setWhere] = useState(asked.where); // what is being written is not yet asked
+  useEffect(() => setWhere(asked.where), [asked.where]);
   const toggle = (name: string, value: string) => {
     const now = asked.chosen[name] ?? [];
     const next = now.includes(value) ? now.filter((other) => other !== value) : [...now, value];
@@ -29,11 +31,19 @@ export function Facets({ facets, asked, change, command }: Props) {
         class="where"
         onSubmit={(event) => {
           event.preventDefault();
-          change({ ...asked, where: String(new FormData(event.currentTarget).get("where")).trim() });
+          change({ ...asked, where: where.trim() });
         }}
       >
         <label for="where">Condition</label>
-        <input id="where" name="where" value={asked.where} placeholder="width >= 256" spellcheck={false} autocomplete="off" />
+        <input
+          id="where"
+          value={where}
+          onInput={(event) => setWhere(event.currentTarget.value)}
+          placeholder="width >= 256"
+          maxLength={2000}
+          spellcheck={false}
+          autocomplete="off"
+        />
       </form>
       <details>
         <summary>Keep what is found</summary>
