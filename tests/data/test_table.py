@@ -31,8 +31,13 @@ def test_rows_by_split_and_condition(dataset: Dataset) -> None:
     dogs = dataset.indices(None, "label = 'dogs'")
     assert dataset.take(dogs, ["source"])["source"] == [f"dogs/x{k}.png" for k in range(5)]
     assert set(dataset.indices("train", "label = 'dogs'")) == set(dogs) & set(train)
-    with pytest.raises(UserError, match="the condition 'labl = 1' does not hold for this table"):
-        dataset.indices(None, "labl = 1")
+    for where, words in {
+        "labl = 1": "names a column 'labl' that .* did you mean 'label'",
+        "width > 0) OR (true": "its brackets do not match",
+        " ": "the condition is empty",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            dataset.indices(None, where)
 
 
 def test_take_keeps_order_and_repeats(dataset: Dataset) -> None:

@@ -78,7 +78,7 @@ def test_choices_narrow_the_others_and_leave_their_own_open(client: TestClient, 
     assert set(rows(get(client, "/api/search", words="red", limit=100, **chosen))) <= set(expected)
     assert "widht" in refusal(client, "/api/search", where="widht > 3")
     for wrong in ("width > 0) OR (true", "(true", "true --", "label = 'disc"):
-        assert "does not hold" in refusal(client, "/api/search", where=wrong, **chosen)
+        assert "cannot be read" in refusal(client, "/api/search", where=wrong, **chosen)
     assert rows(get(client, "/api/search", where="caption != ')('", **chosen)) == expected
     assert "no captions in 'eo'" in refusal(client, "/api/search", language="eo")
     assert "no picture has 'label'" in refusal(client, "/api/search", has="label")

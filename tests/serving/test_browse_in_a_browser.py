@@ -169,4 +169,4 @@ def test_filters_on_a_narrow_screen(visit: Visit) -> None:
     visit.refusals = True
     page.get_by_label("Condition").fill("width > 'a lot'; no")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("does not hold for this table")
+    expect(page.get_by_role("alert")).to_contain_text("cannot be read")

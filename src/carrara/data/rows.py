@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 UNSTATED = "und"  # BCP 47's word for a language that nobody named
 SPLITS = ("train", "held_out")
-CAPTIONED_BY = "captioned_by"  # the column of who made captions, if no person: "en:blip" and so on, spaces between
+CAPTIONED_BY = (
+    "captioned_by"  # the column of who made captions, if no person: "en:blip" and so on, spaces between
+)
 MORE_CAPTIONS = "captions_more"  # the column of further captions, a JSON list
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from carrara.data import told
 from carrara.data.beside import KINDS, id_column
+from carrara.data.condition import enclosed, fault, nameable
 from carrara.data.rows import SPLITS, caption_language
 from carrara.data.store import TABLE as TABLE
 from carrara.data.store import Store, store_at
@@ -217,14 +218,13 @@ class Dataset:
         if split is not None and split not in SPLITS:
             raise UserError(f"no split is called {split!r}{nearest(split, SPLITS)}")
         conditions = [f"split = '{split}'"] if split else []
-        conditions += [f"({where})"] if where else []
+        conditions += [enclosed(where)] if where is not None else []
         if not conditions:
             return np.arange(len(self), dtype=np.int64)
         try:
             return _where(self.table, " AND ".join(conditions))
         except (ValueError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the condition {where!r} does not hold for this table: {reason}") from None
+            raise fault(where or "", error, self.path, nameable(self.table.schema)) from None
 
     def pictures(
         self, indices: Rows, size: Size, channels: int = 3, *, bits: int = 8, crop: Crop = "centre"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from carrara.data.beside import KINDS
 from carrara.data.boxes import COLUMN as BOXES
+from carrara.data.condition import enclosed
 from carrara.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ NAMES = ("split", "language", "label", "category", "flags", "has", "licence", "s
 NOTHING = ""  # the value of pictures that have none; a stored text is never empty
 _MOST = 200  # values of a facet; with more it is no list to choose from
 _KEPT = 20_000  # different values that are counted before it is given up
-_QUOTED = r"'[^']*'|\"[^\"]*\"|`[^`]*`"
 _PLACE = r"[^/:]*$"  # what comes after the folder, the archive or the file that a picture came from
 
 Chosen = Mapping[str, Sequence[str]]
@@ -42,8 +41,8 @@ def condition(dataset: Dataset, chosen: Chosen, where: str | None = None) -> str
     """
     parts = []
     if where and where.strip():
-        _check(dataset, where)
-        parts.append(f"({where})")
+        dataset.indices(None, where)  # says what is wrong with it
+        parts.append(enclosed(where))
     for name, values in chosen.items():
         if name not in NAMES:
             raise UserError(f"no filter is called {name!r}{nearest(name, NAMES)}")
@@ -78,18 +77,6 @@ def _is_the_label(dataset: Dataset) -> bool:
 def _worth_showing(values: Sequence[Value], chosen: Sequence[str]) -> bool:
     named = [v for v in values if v.value != NOTHING]
     return bool(chosen) or (bool(named) and len(values) <= _MOST)
-
-
-def _check(dataset: Dataset, where: str) -> None:
-    """UserError where it is no condition by itself: what is put around it must not make it one."""
-    depth = 0
-    for bracket in re.sub(r"[^()]", "", re.sub(_QUOTED, "", where)):
-        depth += 1 if bracket == "(" else -1
-        if depth < 0:
-            break
-    if depth:
-        raise UserError(f"the condition {where!r} does not hold for this table: its brackets do not match")
-    dataset.indices(None, where)
 
 
 def _one(dataset: Dataset, name: str, value: str) -> str:

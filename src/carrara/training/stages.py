@@ -244,7 +244,9 @@ def _batches(
     )
 
 
-def passport_of(dataset: Dataset, state: TrainingState, made_from: StoredAutoencoder | None) -> dict[str, Any]:
+def passport_of(
+    dataset: Dataset, state: TrainingState, made_from: StoredAutoencoder | None
+) -> dict[str, Any]:
     """Where a model comes from; the licences of the autoencoder it stands on are among its own."""
     inherited = made_from.passport.get("licences", []) if made_from else []
     licences = sorted({licence for licence in dataset.column("licence") if licence} | set(inherited))

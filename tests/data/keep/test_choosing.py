@@ -43,7 +43,7 @@ def test_evenly(dataset: Dataset) -> None:
     [
         ("lable = 'cat'", "a column 'lable' that .* does not have; did you mean 'label'"),
         ("label = cat", "a column 'cat' that .* does not have; a text stands in single quotes"),
-        ("width >", "cannot be read: Expected: an expression, found: EOF$"),
+        ("width >", "cannot be read: Expected: an expression, found: its end$"),
         ("width > 'wide'", "cannot be read: Received literal.*'Int32'$"),
         ("nothing(width)", "Invalid function 'nothing'"),
         (" ", "the condition is empty"),

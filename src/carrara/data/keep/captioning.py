@@ -89,7 +89,7 @@ class OfColumns:
     """A sentence with columns in braces, "a picture of {label}"; a row that lacks one of them gets none."""
 
     def __init__(self, dataset: Dataset, sentence: str) -> None:
-        from carrara.data.keep.choosing import words_of
+        from carrara.data.condition import nameable
 
         try:
             fields = [
@@ -99,7 +99,7 @@ class OfColumns:
             ]
         except ValueError as error:
             raise UserError(f"the sentence {sentence!r} cannot be read: {error}") from None
-        known = words_of(dataset)
+        known = nameable(dataset.table.schema)
         for name, spec, how in fields:
             if name not in known:
                 raise UserError(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from carrara.data.condition import enclosed, fault, nameable
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,25 +25,23 @@ def ask(dataset: Dataset, score: str, *, where: str | None, limit: int, **asked:
     try:
         found = dataset.table.to_table(
             columns=[score],
-            filter=where
-            and f"({where})",  # what follows a whole condition would else be left out without a word
+            filter=where and enclosed(where),
             prefilter=where is not None,
             limit=limit,
             with_row_address=True,
             **asked,
         )
     except (ValueError, OSError) as error:
-        at_fault(where, error)
+        raise at_fault(dataset, where, error) from None
     scores = found[score].to_numpy().astype(np.float64)
     return row_numbers(dataset, found["_rowaddr"].to_numpy()), scores
 
 
-def at_fault(where: str | None, error: Exception) -> NoReturn:
-    """UserError about the condition, where there is one; else what the table said."""
-    reason = " ".join(str(error).split())[:300]
+def at_fault(dataset: Dataset, where: str | None, error: Exception) -> UserError:
+    """About the condition, where there is one; else what the table said."""
     if where is None:
-        raise UserError(f"the table cannot be searched: {reason}") from None
-    raise UserError(f"the condition {where!r} does not hold for this table: {reason}") from None
+        return UserError(f"the table cannot be searched: {' '.join(str(error).split())[:300]}")
+    return fault(where, error, dataset.path, nameable(dataset.table.schema))
 
 
 def row_numbers(dataset: Dataset, addresses: npt.NDArray[Any]) -> Rows:
