@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import webbrowser
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -56,12 +57,10 @@ def browse(
             ws="none",
         )
     )
-    try:
+    # Ctrl-C arrives as an exception or as a plain return, as the server's loop happens to notice it.
+    with closing(listening), suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
-    except KeyboardInterrupt:
-        console.print("ended")
-    finally:
-        listening.close()
+    console.print("ended")
 
 
 def _listen(host: str, port: int) -> socket.socket:
