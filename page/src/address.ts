@@ -43,10 +43,9 @@ export function write(asked: Asked, row: number | null): string {
 export function command(path: string, asked: Asked, picture: boolean, condition: string | null): string {
   const quote = (text: string) => (/^[\w./:@-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
   const parts = ["carrara data search", quote(path)];
-  if (asked.words) parts.push(quote(asked.words));
   if (picture) parts.push("--picture FILE");
   if (asked.like) parts.push("--like", quote(asked.like));
-  if (asked.by) parts.push("--by", asked.by);
+  if (asked.by) parts.push("--by", quote(asked.by));
   if (condition) parts.push("--where", quote(condition));
-  return [...parts, "--limit 1000 --into NEW"].join(" ");
+  return [...parts, "--limit 1000 --into NEW", ...(asked.words ? ["--", quote(asked.words)] : [])].join(" ");
 }

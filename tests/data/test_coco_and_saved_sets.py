@@ -90,6 +90,7 @@ def test_coco_that_cannot_be_used(coco: Path, tmp_path: Path) -> None:
         ('{"images": [], "annotations": ', "is not COCO's JSON"),
         ('{"images": [{}], "annotations": []}', r"it has no 'id'"),
         ('{"annotations": 3}', r"it has no 'images'"),
+        ('{"images": [], "annotations": null}', "its annotations are no list"),
         ('{"images": ' + "[" * 100_000, "is not COCO's JSON"),
     ):
         (coco / "annotations" / "captions_train2017.json").write_text(text)

@@ -111,6 +111,15 @@ def test_what_others_read(mixed: Dataset, tmp_path: Path) -> None:
     assert (tmp_path / "folder" / line["file_name"]).with_suffix(".txt").read_text() == line["text"]
 
 
+def test_into_the_folder_where_one_is(
+    mixed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    list(export_pictures(mixed, Path(), "folder"))
+    assert len(take_in(tmp_path / "here", tmp_path / "again")) == len(mixed)
+
+
 def test_what_cannot_be_exported(mixed: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no format is called 'parket'; did you mean 'parquet'"):
         list(export_pictures(mixed, tmp_path / "out", "parket"))

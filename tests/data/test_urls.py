@@ -92,6 +92,7 @@ def take_in(source: Path, destination: Path, **options: Any) -> tuple[Dataset, d
     [
         ("93.184.216.34", True),
         ("2606:2800:220:1::1", True),
+        ("64:ff9b::5db8:d822", True),  # the first one, by way of NAT64
         *(
             (a, False)
             for a in ("127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.1", "169.254.169.254", "0.0.0.0")

@@ -1,5 +1,6 @@
 """A joint space learnt from pairs: what it learns, its losses, its resume to the bit, and the model that it leaves."""
 
+import json
 from itertools import islice
 from pathlib import Path
 
@@ -23,7 +24,6 @@ from carrara.evaluation.recall import ranks, recall, reciprocal
 from carrara.model_folder import read_passport
 from carrara.training import contrasting
 from carrara.training.contrasting import ContrastiveRecipe, ContrastiveTask, Pairs, train_contrastive
-from carrara.training.run import Run
 from conftest import run_out, steps
 
 
@@ -83,7 +83,10 @@ def test_a_resumed_training_is_the_same_to_the_bit(data: Dataset, tmp_path: Path
     begun = train_contrastive(chosen, data, tmp_path / "parts")
     run_out(islice(begun, 5))
     begun.close()  # type: ignore[attr-defined]
-    assert not Run(tmp_path / "parts", chosen, {"pictures or captions": data.hash}).finished
+    assert not (tmp_path / "parts" / "model" / "model.toml").exists()
+    told = json.loads((tmp_path / "parts" / "run.json").read_text())
+    assert told["tag"].startswith("run-")
+    assert "ngrams" in told["vectors of texts"]
     torch.manual_seed(99)
     run_out(train_contrastive(chosen, data, tmp_path / "parts"))
     whole, parts = (load_towers(tmp_path / name / "model").module.state_dict() for name in ("whole", "parts"))

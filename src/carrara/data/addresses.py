@@ -69,12 +69,14 @@ def is_public(address: str) -> bool:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False
-    if "%" in address or not found.is_global or found.is_multicast or found.is_reserved:
+    if "%" in address:
+        return False
+    if found in _NAT64:  # reserved, but the way to IPv4 where there is none
+        return is_public(str(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)))
+    if not found.is_global or found.is_multicast or found.is_reserved:
         return False
     if isinstance(found, ipaddress.IPv6Address):
         inner = [found.ipv4_mapped, found.sixtofour, *(found.teredo or ())]
-        if found in _NAT64:
-            inner.append(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF))
         return all(is_public(str(one)) for one in inner if one is not None)
     return True
 
@@ -85,6 +87,7 @@ class Connection(http.client.HTTPConnection):
 
     def __init__(self, target: Target, *, patience: float, deadline: float) -> None:
         super().__init__(target.host, target.port)
+        self.default_port = 443 if target.https else 80  # which the header Host leaves out
         self._target, self._patience, self._deadline = target, patience, deadline
 
     def connect(self) -> None:

@@ -90,6 +90,7 @@ def export_pictures(dataset: Dataset, destination: Path, form: str) -> Generator
     known = exporters()
     if form not in known:
         raise UserError(f"no format is called {form!r}{nearest(form, known)}")
+    destination = Path(os.path.abspath(destination))  # "." has no name
     if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
         raise UserError(f"{destination} is there already; expected a new name, or an empty folder")
     part = destination.with_name(f".{destination.name}.part")

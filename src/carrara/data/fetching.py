@@ -24,6 +24,7 @@ from carrara.data.addresses import Connection, Unreachable, checked
 from carrara.data.rows import BadPicture, Rejected, Row, tidy
 from carrara.data.table import Dataset
 from carrara.data.unfinished import DOWNLOADS
+from carrara.data.writer import SAME
 
 if TYPE_CHECKING:
     from carrara.data.importing import Options
@@ -277,7 +278,11 @@ class Present:
 def failures(store: Store, source: str, folder: Path, options: Options) -> dict[str, str]:
     """What an import of this source, complete or killed, could not have, and why; not what an option lets now."""
     lines = map(json.loads, filter(None, (store.read(told.REJECTED) or "").split("\n")))
-    found = {line["file"]: line["reason"] for line in lines if line["from"] == source}
+    found = {
+        line["file"]: line["reason"]
+        for line in lines
+        if line["from"] == source and not line["reason"].startswith(SAME)  # those came, under another name
+    }
     if (folder / FAILED).exists():
         for line in (folder / FAILED).read_text(encoding="utf-8").split("\n")[:-1]:  # the last may be torn
             found.update([json.loads(line)])

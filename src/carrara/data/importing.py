@@ -23,6 +23,7 @@ from carrara.data.beside import KINDS, check, id_column
 from carrara.data.boxes import COLUMN, canonical
 from carrara.data.captions import MAX_TEXT
 from carrara.data.fetching import fetched
+from carrara.data.files import printable
 from carrara.data.known import Record
 from carrara.data.languages import named
 from carrara.data.pictures import look
@@ -159,7 +160,7 @@ def import_pictures(
     survey = importer.survey(source, chosen)
     as_given = " languages as given" if chosen.languages == "keep" else ""
     digest = hashlib.sha256(f"{survey.digest} {chosen.held_out}{as_given}".encode()).hexdigest()
-    where = source if name == source else str(Path(source).resolve())
+    where = source if name == source else printable(str(Path(source).resolve()))
     entry: dict[str, Any] = {"importer": name, "source": where, "digest": digest}
     ticket = json.dumps(entry)
     if not chosen.retry and (same := _same(store, entry)) and not folder_of(store, ticket).exists():

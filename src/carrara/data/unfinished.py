@@ -16,6 +16,7 @@ from carrara.errors import UserError
 
 UNFINISHED = "import.partial"
 JOURNAL = "journal.jsonl"
+NOBODYS = "{}"  # the ticket of a folder that has no journal yet: only cleaning takes it
 DOWNLOADS = "downloads"  # the folder of what was fetched for it
 
 
@@ -48,6 +49,11 @@ def fragments_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def last_active(folder: Path) -> float:
+    """When something in it was last written: what is appended to a file does not touch its folder."""
+    return max(p.stat().st_mtime for p in (folder, *folder.glob("*"), *folder.glob("downloads/*")))
+
+
 def sweep(store: Store, *, which: Callable[[str], bool], before: float = math.inf) -> int:
     """Throws away what killed imports left, of those whose ticket is one of ``which``; how many there were.
 
@@ -61,7 +67,8 @@ def sweep(store: Store, *, which: Callable[[str], bool], before: float = math.in
             continue
         try:
             lines = list(whole_lines(folder / JOURNAL))
-            if folder.stat().st_mtime > before or (lines and not which(str(lines[0].get("ticket")))):
+            ticket = str(lines[0].get("ticket")) if lines else NOBODYS
+            if last_active(folder) > before or not which(ticket):
                 continue
             forget(store, fragments_of(lines))
             shutil.rmtree(folder, ignore_errors=True)

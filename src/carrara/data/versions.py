@@ -15,7 +15,7 @@ from carrara.data.commits import committed
 from carrara.data.derive import STAGING
 from carrara.data.store import lock, newest, release
 from carrara.data.table import Dataset
-from carrara.data.unfinished import sweep
+from carrara.data.unfinished import last_active, sweep
 from carrara.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _sweep_staging(root: Path, before: float) -> int:
         except (UserError, OSError):
             continue
         try:
-            if folder.stat().st_mtime <= before:
+            if last_active(folder) <= before:
                 shutil.rmtree(folder, ignore_errors=True)
                 swept += 1
         finally:

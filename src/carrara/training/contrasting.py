@@ -6,6 +6,7 @@ stand on, frozen vectors of pictures and of captions, was stored once.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
@@ -252,7 +253,11 @@ def train_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path)
     """
     pairs = Pairs(recipe, dataset)
     seen, read = pairs.columns()
-    run = Run(folder, recipe, {"pictures or captions": dataset.hash})
+    made_from = {"pictures or captions": dataset.hash} | {
+        f"vectors of {side}": f"{one.name} {json.dumps(dict(one.key), sort_keys=True)}"
+        for side, one in (("pictures", pairs.pictures), ("texts", pairs.texts))
+    }
+    run = Run(folder, recipe, made_from, dataset)
     if run.finished:
         return
     placement = Placement.choose(precision=recipe.train.precision)

@@ -135,6 +135,8 @@ def _read(path: Path, one: Set) -> None:
         with open(path, encoding="utf-8") as file:
             said = json.load(file)
         images, annotations = said["images"], said["annotations"]
+        if not isinstance(annotations, list):
+            raise TypeError("its annotations are no list")
         licences = {
             entry["id"]: entry.get("url") or entry.get("name") for entry in said.get("licenses") or []
         }
@@ -142,11 +144,11 @@ def _read(path: Path, one: Set) -> None:
         for image in images:
             known = one.pictures.setdefault(image["id"], Said(str(image["file_name"])))
             known.licence = known.licence or tidy(licences.get(image.get("license")))
-            known.url = known.url or image.get("coco_url") or image.get("flickr_url") or None
+            known.url = known.url or str(image.get("coco_url") or image.get("flickr_url") or "") or None
             known.sides = (float(image.get("width") or 0), float(image.get("height") or 0))
             if categories and known.boxes is None:
                 known.boxes = []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise UserError(f"{path} is not COCO's JSON: {reason}") from None
     strange: dict[str, int] = defaultdict(int)
@@ -159,7 +161,7 @@ def _read(path: Path, one: Set) -> None:
                 left, top, width, height = (float(n) for n in entry["bbox"])
                 label = categories[entry["category_id"]]
                 known.boxes.append({"label": label, "box": [left, top, width, height]})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             strange[f"{type(error).__name__} {error}"[:80]] += 1
     for reason, count in strange.items():
         one.faults.append(Rejected(path.name, f"{count} annotations that cannot be read ({reason})"))

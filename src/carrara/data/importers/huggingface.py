@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +55,13 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
                 str(_json(path.parent / STATE).get("_split"))
             )
             place = Place(name, split, 0, _rows_in(path) - 1)
-            yield from from_batches(_batches(reader), layout, place, options, set())
+            yield from from_batches(_batches(reader, layout.columns), layout, place, options, set())
 
 
-def _batches(reader: pa.RecordBatchStreamReader) -> Iterator[pa.RecordBatch]:
-    """Some rows at a time: a batch of a file may be of thousands."""
-    for batch in reader:
+def _batches(reader: pa.RecordBatchStreamReader, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some rows of the columns at a time: a batch of a file may be of thousands."""
+    for whole in reader:
+        batch = whole.select(list(dict.fromkeys(columns)))
         batch.validate(full=True)  # offsets that lie would be followed out of the file
         for start in range(0, batch.num_rows, ROWS):
             yield batch.slice(start, ROWS)

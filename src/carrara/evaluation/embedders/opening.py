@@ -120,8 +120,11 @@ def _opened(name: str, place: str | None) -> Embedder:
 def _kept(dataset: Dataset) -> Iterator[Path]:
     """Where models are kept: beside the table, and beside those that it was made of."""
     yield dataset.store.work / _KEPT
-    about = dataset.about
-    while of := about.get("subset", {}).get("of"):
+    about, seen = dataset.about, {str(dataset.store.path)}
+    while (
+        of := about.get("subset", {}).get("of")
+    ) and of not in seen:  # a set may have taken its source's name
+        seen.add(of)
         store = store_at(of)
         yield store.work / _KEPT
         about = told.about(store) or {}
