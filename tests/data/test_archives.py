@@ -5,9 +5,12 @@ import gzip
 import io
 import json
 import lzma
+import random
 import stat
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,6 +189,51 @@ def test_a_cut_or_damaged_archive_gives_what_is_whole(
         )
     with pytest.raises(UserError, match="a bomb"):
         take_in(tmp_path / "bomb.tar.gz", tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz"])
+def test_nothing_in_an_archive_is_read_in_part(
+    name: str, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that is cut off after a whole line looks like a whole one."""
+    lines = b"".join(b'{"file_name": "x%d.png", "text": "words of %0100d"}\n' % (k, k) for k in range(12))
+    monkeypatch.setattr("carrara.data.archives.MAX_BYTES", len(lines) // 2)
+    inside = {name: data for name, data in files.items() if len(data) < len(lines) // 2}
+    (tmp_path / name).write_bytes(PACKED[name](inside | {"set/cats/metadata.jsonl": lines}))
+    with pytest.raises(UserError, match=rf"metadata.jsonl is not readable: {len(lines)} bytes; at most"):
+        take_in(tmp_path / name, tmp_path / "data")
+    inside |= {"set/cats/large.png": make_large(len(lines)), "set/cats/x1.txt": b"cat " * len(lines)}
+    (tmp_path / name).write_bytes(PACKED[name](inside))
+    _, why = take_in(tmp_path / name, tmp_path / "data")
+    assert "bytes; at most" in why["set/cats/large.png"]
+    assert "bytes; at most" in why["set/cats/x1.txt"]
+
+
+def make_large(size: int) -> bytes:
+    return b"\x89PNG" + random.Random(0).randbytes(size)
+
+
+def test_a_zip_whose_headers_say_another_size(tmp_path: Path, make_png: MakePng) -> None:
+    for stored in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        pictures = {f"{k}.png": make_png(k) for k in range(3)}
+        whole = io.BytesIO()
+        with zipfile.ZipFile(whole, "w", stored) as archive:
+            for name, data in pictures.items():
+                archive.writestr(name, data)
+        data = bytearray(whole.getvalue())
+        for name, other in (("1.png", -20), ("2.png", 20)):
+            at = data.rindex(b"PK\1\2", 0, data.rindex(name.encode()))
+            size = len(pictures[name]) + other
+            data[at + 24 : at + 28] = struct.pack("<I", size)
+            data[at + 16 : at + 20] = struct.pack(
+                "<I", zlib.crc32(pictures[name][:size])
+            )  # as one who means it would
+        (tmp_path / f"{stored}.zip").write_bytes(data)
+        found, why = take_in(tmp_path / f"{stored}.zip", tmp_path / f"data {stored}")
+        assert found["source"] == ["0.png"]
+        assert "damaged in the archive: Bad CRC" in why["1.png"]
+        size = len(pictures["2.png"])
+        assert f"{size} bytes, where {size + 20} are announced" in why["2.png"]
 
 
 def samples(make_png: MakePng, first: int, count: int) -> dict[str, bytes]:

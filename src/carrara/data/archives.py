@@ -14,6 +14,7 @@ import threading
 import weakref
 import zipfile
 from collections.abc import Callable, Iterator
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
@@ -182,7 +183,7 @@ class Unpacking(Walked):
         if offset != self._at:
             raise BadPicture("its turn in the archive is over")
         try:
-            return self._next(min(size, MAX_BYTES + 1))
+            return self._next(size)
         except Exception as error:  # the decompressors meet hostile bytes
             raise BadPicture(f"damaged in the archive: {_words(error)}") from None
 
@@ -208,7 +209,7 @@ class Kept:
     def read(self, offset: int, size: int) -> bytes:
         with self._lock:
             self.file.seek(offset)
-            return self.file.read(min(size, MAX_BYTES + 1))
+            return self.file.read(size)
 
 
 def unsafe(name: str) -> str | None:
@@ -277,19 +278,33 @@ def _sorted(entries: list[Entry], listing: Listing) -> Listing:
 
 
 def _open_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BinaryIO:
-    """The bytes of an entry; more than MAX_BYTES of them are not unpacked. BadPicture where it is damaged."""
+    """The bytes of an entry. BadPicture where it is damaged, larger than MAX_BYTES, or not as large as it says."""
+    _check_size(info.file_size)
+    asked = copy(info)
+    asked.file_size += 1  # zipfile hands out no more than this: with one more, the checksum is of all
     try:
-        with archive.open(info) as file:
-            return io.BytesIO(file.read(MAX_BYTES + 1))
+        with archive.open(asked) as file:
+            data = file.read(asked.file_size)
     except Exception as error:  # zlib.error, BadZipFile, NotImplementedError, EOFError, struct.error, …
         raise BadPicture(f"damaged in the archive: {_words(error)}") from None
+    if len(data) != info.file_size:
+        raise BadPicture(f"damaged in the archive: {len(data)} bytes, where {info.file_size} are announced")
+    return io.BytesIO(data)
 
 
 def _whole(read: Callable[[], bytes], size: int) -> BinaryIO:
+    """The bytes of an entry of this size. BadPicture where they are too many, or not all there: part of a table or a
+    text would pass for the whole."""
+    _check_size(size)
     data = read()
-    if len(data) < min(size, MAX_BYTES + 1):
+    if len(data) < size:
         raise BadPicture(f"cut off: {len(data)} of {size} bytes are there")
     return io.BytesIO(data)
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise BadPicture(f"{size} bytes; at most {MAX_BYTES} are read out of an archive")
 
 
 def _is_compressed(path: Path) -> bool:
