@@ -64,9 +64,11 @@ def data_dedup(
         say(f"{report['marked']} pictures are in one group with their look-alikes now", quiet=as_json)
     if into is not None:
         from carrara.data.subset import subset
+        from carrara.evaluation.embedders.opening import carry
 
         kept = np.setdiff1d(np.arange(len(pictures)), copies)
         made = subset(pictures, kept, into, why=f"without {len(copies)} copies, found by {how}")
+        carry(pictures, made)
         report["into"] = str(into)
         say(f"{len(made)} pictures in {into}", quiet=as_json)
     elif copies and not mark:
@@ -105,6 +107,7 @@ def data_split(
         names_by_column,
         names_by_likeness,
         trained_on_before,
+        with_groups,
     )
 
     pictures = opened(dataset)
@@ -115,7 +118,7 @@ def data_split(
             pictures, _likeness(pictures, By.hash, within, mirrored=True, quiet=as_json)[0]
         )
     else:
-        names = names_by_column(pictures, by)
+        names = with_groups(pictures, names_by_column(pictures, by))
     division = divide(pictures, names, held_out, seed=seed)
     tags = trained_on_before(pictures, division)
     changed = 0 if dry_run else apply(pictures, division)

@@ -72,6 +72,7 @@ def data_filter(
     """Make a new data set of the pictures for which a condition holds, with all that was derived for them."""
     from carrara.data.keep.choosing import choose
     from carrara.data.subset import subset
+    from carrara.evaluation.embedders.opening import carry
 
     pictures = opened(dataset)
     if where is None and sample is None and balance is None:
@@ -91,6 +92,7 @@ def data_filter(
         parts.insert(1, f"{at_most or 'equally'} many of each {balance}" if balance else "")
         chance = f"seed {seed}" if sample or balance else ""
         made = subset(pictures, rows, new, why=", ".join(filter(None, [*parts, chance])))
+        carry(pictures, made)
         report |= {"into": str(new), "held_out": len(made.indices("held_out"))}
         say(f"{new}: {len(made)} pictures, {report['held_out']} of them held out", quiet=as_json)
     if as_json:
@@ -230,7 +232,7 @@ def _finished(measuring: Generator[Any, None, Statistics], title: str, *, quiet:
 
 def page_for(pictures: Dataset, out: Path | None, what: str) -> Path:
     """Where the page goes; UserError, before any work, where it cannot be one."""
-    from carrara.cli import make_folder
+    from carrara.cli_models import make_folder
 
     if out is None:
         store = pictures.store  # beside a data set in object storage there is no place for a page

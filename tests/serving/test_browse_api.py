@@ -11,9 +11,11 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from carrara.data.importing import import_pictures
+from carrara.data.search.contract import Query
 from carrara.data.table import Dataset
 from carrara.serving import browse, guard, shown
 from carrara.serving.browse import STATIC, browse_app
+from carrara.serving.standing import Standing
 from conftest import run_out
 from serving.conftest import HOSTILE, asker, embedder_of, write_source
 
@@ -264,3 +266,28 @@ def test_a_table_that_grows_is_followed_when_the_page_is_loaded_again(tmp_path: 
     assert get(client, "/api/search")["total"] == 25
     assert rows(get(client, "/api/search", words="pink"))[0] == 24
     assert facets(client)["language"]["und"] == 25
+
+
+def test_a_data_set_that_may_only_be_read(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_out(import_pictures(str(source), tmp_path / "data"))
+
+    def refused(*_: object) -> None:
+        raise OSError("Permission denied")
+
+    monkeypatch.setattr("carrara.data.search.indexing.committed", refused)
+    client = asker(browse_app(tmp_path / "data", embedder_of=embedder_of))
+    found = get(client, "/api/search", words="red disc")
+    assert rows(found)[0] == row_of(Dataset.open(tmp_path / "data"), "red-disc-0.png")
+    assert any("Permission denied" in remark for remark in found["remarks"])  # type: ignore[attr-defined]
+
+
+def test_a_search_leaves_the_handle_of_other_requests_as_it_is(source: Path, tmp_path: Path) -> None:
+    run_out(import_pictures(str(source), tmp_path / "data"))
+    standing = Standing(tmp_path / "data", embedder_of)
+    before = standing.dataset
+    version = before.version
+    assert len(standing.found(Query(words="red")).hits) > 0
+    assert standing.dataset is not before
+    assert before.version == version < standing.dataset.version

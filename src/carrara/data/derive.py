@@ -114,7 +114,7 @@ def derive(
         try:
             while len(missing):
                 total = len(missing)
-                staging = _Staging(dataset, column, key, missing, batch, sorted(set(columns) - _FIXED))
+                staging = _Staging(dataset, column, key, missing, batch, _changeable(dataset, columns))
                 fetch = Fetch(dataset, columns, size=size, channels=channels, bits=bits, crop=crop)
                 yield from _compute(staging, function, fetch)
                 with suppress(_Changed), dataset.store.writing():
@@ -127,6 +127,16 @@ def derive(
                 folder.rmdir()
             release(held)
     yield Progress(total, total, column)
+
+
+def _changeable(dataset: Dataset, columns: Sequence[str]) -> list[str]:
+    """Those that a later import may change, or what they were themselves made from."""
+    found: set[str] = set()
+    for name in columns:
+        field = dataset.table.schema.field(name)
+        stored = DERIVED_KEY in (field.metadata or {})
+        found |= made_from(field) if stored else {name} - _FIXED
+    return sorted(found)
 
 
 class _Changed(Exception):

@@ -206,7 +206,7 @@ def _near(dataset: Dataset, row: int) -> dict[str, Any]:
     """What is nearly the same picture, the nearest first."""
     if row >= len(dataset):
         raise shown.NotThere(row)
-    found = nearly_same(dataset, bytes(dataset.take([row], ["image"])["image"][0]), None)
+    found = nearly_same(dataset, bytes(dataset.take([row], ["image"])["image"][0]))
     if found is None:
         return {
             "hits": [],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -13,8 +14,9 @@ import numpy.typing as npt
 
 from carrara.data.search.contract import Found, Hit, Query
 from carrara.data.search.search import search
-from carrara.data.search.words import index_words, indexed
+from carrara.data.search.words import index_words, unindexed
 from carrara.data.table import Dataset
+from carrara.errors import UserError
 from carrara.serving import facets
 
 if TYPE_CHECKING:
@@ -67,8 +69,10 @@ class Standing:
         dataset = self.dataset
         if _lacks_index(dataset):
             with self._indexing:  # one makes the index of the words, the others wait for it
-                if _lacks_index(dataset):
-                    index_words(dataset)
+                if _lacks_index(dataset := self.dataset):
+                    with suppress(UserError):  # where nothing can be written; the search says it
+                        index_words(Dataset.open(self.path))
+                    dataset = self.follow()
         return search(dataset, query, lambda column: self._opens(dataset, column))
 
     def _once(self, key: Hashable, work: Callable[[], T]) -> T:
@@ -86,7 +90,8 @@ class Standing:
 
 
 def _lacks_index(dataset: Dataset) -> bool:
-    return not dataset.pinned and bool(dataset.captions) and not indexed(dataset)
+    """Also where it is not fresh: the search would make it in the handle that others are reading from."""
+    return not dataset.pinned and bool(unindexed(dataset))
 
 
 def _listed(dataset: Dataset, rows: npt.NDArray[np.int64]) -> list[Hit]:

@@ -9,7 +9,13 @@ from carrara.cli_copies import data_split
 from carrara.data.amend import amend
 from carrara.data.importing import import_pictures
 from carrara.data.keep.duplicates import by_hash
-from carrara.data.keep.holding_out import apply, divide, names_by_column, names_by_likeness
+from carrara.data.keep.holding_out import (
+    apply,
+    divide,
+    names_by_column,
+    names_by_likeness,
+    with_groups,
+)
 from carrara.data.perceptual_hash import all_glanced
 from carrara.data.table import Dataset
 from carrara.errors import UserError
@@ -73,10 +79,17 @@ def test_who_trained_on_them_is_told(dataset: Dataset, capsys: pytest.CaptureFix
     assert (held[:2] + 20).tolist() == held[2:].tolist()
 
 
-def test_groups_by_a_column(dataset: Dataset) -> None:
+def test_groups_by_a_column(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     amend(dataset, {"label": {0: "a", 5: "a", 6: "b"}})
     names = names_by_column(dataset, "label")
     assert names[[0, 5, 6, 7]].tolist() == [0, 0, 6, 7]
+    data_split(dataset.path, held_out=0.5, by="label", dry_run=True)
+    assert "of 39 groups" in capsys.readouterr().out
+    amend(dataset, {"group": {5: "series", 7: "series"}})
+    names = with_groups(dataset, names_by_column(dataset, "label"))
+    assert names[[0, 5, 6, 7]].tolist() == [0, 0, 6, 0], "what belongs together stays so"
+    data_split(dataset.path, held_out=0.5, by="label", dry_run=True)
+    assert "of 38 groups" in capsys.readouterr().out
     with pytest.raises(UserError, match="did you mean 'label'"):
         names_by_column(dataset, "lable")
     with pytest.raises(UserError, match="cannot be grouped by 'image'"):

@@ -54,7 +54,12 @@ def test_from_import_to_search(here: Here, pictures: Path, tmp_path: Path) -> No
     assert (tmp_path / "reds" / "embedders").is_dir()
     kept = here("data", "filter", "data", "all", "--where", "id IS NOT NULL")
     assert kept.status == 0, kept.err
-    assert "red disc" in here("data", "search", "all", "disc", "--by", "joint").out  # knows where it is from
+    once = here("data", "dedup", "data", "--into", "once")
+    assert once.status == 0, once.err
+    (tmp_path / "data").rename(tmp_path / "moved")
+    for made_of_it in ("all", "once"):
+        assert "red disc" in here("data", "search", made_of_it, "disc", "--by", "joint").out
+    (tmp_path / "moved").rename(tmp_path / "data")
     assert here("data", "search", "data", "red", "--into", "reds").status == 2
 
 

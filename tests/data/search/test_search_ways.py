@@ -12,15 +12,17 @@ from PIL import Image
 from torch import Tensor
 
 from carrara.config import parse
+from carrara.data.derive import made_from
 from carrara.data.importing import import_pictures
 from carrara.data.perceptual_hash import derive_glances
+from carrara.data.search import search as module
 from carrara.data.search.contract import Found, Query
 from carrara.data.search.search import search
 from carrara.data.search.vectors import VectorColumn, vector_columns
 from carrara.data.table import Dataset
 from carrara.errors import UserError
 from carrara.evaluation.embedders import ngrams
-from carrara.evaluation.embedders.contract import Embedder, unit
+from carrara.evaluation.embedders.contract import Embedder, Lift, unit
 from carrara.evaluation.embedders.encode import embed, embedded
 from conftest import COLOURS, draw, run_out
 
@@ -104,6 +106,29 @@ def test_pages_follow_one_another_and_conditions_hold(data: Dataset) -> None:
     assert not ask(data, where="source LIKE 'blue%'", limit=6).more
 
 
+def test_pages_of_several_ways_follow_one_another(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a later page needs more candidates of each way than the first."""
+    monkeypatch.setattr(module, "_DEPTH", 4)
+    whole = [hit.row for hit in ask(data, words="red disc", limit=24).hits]
+    assert len(set(whole)) == len(whole) > 20
+    for step in (1, 3, 5):
+        pages = [
+            hit.row
+            for offset in range(0, 24, step)
+            for hit in ask(data, words="red disc", limit=step, offset=offset).hits
+        ]
+        assert pages == whole
+
+
+def test_a_condition_does_not_change_what_is_in_the_training_set(data: Dataset, pictures: Path) -> None:
+    picture = (pictures / "red-disc-0.png").read_bytes()
+    found = ask(data, picture=picture, where="source LIKE 'blue%'", limit=24)
+    assert found.verdict == ask(data, picture=picture).verdict
+    assert found.verdict.startswith("exactly this picture is in the data set")
+    assert found.verdict.endswith("red-disc-0.png")
+    assert {name.split("-")[0] for name in sources(found)} == {"blue"}
+
+
 @pytest.mark.parametrize(
     ("form", "verdict", "reason"),
     [
@@ -183,7 +208,9 @@ def test_queries_at_fault(data: Dataset, asked: dict[str, object], message: str)
     assert message in str(told.value)
 
 
-def test_what_is_missing_is_said_with_the_command_that_makes_it(pictures: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_said_with_the_command_that_makes_it(
+    pictures: Path, tmp_path: Path, make_png: Callable[..., bytes]
+) -> None:
     run_out(import_pictures(str(pictures), tmp_path / "bare", held_out=0.2))
     bare = Dataset.open(tmp_path / "bare")
     found = ask(bare, words="red")
@@ -198,6 +225,12 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(pictures: Path, 
     exact = ask(bare, picture=(pictures / "red-disc-0.png").read_bytes())
     assert exact.verdict.startswith("exactly this picture")
     assert len(exact.hits) == 1
+    other = ask(bare, picture=make_png(3, (40, 40)))
+    assert (other.verdict, other.hits) == ("no picture of the data set has the same bytes", [])
+    run_out(derive_glances(bare))
+    other = ask(bare, picture=make_png(3, (40, 40)))
+    assert (other.verdict, other.hits) == ("this picture is not in the data set", [])
+    assert any("the pictures' features are not stored" in remark for remark in other.remarks)
 
     def gone(column: VectorColumn) -> Embedder:
         raise UserError(f"{column.embedder} is gone")
@@ -224,13 +257,29 @@ def test_vectors_follow_their_words_and_rows(pictures: Path, tmp_path: Path) -> 
     run_out(import_pictures(str(source), tmp_path / "data", held_out=0))
     data.refresh()
     assert embedded(data, reader, "caption") is None
-    assert sources(ask(data, words="red disc", by="meaning")) == [
-        "red-disc-0"
-    ]  # the others wait to be embedded
+    found = ask(data, words="red disc", by="meaning")
+    assert sources(found) == ["red-disc-0"]  # the others wait to be embedded
+    assert f"2 pictures have no vectors of ngrams yet and are not among these: encode {data.path} again" in (
+        found.remarks
+    )
     run_out(embed(data, reader, "caption"))
     run_out(embed(data, SEES, "image"))
     assert embedded(data, reader, "caption") is not None
-    assert sources(ask(data, words="navy beam", by="meaning", limit=1)) == ["blue-bar-0"]
+    found = ask(data, words="navy beam", by="meaning", limit=1)
+    assert sources(found) == ["blue-bar-0"]
+    assert not any("no vectors" in remark for remark in found.remarks)
     stored = np.array(data.column(vector_columns(data)[0].column), np.float32)
     assert sorted(np.linalg.norm(stored, axis=1).round(2).tolist()) == [0, 1, 1]  # nothing said is nothing
     assert len(COLOURS) == 4
+
+
+def test_vectors_that_stand_on_others_are_made_from_what_those_are(dataset: Dataset) -> None:
+    """Their numbers are no words: only the captions that they come from may change under them."""
+    below = KNOWN["ngrams"]
+    lift = Lift(below, lambda vectors: vectors[:, :16])
+    above = Embedder("above", {"code": 1}, 16, text_lift=lift, picture_lift=Lift(SEES, lambda v: v[:, :16]))
+    run_out(embed(dataset, above, "caption_de"))
+    run_out(embed(dataset, above, "image"))
+    made = {(c.embedder, c.of): made_from(dataset.schema.field(c.column)) for c in vector_columns(dataset)}
+    assert made["above", "caption_de"] == made["ngrams", "caption_de"] == {"caption_de"}
+    assert made["above", "image"] == made["sees", "image"] == set()

@@ -92,10 +92,13 @@ def names_by_column(dataset: Dataset, column: str) -> Index:
 
 def names_by_likeness(dataset: Dataset, likeness: Likeness) -> Index:
     """Look-alikes together, and with them all that the column ``group`` holds together."""
-    names = names_by_column(dataset, "group")
-    alike = components(likeness)
+    return with_groups(dataset, components(likeness))
+
+
+def with_groups(dataset: Dataset, names: Index) -> Index:
+    """What ``names`` holds together, and what the column ``group`` does."""
     rows = np.arange(len(names))
-    ties = np.concatenate([names, alike])
+    ties = np.concatenate([names_by_column(dataset, "group"), names])
     return hanging_together(rows, ties, np.concatenate([rows, rows]))
 
 

@@ -18,6 +18,23 @@ class Fused(NamedTuple):
     reasons: list[Reason]
 
 
+def in_depths(rankings: Sequence[Ranked], first: int, depth: int) -> list[Fused]:
+    """As `fuse`, of ``first`` places of each ranking, then of twice as many, up to ``depth``.
+
+    What only lies deeper comes behind what was found before, so that one page follows on another.
+    """
+    if len(rankings) == 1:
+        return fuse(rankings)
+    order: dict[int, Fused] = {}
+    while True:
+        cut = [Ranked(r.way, r.rows[:first], r.scores[:first], r.words[:first]) for r in rankings]
+        for one in fuse(cut):
+            order.setdefault(one.row, one)
+        if first >= depth:
+            return list(order.values())
+        first *= 2
+
+
 def fuse(rankings: Sequence[Ranked]) -> list[Fused]:
     """Best first; the score is the sum of 1 / (60 + rank), of a single way that way's own."""
     found: dict[int, Fused] = {}

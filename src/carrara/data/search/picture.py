@@ -17,13 +17,12 @@ if TYPE_CHECKING:
     from carrara.data.table import Dataset
 
 
-def same_bytes(dataset: Dataset, data: bytes, where: str | None) -> Rows:
+def same_bytes(dataset: Dataset, data: bytes) -> Rows:
     """The row whose picture has exactly these bytes, if any."""
-    rows = dataset.indices(None, f"id = '{content_id(data)}'")
-    return np.intersect1d(rows, dataset.indices(None, where)) if where else rows
+    return dataset.indices(None, f"id = '{content_id(data)}'")
 
 
-def nearly_same(dataset: Dataset, data: bytes, where: str | None) -> tuple[Rows, Rows] | None:
+def nearly_same(dataset: Dataset, data: bytes) -> tuple[Rows, Rows] | None:
     """Rows that show the same picture, also mirrored, and in how many bits their hashes differ; nearest first.
 
     None where some pictures have no stored hash yet. Raises BadPicture.
@@ -47,28 +46,29 @@ def nearly_same(dataset: Dataset, data: bytes, where: str | None) -> tuple[Rows,
                 found[start + place] = min(int(bits[place]), found.get(start + place, BITS))
         start += len(theirs.hashes)
     rows = np.array(sorted(found, key=lambda row: (found[row], row)), np.int64)
-    if where:
-        rows = rows[np.isin(rows, dataset.indices(None, where))]
     return rows, np.array([found[row] for row in rows.tolist()], np.int64)
 
 
-def by_bytes_and_hash(dataset: Dataset, data: bytes, where: str | None) -> tuple[Ranked, str, list[str]]:
-    """What is the same, best first; the verdict in words, "" where nothing is; and remarks. Raises BadPicture."""
-    near = nearly_same(dataset, data, where)
-    exact = same_bytes(dataset, data, where)
+def by_bytes_and_hash(dataset: Dataset, data: bytes) -> tuple[Ranked, str, list[str]]:
+    """What is the same, best first; the verdict in words; and remarks. Raises BadPicture."""
+    near = nearly_same(dataset, data)
+    exact = same_bytes(dataset, data)
     remarks = []
     if near is None:
         remarks.append(
             f"perceptual hashes are not stored for all pictures: `carrara data encode {dataset.path} --features`"
         )
-        near = np.empty(0, np.int64), np.empty(0, np.int64)
     rows, scores, words = exact.tolist(), [1.0] * len(exact), ["the same bytes"] * len(exact)
-    for row, bits in zip(near[0].tolist(), near[1].tolist(), strict=True):
+    for row, bits in zip(*(found.tolist() for found in near or ()), strict=True):
         if row not in rows:
             rows.append(row)
             scores.append(1 - bits / BITS)
             words.append(f"nearly the same: {bits} of {BITS} bits of the hash differ")
-    verdict = ""
+    verdict = (
+        "no picture of the data set has the same bytes"
+        if near is None
+        else "this picture is not in the data set"
+    )
     if rows:
         split, source = (dataset.take(rows[:1], [name])[name][0] for name in ("split", "source"))
         kind = (

@@ -14,7 +14,7 @@ import torch
 from carrara.data.pictures import pixels
 from carrara.data.rows import BadPicture
 from carrara.data.search.contract import WAYS, EmbedderOf, Found, Hit, Query, Ranked, Way
-from carrara.data.search.fusion import Fused, fuse
+from carrara.data.search.fusion import Fused, in_depths
 from carrara.data.search.nearest import nearest
 from carrara.data.search.picture import by_bytes_and_hash
 from carrara.data.search.vectors import VectorColumn, newest, vector_columns
@@ -53,7 +53,7 @@ def search(dataset: Dataset, query: Query, embedder_of: EmbedderOf) -> Found:
         rows = dataset.indices(None, query.where)
         fused = [Fused(int(row), 0.0, []) for row in rows[query.offset : query.offset + query.limit + 1]]
     else:
-        fused = fuse(rankings)[query.offset : query.offset + query.limit + 1]
+        fused = in_depths(rankings, _DEPTH, asking.depth)[query.offset : query.offset + query.limit + 1]
     hits = _hits(dataset, fused[: query.limit])
     return Found(
         hits,
@@ -75,7 +75,9 @@ class _Asking:
         self.words = query.words.strip()
         self.like = None if query.like is None else _row_of(dataset, query.like)
         self.columns = vector_columns(dataset)
-        self.depth = max(_DEPTH, 2 * (query.offset + query.limit))
+        self.depth = _DEPTH
+        while self.depth < 2 * (query.offset + query.limit):
+            self.depth *= 2
         self.verdict, self.remarks = "", list[str]()
 
     def rankings(self) -> list[Ranked] | None:
@@ -145,18 +147,21 @@ class _Asking:
         return [_ranked("meaning", [(row, score, words) for row, (score, words) in order])]
 
     def _by_picture(self) -> list[Ranked]:
-        found = []
+        found, unknown = [], False
         data = self.query.picture
         if data is not None:
-            same, self.verdict, remarks = self._same(data)
+            same, self.verdict, remarks = self._same(data)  # of all pictures, whatever the condition
             self.remarks += remarks
+            unknown = not len(same.rows)
+            if self.query.where:
+                same = _kept(same, np.isin(same.rows, self.dataset.indices(None, self.query.where)))
             found += [same] if len(same.rows) else []
         columns = newest(self.columns, of_pictures=True, joint=False)
         if not columns:
-            if not found:
+            if data is None:
                 raise Unavailable(self._missing("picture"))
             self.remarks.append(self._missing("picture"))
-            return found
+            return found or [_ranked("picture", [])]
         vector = self._picture_vector(columns[0], data) if data is not None else self._stored(columns[0])
         alike = self._nearest(columns[0], vector) if vector is not None else []
         known = set(found[0].rows.tolist()) if found else set()
@@ -164,9 +169,9 @@ class _Asking:
             (int(r), float(s), w) for f in found for r, s, w in zip(f.rows, f.scores, f.words, strict=True)
         ]
         rest = [(row, score, f"looks alike, {score:.2f}") for row, score in alike if row not in known]
-        if data is not None and not self.verdict:
-            nearest_one = f"; the nearest looks alike by {alike[0][1]:.2f} of 1" if alike else ""
-            self.verdict = f"this picture is not in the data set{nearest_one}"
+        if unknown and alike:
+            here = " under this condition" if self.query.where else ""
+            self.verdict += f"; the nearest{here} looks alike by {alike[0][1]:.2f} of 1"
         return [_ranked("picture", [*first, *rest])]
 
     def _by_joint(self) -> list[Ranked]:
@@ -188,6 +193,11 @@ class _Asking:
 
     def _nearest(self, column: VectorColumn, vector: npt.NDArray[np.float32]) -> list[tuple[int, float]]:
         """Rows and cosines, without the row that is itself looked for."""
+        if lacking := self.dataset.table.count_rows(filter=f"{column.column} IS NULL"):
+            self.remarks.append(
+                f"{lacking} pictures have no vectors of {column.embedder} yet and are not among these: "
+                f"encode {self.dataset.path} again"
+            )
         rows, scores = nearest(self.dataset, column, vector, limit=self.depth + 1, where=self.query.where)
         return [
             (row, score)
@@ -216,7 +226,7 @@ class _Asking:
 
     def _same(self, data: bytes) -> tuple[Ranked, str, list[str]]:
         try:
-            return by_bytes_and_hash(self.dataset, data, self.query.where)
+            return by_bytes_and_hash(self.dataset, data)
         except BadPicture as error:
             raise UserError(f"the picture to look for cannot be used: {error}") from None
 
@@ -245,6 +255,12 @@ class _Asking:
 def _ranked(way: Way, found: Sequence[tuple[int, float, str]]) -> Ranked:
     rows = np.array([row for row, _, _ in found], np.int64)
     return Ranked(way, rows, np.array([score for _, score, _ in found]), [words for _, _, words in found])
+
+
+def _kept(ranked: Ranked, there: npt.NDArray[np.bool_]) -> Ranked:
+    """Those of a ranking where ``there`` holds."""
+    words = [word for word, keep in zip(ranked.words, there.tolist(), strict=True) if keep]
+    return Ranked(ranked.way, ranked.rows[there], ranked.scores[there], words)
 
 
 def _row_of(dataset: Dataset, like: int | str) -> int:

@@ -38,11 +38,15 @@ def _columns(dataset: Dataset) -> dict[str, str]:
     return named | ({MORE_CAPTIONS: "a further caption"} if MORE_CAPTIONS in dataset.columns else {})
 
 
+def unindexed(dataset: Dataset) -> list[str]:
+    """The caption columns whose index is to be made or brought up to date."""
+    there, total = covered(dataset), len(dataset)
+    return [c for c in _columns(dataset) if is_stale(there.get(c), total)]
+
+
 def index_words(dataset: Dataset) -> list[str]:
     """Makes or freshens the index of every caption column; returns the columns for which it did something."""
-    there, total = covered(dataset), len(dataset)
-    lacking = [c for c in _columns(dataset) if is_stale(there.get(c), total)]
-    return [c for c in lacking if make_index(dataset, c, "INVERTED", **_SETTINGS)]
+    return [c for c in unindexed(dataset) if make_index(dataset, c, "INVERTED", **_SETTINGS)]
 
 
 def indexed(dataset: Dataset) -> bool:
