@@ -136,7 +136,7 @@ def data_encode(
 
 
 def _encode_latents(pictures: Dataset, autoencoder: Path, flip: bool, crops: int) -> None:
-    from carrara.cli import open_autoencoder
+    from carrara.cli_models import open_autoencoder
     from carrara.data.channels import check_channels
     from carrara.data.latents import encoded, measured_scale, variants
     from carrara.training.parallel import Placement

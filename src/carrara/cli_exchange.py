@@ -79,7 +79,7 @@ def _adopt_model(
     texts: list[Path],
     scheduler: Path | None,
 ) -> None:
-    from carrara.cli import example_for
+    from carrara.cli_models import example_for
     from carrara.interop.diffusers_pipeline import read
 
     model, remarks, guidance = read(
@@ -107,7 +107,7 @@ def export(
     format: Annotated[str, typer.Option(help=f"What to write: {', '.join(_FORMATS)}.")] = _FORMATS[0],
 ) -> None:
     """Write a diffusion model as a pipeline, or an autoencoder, for another program."""
-    from carrara.cli import is_diffusion, model_in, open_autoencoder
+    from carrara.cli_models import is_diffusion, model_in, open_autoencoder
     from carrara.generation.model import load_model
     from carrara.interop import diffusers_autoencoder, diffusers_pipeline_export
 

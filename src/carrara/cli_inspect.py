@@ -37,7 +37,7 @@ def autoencoder(
     ] = None,
 ) -> None:
     """Measure an autoencoder on held-out pictures: reconstruction, latents, and a verdict in words."""
-    from carrara.cli import make_folder, model_in, open_autoencoder
+    from carrara.cli_models import make_folder, model_in, open_autoencoder
     from carrara.data.channels import check_channels
     from carrara.data.table import Dataset
     from carrara.evaluation.inspection import inspect

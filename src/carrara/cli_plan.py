@@ -41,7 +41,7 @@ def plan(
     ] = False,
 ) -> None:
     """Say before the first step what a training takes, and whether this machine has it (status 2 if not)."""
-    from carrara.cli import open_autoencoder
+    from carrara.cli_models import open_autoencoder
     from carrara.data.table import Dataset
     from carrara.recipes.catalogue import named
     from carrara.training.autoencoding import AutoencoderRecipe, with_network

@@ -29,7 +29,7 @@ def reconstruct(
     """Put a picture through an autoencoder and back, and tell what was lost."""
 
     from carrara.autoencoders import tiling
-    from carrara.cli import open_autoencoder
+    from carrara.cli_models import open_autoencoder
     from carrara.generation.pictures import png_note, save_png
     from carrara.tensors import from_pixels, to_pixels
     from carrara.training.parallel import Placement

@@ -105,7 +105,7 @@ def embed_all(dataset: Dataset, chosen: Sequence[str]) -> None:
 
 def run_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, out: Path) -> None:
     """Embeds what is missing, trains the towers with a bar, and shows how well held-out pairs find each other."""
-    from carrara.cli import watch
+    from carrara.cli_train import watch
     from carrara.model_folder import read_passport
     from carrara.training.contrasting import Pairs, train_contrastive
 

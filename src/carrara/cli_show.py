@@ -55,7 +55,7 @@ def reverse(
     seed: Seed = 0,
 ) -> None:
     """The reverse process of a model: z from noise to picture, and what the model takes it for."""
-    from carrara.cli import open_model, say_about
+    from carrara.cli_models import open_model, say_about
     from carrara.evaluation.exhibits import check_name
     from carrara.evaluation.lessons.reverse import request
     from carrara.evaluation.lessons.reverse import reverse as lesson
@@ -97,7 +97,7 @@ def samplers(
     seed: Seed = 0,
 ) -> None:
     """Samplers compared at equal numbers of evaluations, with the distance to a reference of 500 steps."""
-    from carrara.cli import open_model, say_about
+    from carrara.cli_models import open_model, say_about
     from carrara.evaluation.exhibits import check_name
     from carrara.evaluation.lessons.reverse import request
     from carrara.evaluation.lessons.samplers import USUAL

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from carrara.cli import make_folder, open_model, run_autoencoder, run_diffusion
 from carrara.cli_data import import_into
+from carrara.cli_models import make_folder, open_model
+from carrara.cli_train import run_autoencoder, run_diffusion
 from carrara.config import to_toml
 from carrara.console import Bar, clock, console
 from carrara.data.table import Dataset

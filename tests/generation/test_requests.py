@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from carrara.cli import example_for
+from carrara.cli_models import example_for
 from carrara.conditions import image, layout, size, text
 from carrara.conditions.boxes import read_boxes
 from carrara.conditions.contract import Latent

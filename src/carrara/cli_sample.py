@@ -1,0 +1,102 @@
+"""`carrara sample`: pictures from a model, each PNG with the recipe that made it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from carrara.cli_models import make_folder, open_model
+from carrara.console import Bar, console
+from carrara.errors import UserError
+
+
+def sample(
+    model: Annotated[Path, typer.Argument(help="A model folder, or the run that made it.")],
+    prompt: Annotated[
+        str, typer.Argument(help="What to show; may stay away for a model without captions.")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 4,
+    steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 20,
+    sampler: Annotated[str, typer.Option(help="ancestral, ddim, heun, dpmpp_2m and more.")] = "dpmpp_2m",
+    grid: Annotated[
+        str | None, typer.Option(help="Where the steps are: uniform, karras …; usually what suits the model.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How strongly the prompt pulls; 1 is off, 2 is usual.")
+    ] = None,
+    negative: Annotated[str, typer.Option(help="What to keep away from.")] = "",
+    label: Annotated[
+        str | None, typer.Option(help="The class, of a model that was trained on classes.")
+    ] = None,
+    picture: Annotated[
+        list[str] | None,
+        typer.Option(help="What a model is shown: a small picture, a map …; of several each as COLUMN=FILE."),
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where --picture is to be filled.")] = None,
+    boxes: Annotated[
+        str | None,
+        typer.Option(help='A layout, or its file: \'[{"label": "cat", "box": [x, y, width, height]}]\'.'),
+    ] = None,
+    original: Annotated[
+        str | None,
+        typer.Option(
+            help="The size it is as if the original had, e.g. 1024x768, of a model that learned sizes."
+        ),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Width x height in pixels, e.g. 96x64; the model's own otherwise.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("pictures"),
+) -> None:
+    """Make pictures from a prompt, a class, a picture …; each PNG carries the recipe that made it."""
+    from carrara.generation.generate import decode, denoise, settings_for
+    from carrara.generation.pictures import picture_recipe, png_note, save_png, short_hash
+    from carrara.generation.requests import Asked, read
+
+    opened = open_model(model)
+    note = png_note(opened.autoencoder.config.image_channels, opened.autoencoder.bits)
+    width, height = _sides(size) if size else (None, None)
+    given = {"seed": seed, "steps": steps, "sampler": sampler, "grid": grid, "guidance": guidance}
+    settings = settings_for(opened, {**given, "width": width, "height": height})
+    opened.latent_of(settings.size(opened))  # says where the size does not fit
+    asked = Asked(prompt, negative, label, tuple(picture or ()), mask, boxes, original)
+    request = read(opened, asked, settings.guidance)
+    for remark in request.remarks:
+        sys.stderr.write(f"note: {remark}\n")
+    if note:
+        sys.stderr.write(f"note: {note}\n")
+    make_folder(out)
+    hash_, written = opened.hash, []
+    batch = 16
+    with Bar("sampling") as bar:
+        for first in range(0, count, batch):
+            numbers = list(range(first, min(first + batch, count)))
+            for moment in denoise(opened, [request.row] * len(numbers), numbers, settings):
+                done = (first + len(numbers) * moment.step / moment.steps) / count
+                words = f"step {moment.step} of {moment.steps}"
+                bar.show(done, words, total=count * moment.steps, unit="denoisings")
+            for number, made in zip(numbers, decode(opened, moment.z), strict=True):
+                recipe = picture_recipe(hash_, settings, request.told, number)
+                path = out / f"{_slug(prompt or label or '')}_{seed}_{number}_{short_hash(recipe)}.png"
+                save_png(request.finish(made), path, recipe)
+                written.append(path)
+    for path in written:
+        console.print(str(path), soft_wrap=True)
+
+
+def _sides(size: str) -> tuple[int, int]:
+    """Width and height from "96x64" or "64"; UserError of anything else."""
+    match = re.fullmatch(r"\s*(\d+)\s*(?:[xX×*]\s*(\d+))?\s*", size)
+    if not match:
+        raise UserError(f"cannot read the size {size!r}; expected width x height, for example 96x64")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _slug(prompt: str) -> str:
+    words = re.sub(r"[^\w]+", "-", prompt.strip().lower()).strip("-")
+    return words[:60].encode()[:120].decode(errors="ignore") or "picture"
