@@ -212,8 +212,8 @@ def main() -> None:
     real, _ = arrays(dataset, "held_out", given.real)
     features = load_features(None)(torch.from_numpy(real))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    result: dict[str, object] = {"device": device, "minutes": given.minutes, "samples": given.samples}
-    print(f"{given.minutes:g} minutes each, {given.samples} pictures against {len(real)} held-out ones")
+    result: dict[str, object] = {"device": device, "minutes": given.minutes, "real": len(real)}
+    print(f"{given.minutes:g} minutes each, up to {given.samples} pictures against {len(real)} held-out ones")
     print(f"{'':28} {'kernel distance':>16} {'pictures seen':>14} {'weights':>12}")
     for system in systems:
         if not (folder / f"{system}.npz").is_file():
@@ -227,6 +227,8 @@ def main() -> None:
         best = min(values.values())
         result[system] = {
             "kernel_distance": round(best, 2),
+            "each_way": {name: round(value, 2) for name, value in values.items()},
+            "samples": min(given.samples, len(made["pictures"])),
             "seen": int(made["seen"]),
             "weights": int(made["weights"]),
             "minutes": round(float(made["minutes"]) if "minutes" in made.files else given.minutes, 2),
