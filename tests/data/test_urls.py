@@ -146,7 +146,7 @@ def test_one_private_address_of_a_name_is_enough(monkeypatch: pytest.MonkeyPatch
         "socket.create_connection", lambda to, _: connected.append(to) or (_ for _ in ()).throw(OSError)
     )
     with pytest.raises(OSError):  # noqa: PT011
-        fetching.Connection(target, patience=1, deadline=time.monotonic() + 9).connect()
+        fetching.Connection(target, patience=1, deadline=time.monotonic() + 9, most=9).connect()
     assert connected == [("93.184.216.34", 443)]
 
 

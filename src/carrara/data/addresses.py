@@ -10,12 +10,14 @@ import re
 import socket
 import ssl
 import time
+from functools import cache
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from carrara.data.rows import BadPicture
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+HEADERS = 1 << 20  # bytes that a server may say around a picture
 _KEPT = "%/:=&?~#+!$,;'@()*[]"  # of an address's path; anything else is written as %XX
 
 
@@ -63,6 +65,10 @@ class Unreachable(BadPicture):
     """What may be otherwise the next time."""
 
 
+class TooMuch(Exception):
+    """The other side says more than it may."""
+
+
 def is_public(address: str) -> bool:
     """Whether an address belongs to the public net, also where it is one in another's dress (mapped, 6to4, NAT64)."""
     try:
@@ -83,23 +89,23 @@ def is_public(address: str) -> bool:
 
 class Connection(http.client.HTTPConnection):
     """A connection to the checked address itself, so that no second look-up can lead elsewhere, that never takes
-    longer than until ``deadline``, however slowly the other side drips."""
+    longer than until ``deadline``, however slowly the other side drips, and never reads more than ``most`` bytes,
+    whatever it says of their number."""
 
-    def __init__(self, target: Target, *, patience: float, deadline: float) -> None:
+    def __init__(self, target: Target, *, patience: float, deadline: float, most: int) -> None:
         super().__init__(target.host, target.port)
         self.default_port = 443 if target.https else 80  # which the header Host leaves out
-        self._target, self._patience, self._deadline = target, patience, deadline
+        self._target, self._patience, self._deadline, self._most = target, patience, deadline, most
 
     def connect(self) -> None:
         raw = self._first_that_answers()
         try:
             if self._target.https:
-                context = ssl.create_default_context()
-                raw = context.wrap_socket(raw, server_hostname=self._target.host)
+                raw = _secure().wrap_socket(raw, server_hostname=self._target.host)
         except BaseException:
             raw.close()
             raise
-        self.sock: Any = _Timed(raw, self._patience, self._deadline)
+        self.sock: Any = _Timed(raw, self._patience, self._deadline, self._most)
 
     def _first_that_answers(self) -> socket.socket:
         *others, last = self._target.addresses
@@ -119,18 +125,24 @@ def remaining(deadline: float) -> float:
     return left
 
 
-class _Timed:
-    """As much of a socket as `http.client` uses, with a time limit for everything together."""
+@cache
+def _secure() -> ssl.SSLContext:
+    """One for all connections: making it reads every certificate of the system."""
+    return ssl.create_default_context()
 
-    def __init__(self, raw: socket.socket, patience: float, deadline: float) -> None:
-        self._raw, self._patience, self._deadline = raw, patience, deadline
+
+class _Timed:
+    """As much of a socket as `http.client` uses, with a limit of time and of bytes for everything together."""
+
+    def __init__(self, raw: socket.socket, patience: float, deadline: float, most: int) -> None:
+        self._raw, self._patience, self._deadline, self._most = raw, patience, deadline, most
 
     def sendall(self, data: bytes) -> None:
         self._raw.settimeout(min(self._patience, remaining(self._deadline)))
         self._raw.sendall(data)
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Reading(self._raw, self._patience, self._deadline))
+        return io.BufferedReader(_Reading(self._raw, self._patience, self._deadline, self._most))
 
     # The socket itself stays open for as long as something made of it is read.
     def close(self) -> None:
@@ -138,8 +150,8 @@ class _Timed:
 
 
 class _Reading(io.RawIOBase):
-    def __init__(self, raw: socket.socket, patience: float, deadline: float) -> None:
-        self._raw, self._patience, self._deadline = raw, patience, deadline
+    def __init__(self, raw: socket.socket, patience: float, deadline: float, most: int) -> None:
+        self._raw, self._patience, self._deadline, self._left = raw, patience, deadline, most
         self._file = raw.makefile("rb", buffering=0)
 
     def readable(self) -> bool:
@@ -147,7 +159,11 @@ class _Reading(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         self._raw.settimeout(min(self._patience, remaining(self._deadline)))
-        return self._file.readinto(buffer) or 0
+        count = self._file.readinto(buffer) or 0
+        self._left -= count
+        if self._left < 0:
+            raise TooMuch
+        return count
 
     def close(self) -> None:
         self._file.close()

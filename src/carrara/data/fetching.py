@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
+import math
 import os
 import ssl
 import threading
@@ -12,7 +14,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,10 +24,10 @@ from urllib.parse import urljoin, urlsplit
 
 from carrara import __version__
 from carrara.data import told
-from carrara.data.addresses import Connection, Unreachable, checked
+from carrara.data.addresses import HEADERS, Connection, TooMuch, Unreachable, checked
 from carrara.data.rows import BadPicture, Rejected, Row, tidy
 from carrara.data.table import Dataset
-from carrara.data.unfinished import DOWNLOADS
+from carrara.data.unfinished import DOWNLOADS, whole_lines
 from carrara.data.writer import SAME
 
 if TYPE_CHECKING:
@@ -37,7 +41,7 @@ AHEAD = 256  # rows that are looked at before they are needed
 REDIRECTS = 5
 TRIES = 4
 PAUSE = 1.0  # seconds before the second try; twice as many before each further one
-_LONGEST_PAUSE = 30.0
+_PIECE = 1 << 16
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 _LARGER = " (--most-megabytes lets more)"
 _FORBIDDEN = ("noai", "noimageai", "noindex", "noimageindex", "none")
@@ -57,6 +61,10 @@ class Remote:
 
     def __call__(self) -> bytes:
         raise BadPicture("was not downloaded")
+
+
+class Unkept(OSError):
+    """What was downloaded could not be put down, or not be read again: the disk's fault, and no picture's."""
 
 
 class Manners(NamedTuple):
@@ -79,30 +87,49 @@ class Answer(NamedTuple):
     after: float | None
 
 
-def fetch(url: str, manners: Manners) -> bytes:
-    """The bytes at a url. BadPicture says why there are none; what may pass by is tried again, each time later."""
+def fetch(url: str, manners: Manners, resting: dict[str, float] | None = None) -> bytes:
+    """The bytes at a url. BadPicture says why there are none; what may pass by is tried again, each time later.
+
+    A server that asks to wait is left alone until then, or for good where that is later than ``manners.seconds`` from
+    now; ``resting`` remembers it by host, as a moment of `time.monotonic`, for all other urls of it.
+    """
+    resting = {} if resting is None else resting
     deadline = time.monotonic() + manners.seconds
     pause = PAUSE
     for attempt in range(1, TRIES + 1):
+        _rest(url, resting, deadline)
         try:
             answer = _follow(url, manners, deadline)
             if answer.status == 200:
                 return answer.data
             if answer.status not in _AGAIN:
                 raise BadPicture(f"the server answered {answer.status}")
-            fault, after = f"the server answered {answer.status}", answer.after
+            fault = f"the server answered {answer.status}"
+            if answer.after is not None:
+                resting[_host(url)] = time.monotonic() + answer.after
+                if attempt < TRIES:
+                    _rest(url, resting, deadline, who=f"{fault} and")
         except ssl.SSLCertVerificationError as error:
             raise BadPicture(f"its certificate does not hold: {error.verify_message}") from None
         except (OSError, http.client.HTTPException, Unreachable) as error:
-            fault, after = _told(error), None
-        wait = min(_LONGEST_PAUSE, max(pause, after or 0.0))
-        if attempt == TRIES or time.monotonic() + wait >= deadline:
+            fault = _told(error)
+        if attempt == TRIES or time.monotonic() + pause >= deadline:
             raise BadPicture(
                 f"could not be downloaded: {fault}" + (f" ({attempt} tries)" if attempt > 1 else "")
             )
-        time.sleep(wait)
+        time.sleep(pause)
         pause *= 2
     raise AssertionError("the last try returns or raises")
+
+
+def _rest(url: str, resting: dict[str, float], deadline: float, *, who: str = "its host has") -> None:
+    """Waits for as long as the host of a url asked to be left alone. BadPicture where that is too long."""
+    left = resting.get(_host(url), 0.0) - (now := time.monotonic())
+    if left <= 0:
+        return
+    if now + left >= deadline:
+        raise BadPicture(f"{who} asked to wait {math.ceil(left)} s (--retry, then, tries it again)")
+    time.sleep(left)
 
 
 def _follow(url: str, manners: Manners, deadline: float) -> Answer:
@@ -110,14 +137,19 @@ def _follow(url: str, manners: Manners, deadline: float) -> Answer:
         answer = _ask(url, manners, deadline)
         if answer.location is None:
             return answer
-        url = urljoin(url, answer.location)
+        try:
+            url = urljoin(url, answer.location)
+        except ValueError as error:
+            raise BadPicture(f"it leads to no address: {error}") from None
     raise BadPicture(f"it leads on more than {REDIRECTS} times")
 
 
 def _ask(url: str, manners: Manners, deadline: float) -> Answer:
     """One question to one server; every one on the way is checked anew."""
     target = checked(url, private=manners.private)
-    connection = Connection(target, patience=min(20.0, manners.seconds), deadline=deadline)
+    connection = Connection(
+        target, patience=min(20.0, manners.seconds), deadline=deadline, most=manners.most_bytes + HEADERS
+    )
     try:
         connection.request(
             "GET",
@@ -126,23 +158,27 @@ def _ask(url: str, manners: Manners, deadline: float) -> Answer:
         )
         reply = connection.getresponse()
         if reply.status in (301, 302, 303, 307, 308) and (location := reply.headers.get("Location")):
-            return Answer(reply.status, location, b"", None)
+            return Answer(reply.status, _utf8(location), b"", None)
         if reply.status != 200:
             return Answer(reply.status, None, b"", _seconds(reply.headers.get("Retry-After")))
         if manners.robots and (word := forbidden(reply.headers.get_all("X-Robots-Tag") or [])):
             raise BadPicture(f"its X-Robots-Tag says {word} (--ignore-robots-tag takes it all the same)")
         encoding = reply.headers.get("Content-Encoding", "identity").lower()
         if encoding != "identity":
-            raise BadPicture(f"it was sent as {encoding[:20]}, which was not asked for")
+            raise BadPicture(f"it was sent as {_shown(encoding[:20])}, which was not asked for")
         length = reply.length
         if length is not None and length > manners.most_bytes:
             raise BadPicture(f"{length} bytes; at most {manners.most_bytes} are downloaded{_LARGER}")
-        data = reply.read(manners.most_bytes + 1)
-        if len(data) > manners.most_bytes:
-            raise BadPicture(f"more than {manners.most_bytes} bytes{_LARGER}")
+        data = bytearray()
+        while piece := reply.read(_PIECE):
+            data += piece
+            if len(data) > manners.most_bytes:
+                raise BadPicture(f"more than {manners.most_bytes} bytes{_LARGER}")
         if length is not None and len(data) < length:
-            raise http.client.IncompleteRead(data, length - len(data))
-        return Answer(200, None, data, None)
+            raise http.client.IncompleteRead(bytes(data), length - len(data))
+        return Answer(200, None, bytes(data), None)
+    except TooMuch:
+        raise BadPicture(f"more than {manners.most_bytes} bytes{_LARGER}") from None
     finally:
         connection.close()
 
@@ -173,6 +209,7 @@ class Downloads:
         self._done: dict[str, Future[None]] = {}
         self._threads = 0
         self._no_more = False
+        self._resting: dict[str, float] = {}  # hosts that asked to be left alone, and until when
 
     def want(self, url: str) -> None:
         """Fetches it as soon as it is its turn."""
@@ -187,7 +224,7 @@ class Downloads:
             self._lock.notify()
 
     def get(self, url: str) -> bytes:
-        """Its bytes, waited for. BadPicture says why there are none."""
+        """Its bytes, waited for. BadPicture says why there are none; Unkept where the disk is to blame."""
         self.want(url)
         with self._lock:
             done = self._done.get(url)
@@ -197,7 +234,8 @@ class Downloads:
                 self._done.pop(url, None)
         if url in self._failed:
             raise BadPicture(self._failed[url])
-        return self._path(url).read_bytes()
+        with _the_disk():
+            return self._path(url).read_bytes()
 
     def end(self, *, give_up: bool) -> None:
         """Lets the threads go when nothing waits any more; to give up, nothing waits at once."""
@@ -213,16 +251,23 @@ class Downloads:
         while (url := self._next()) is not None:
             done = self._done[url]
             try:
-                self._keep(url, fetch(url, self.manners))
+                self._try(url)
                 done.set_result(None)
-            except BadPicture as error:
-                self._fail(url, str(error))
-                done.set_result(None)
-            except BaseException as error:
+            except BaseException as error:  # whoever waits for it gets it
                 done.set_exception(error)
             with self._lock:
                 self._running[_host(url)] -= 1
                 self._lock.notify_all()
+
+    def _try(self, url: str) -> None:
+        try:
+            data = fetch(url, self.manners, self._resting)
+        except BadPicture as error:
+            with _the_disk():
+                self._fail(url, str(error))
+        else:
+            with _the_disk():
+                self._keep(url, data)
 
     def _next(self) -> str | None:
         """The first that waits whose host is not busy; None where this thread may go."""
@@ -247,10 +292,10 @@ class Downloads:
 
     def _fail(self, url: str, reason: str) -> None:
         with self._lock:
-            self._failed[url] = reason
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(self.folder / FAILED, "a", encoding="utf-8") as file:
                 file.write(json.dumps([url, reason]) + "\n")
+            self._failed[url] = reason
 
     def _path(self, url: str) -> Path:
         name = hashlib.sha256(url.encode("utf-8", "backslashreplace")).hexdigest()
@@ -283,9 +328,7 @@ def failures(store: Store, source: str, folder: Path, options: Options) -> dict[
         for line in lines
         if line["from"] == source and not line["reason"].startswith(SAME)  # those came, under another name
     }
-    if (folder / FAILED).exists():
-        for line in (folder / FAILED).read_text(encoding="utf-8").split("\n")[:-1]:  # the last may be torn
-            found.update([json.loads(line)])
+    found.update(map(tuple, whole_lines(folder / FAILED)))  # type: ignore[arg-type] # of lists, not of objects
     lets = {
         "--allow-private": options.allow_private,
         "--ignore-robots-tag": options.ignore_robots_tag,
@@ -361,10 +404,39 @@ def _host(url: str) -> str:
 
 
 def _seconds(text: str | None) -> float | None:
-    return float(text) if text and text.isascii() and text.isdigit() and len(text) < 7 else None
+    """How long a Retry-After asks to wait, which says so in seconds or by a date."""
+    if not text:
+        return None
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return float(text)
+    with contextlib.suppress(ValueError, OverflowError, TypeError):
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    return None
+
+
+def _utf8(header: str) -> str:
+    """A header, which `http.client` takes for Latin-1, as the UTF-8 that it is more likely to be."""
+    try:
+        return header.encode("iso-8859-1").decode("utf-8")
+    except UnicodeError:
+        return header
+
+
+@contextmanager
+def _the_disk() -> Iterator[None]:
+    """What the disk does not take or give is none of the picture's faults."""
+    try:
+        yield
+    except OSError as error:
+        raise Unkept(error.errno, error.strerror or str(error), error.filename) from error
 
 
 def _told(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return str(error) if "too long" in str(error) else "no answer in time"
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return _shown(str(error)) or type(error).__name__
+
+
+def _shown(said: str) -> str:
+    """A server's words as a reason: a line, of nothing that a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(said.split()))[:200]

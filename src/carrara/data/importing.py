@@ -11,9 +11,9 @@ import pkgutil
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ from carrara.data import told
 from carrara.data.beside import KINDS, check, id_column
 from carrara.data.boxes import COLUMN, canonical
 from carrara.data.captions import MAX_TEXT
-from carrara.data.fetching import fetched
+from carrara.data.fetching import Unkept, fetched
 from carrara.data.files import printable
 from carrara.data.known import Record
 from carrara.data.languages import named
@@ -33,6 +33,7 @@ from carrara.data.rows import (
     BadPicture,
     Rejected,
     Row,
+    Survey,
     caption_column,
     content_id,
     tidy,
@@ -97,16 +98,19 @@ class Summary:
     def lines(self) -> list[str]:
         """The summary in readable sentences, the most important first."""
         if self.unchanged:
-            first = (
-                f"nothing to do: the source is unchanged, all of its pictures are in ({self.pictures} in all)"
-            )
+            all_in = "" if self.rejected else ", all of its pictures are in"
+            first = f"nothing to do: the source is unchanged{all_in} ({self.pictures} in all)"
         else:
             changed = f", {self.updated} with new words" if self.updated else ""
             first = f"{self.added} pictures added{changed}; {self.pictures} in all, {self.held_out} held out"
         lines = [first]
         if self.duplicates:
             lines.append(f"{self.duplicates} were there already under another name")
-        if self.rejected:
+        if self.rejected and self.unchanged:
+            lines.append(
+                f"{self.rejected} of it are still left out, listed in {REJECTED}; --retry tries them again"
+            )
+        elif self.rejected:
             why = "; ".join(f"{count} x {reason}" for reason, count in list(self.reasons.items())[:3])
             lines.append(f"{self.rejected} skipped, listed in {REJECTED}: {why}")
         if self.captions:
@@ -138,8 +142,32 @@ def importers() -> dict[str, Any]:
     return {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
 
 
+class Job(NamedTuple):
+    """What is to be imported: by which importer, from where (``where`` is the source as it is noted), and how."""
+
+    importer: str
+    source: str
+    where: str
+    options: Options
+    total: int
+
+
+class Engine(Protocol):
+    """Others than this process that look at the pictures; what they do ends in the table, and in the writer's notes."""
+
+    name: str
+
+    def survey(self, importer: str, source: str, options: Options) -> Survey:
+        """As the importer's, of a source of which some parts may be damaged."""
+        ...
+
+    def run(self, job: Job, writer: Writer) -> Iterator[Progress]:
+        """Brings all that is not in yet."""
+        ...
+
+
 def import_pictures(
-    source: str | Path, destination: str | Path, **options: Any
+    source: str | Path, destination: str | Path, *, engine: Engine | None = None, **options: Any
 ) -> Generator[Progress, None, None]:
     """Brings every picture of ``source`` into the data set ``destination``, made where there is none.
 
@@ -157,12 +185,12 @@ def import_pictures(
     if chosen.count is not None and name != "scenes":
         raise UserError(f"a count is for 'scenes'; {source} is imported whole")
     _check_destination(store)
-    survey = importer.survey(source, chosen)
+    survey = engine.survey(name, source, chosen) if engine is not None else importer.survey(source, chosen)
     as_given = " languages as given" if chosen.languages == "keep" else ""
     digest = hashlib.sha256(f"{survey.digest} {chosen.held_out}{as_given}".encode()).hexdigest()
     where = source if name == source else printable(str(Path(source).resolve()))
     entry: dict[str, Any] = {"importer": name, "source": where, "digest": digest}
-    ticket = json.dumps(entry)
+    ticket = json.dumps(entry if engine is None else {**entry, "engine": engine.name})
     if not chosen.retry and (same := _same(store, entry)) and not folder_of(store, ticket).exists():
         yield _nothing_to_do(store, survey.total, same)
         return
@@ -174,12 +202,11 @@ def import_pictures(
             writer.finish()
             yield _nothing_to_do(store, survey.total, same)
             return
-        items = importer.rows(source, chosen)
-        if chosen.languages == "detect":
-            items = named(items)
-        if getattr(importer, "DOWNLOADS", False):
-            items = fetched(items, store, where, writer.folder, chosen)
-        yield from _run(items, writer, survey.total)
+        job = Job(name, source, where, chosen, survey.total)
+        if engine is not None:
+            yield from engine.run(job, writer)
+        else:
+            yield from take_in(importer.rows(source, chosen), job, writer)
         if not writer.added and told.about(store) is None and not store.has_table():
             reason = (
                 f" (the first: {writer.rejected[0]['file']}: {writer.rejected[0]['reason']})"
@@ -208,7 +235,8 @@ def import_pictures(
 
 def _nothing_to_do(store: Store, total: int, same: dict[str, Any]) -> Progress:
     summary = _summary(Dataset.open(store.path), (0, 0, 0), [], unchanged=True)
-    return Progress(total, total, 0, same["rejected"], summary)
+    left = same["rejected"]
+    return Progress(total, total, 0, left, replace(summary, rejected=left))
 
 
 def _of_same_source(ticket: str, entry: dict[str, Any]) -> bool:
@@ -217,8 +245,12 @@ def _of_same_source(ticket: str, entry: dict[str, Any]) -> bool:
     return all(other.get(name) == entry[name] for name in ("importer", "source"))
 
 
-def _run(items: Iterator[Row | Rejected], writer: Writer, total: int) -> Iterator[Progress]:
+def take_in(items: Iterator[Row | Rejected], job: Job, writer: Writer) -> Iterator[Progress]:
     """Feeds the writer in the order of the source, several pictures being decoded at a time."""
+    if job.options.languages == "detect":
+        items = named(items)
+    if getattr(importers()[job.importer], "DOWNLOADS", False):
+        items = fetched(items, writer.store, job.where, writer.folder, job.options)
     pictures = 0
     for item in itertools.islice(items, writer.consumed):  # these were written before a kill
         pictures += isinstance(item, Row)
@@ -230,7 +262,7 @@ def _run(items: Iterator[Row | Rejected], writer: Writer, total: int) -> Iterato
                 writer.note({"file": left.source, "reason": left.reason})
             writer.add(looked.record)
         pictures += isinstance(item, Row)
-        yield Progress(pictures, total, writer.added, len(writer.rejected) - writer.duplicates)
+        yield Progress(pictures, job.total, writer.added, len(writer.rejected) - writer.duplicates)
 
 
 class Looked(NamedTuple):
@@ -266,6 +298,8 @@ def _look(item: Row | Rejected) -> Looked | Rejected:
     try:
         data = item.read()
         width, height, mode, measured = look(data)
+    except Unkept:  # the disk is full: no fault of this picture
+        raise
     except BadPicture as error:
         return Rejected(item.source, str(error))
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have

@@ -13,7 +13,7 @@ from typing import Any
 from carrara.data.archives import TARS, unsafe
 from carrara.data.captions import MAX_TEXT
 from carrara.data.fetching import Remote
-from carrara.data.files import below, printable, shallow
+from carrara.data.files import any_below, below, deep, printable
 from carrara.data.importers.folder import file_at
 from carrara.data.importing import Options
 from carrara.data.pictures import SUFFIXES
@@ -41,7 +41,13 @@ def matches(source: str) -> bool:
 
 def survey(source: str, options: Options) -> Survey:
     """Counts the rows and digests the files' names, sizes and times."""
-    total, digest = 0, hashlib.sha256(repr(options.licence).encode())
+    # What an option lets in now makes another import of it than the one that refused it.
+    lets = {
+        name: value
+        for name in ("allow_private", "ignore_robots_tag", "most_megabytes")
+        if (value := getattr(options, name)) != Options.model_fields[name].default
+    }
+    total, digest = 0, hashlib.sha256((repr(options.licence) + (repr(lets) if lets else "")).encode())
     for path in _files(Path(source)):
         about = path.stat()
         digest.update(f"{below(Path(source), path)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
@@ -95,9 +101,9 @@ def _read_below(folder: Path, name: str) -> bytes:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix.lower() in (*_TABLES, ".txt") else []
-    if not path.is_dir() or shallow(path, (*SUFFIXES, *TARS)):
+    if not path.is_dir() or any_below(path, (*SUFFIXES, *TARS)):
         return []
-    return [p for p in shallow(path, (".parquet",)) if p.name != "metadata.parquet"]
+    return [p for p in deep(path, (".parquet",)) if p.name != "metadata.parquet"]
 
 
 def _where(path: Path) -> str | None:
