@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from carrara.data.importing import THREADS, import_pictures
+from carrara.data.importing import import_pictures
+from carrara.data.looking import THREADS
 from carrara.data.table import Dataset
 
 

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from carrara.data.importing import Options, _importer, _look, import_pictures
+from carrara.data.importing import Options, _importer, import_pictures
+from carrara.data.looking import look_at
 from carrara.data.rows import Rejected
 from carrara.data.table import Dataset
 from carrara.errors import UserError
@@ -181,7 +182,7 @@ def drain(source: str) -> int:
     _, importer = _importer(source)
     options = Options()
     importer.survey(source, options)
-    return sum(not isinstance(_look(item), Rejected) for item in importer.rows(source, options))
+    return sum(not isinstance(look_at(item), Rejected) for item in importer.rows(source, options))
 
 
 def mutated(data: bytes, draw: random.Random) -> bytes:

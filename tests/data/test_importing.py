@@ -74,7 +74,7 @@ def test_an_unchanged_source_is_done_at_once(
     def never(_: object) -> None:
         raise AssertionError("a picture was looked at")
 
-    monkeypatch.setattr("carrara.data.importing._look", never)
+    monkeypatch.setattr("carrara.data.looking._look", never)
     reports = list(import_pictures(folder, tmp_path / "data"))
     assert len(reports) == 1
     assert reports[0].summary is not None
@@ -164,12 +164,7 @@ def test_metadata_tables(kind: str, tmp_path: Path, make_png: MakePng) -> None:
         (
             "metadata.csv",
             "picture,text\na.png,x\n",
-            r"line 2 names no picture; expected a column 'file_name'",
-        ),
-        (
-            "metadata.csv",
-            "file,split\na.png,sometimes\n",
-            r"line 2 has split 'sometimes'; expected 'train' or",
+            r"metadata.csv names no pictures; expected a column 'file_name'",
         ),
         ("metadata.csv", "file,text\nb.png,x\nc.png,y\n", r"none of the 2 rows of .* names a picture"),
         ("metadata.parquet", "PAR1 and nothing more", r"metadata.parquet is not readable Parquet"),
@@ -185,6 +180,38 @@ def test_bad_metadata_stops_before_anything_is_written(
         run(tmp_path / "s", tmp_path / "data")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "data").exists()
+
+
+def test_a_bad_row_of_a_table_is_one_bad_row(tmp_path: Path, make_png: MakePng) -> None:
+    root = tmp_path / "s"
+    (root / "below").mkdir(parents=True)
+    for k in range(5):
+        (root / f"{k}.png").write_bytes(make_png(k))
+    (root / "below" / "a.png").write_bytes(make_png(7))
+    (root / "2.txt").write_text("beside")
+    lines = (
+        b'{"file_name": "0.png", "text": "zero"}',
+        b'{"file_name": "1.png", "text": ',
+        b'{"file_name": "2.png", "text": "two", "split": "tset"}',
+        b'{"text": "of what?"}',
+        b'{"file_name": "3.png", "text": "\xff"}',
+        b'{"file_name": "below/a.png", "text": "above", "label": "seen"}',
+        b'{"file_name": "4.png", "text": "four"}',
+        b'{"file_name": "4.png", "text": "again"}',
+    )
+    (root / "metadata.jsonl").write_bytes(b"\n".join(lines))
+    (root / "below" / "metadata.csv").write_text("file,text\na.png,below\n")
+    last = run(root, tmp_path / "data")
+    assert last.summary is not None
+    assert last.summary.added == 6
+    dataset = Dataset.open(tmp_path / "data")
+    assert dataset.column("caption") == ["zero", None, "beside", None, "four", "below"]
+    assert dataset.column("label") == [None] * 5 + ["seen"]  # a table deeper down goes before one above
+    why = rejected(tmp_path / "data")
+    assert list(why) == [f"metadata.jsonl line {k}" for k in (2, 4, 5, 8, 3)]
+    told = ("not a JSON object", "names no picture", "not UTF-8", "a second time", "has split 'tset'")
+    for reason, part in zip(why.values(), told, strict=True):
+        assert part in reason
 
 
 def test_a_parquet_table_of_other_types(tmp_path: Path, make_png: MakePng) -> None:

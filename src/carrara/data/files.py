@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -13,17 +14,17 @@ from carrara.data.beside import KINDS, Beside
 from carrara.data.captions import (
     BOXES_SUFFIX,
     TEXT_SUFFIXES,
+    Strays,
     by_name,
     from_boxes,
-    from_metadata,
     from_records,
     from_texts,
 )
+from carrara.data.metadata import METADATA, Tables
 from carrara.data.pictures import MAX_BYTES, SUFFIXES, looks_like_picture
 from carrara.data.rows import BadPicture, Rejected, Row, tidy
 from carrara.data.words import HELD_OUT, Words
 
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _SPLITS = ("train", *HELD_OUT)
 
 
@@ -98,36 +99,43 @@ class Listing:
             yield f"{bad.source!r} {bad.reason}\n"
 
     def rows(self, where: str, licence: str | None) -> Iterator[Row | Rejected]:
-        """What cannot be used first, then a row per picture.
+        """What cannot be used and a row per picture, where this is all that there is.
 
         UserError where a metadata file cannot be read, or where there are captions but none has its picture.
         """
-        words, unused = self._words(where)
-        beside = self._by_picture()
+        strays = Strays()
+        strays.see(self.texts, list(self.pictures))
+        strays.check(where)
+        with closing(Tables()) as tables:
+            for name, file in self.metadata.items():
+                yield from tables.take(os.path.join(where, name), name, file, self.pictures.__contains__)
+            yield from self.told(tables, licence)
+            yield from tables.unused()
+
+    def told(self, tables: Tables, licence: str | None) -> Iterator[Row | Rejected]:
+        """What cannot be used, then a row per picture; a table goes before what lies beside the picture."""
         yield from self.rejected
-        yield from unused
+        pictures = list(self.pictures)
+        words = dict[str, Words]()
+        if self.texts or self.records or self.boxes:
+            words, unused = from_texts(self.texts, pictures)
+            for found, without in (from_records(self.records, pictures), from_boxes(self.boxes, pictures)):
+                words |= {name: said.over(words.get(name, Words())) for name, said in found.items()}
+                unused += without
+            yield from unused
+        beside = self._by_picture() if self.beside else {}
         for name, file in self.pictures.items():
-            known = words.get(name, Words())
+            said, bad = tables.said_of(name)
+            yield from bad
+            if name in words:
+                said = said.over(words[name])
             split, label = _told_by_folders(name)
             yield Row(
                 source=printable(name),
                 read=file.read,
                 beside=beside.get(name, {}),
-                **known.over(Words(label=label, split=split)).told(licence),
+                **said.over(Words(label=label, split=split)).told(licence),
             )
-
-    def _words(self, where: str) -> tuple[dict[str, Words], list[Rejected]]:
-        """What is said of each picture: a metadata table goes before what lies beside the picture."""
-        pictures = list(self.pictures)
-        words, unused = from_texts(where, self.texts, pictures)
-        for found, without in (from_records(self.records, pictures), from_boxes(self.boxes, pictures)):
-            words |= {name: said.over(words.get(name, Words())) for name, said in found.items()}
-            unused += without
-        for name, file in self.metadata.items():
-            table, more = from_metadata(os.path.join(where, name), name, file, self.pictures.keys())
-            unused += more
-            words |= {picture: said.over(words.get(picture, Words())) for picture, said in table.items()}
-        return words, unused
 
     def _by_picture(self) -> dict[str, dict[str, Beside]]:
         """For each picture, what lies beside it."""
@@ -160,15 +168,36 @@ def _told_by_folders(name: str) -> tuple[str | None, str | None]:
     return held_out, tidy(printable(label)) if label else None
 
 
-def shallow(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files of these kinds in a folder and in those right below it, in natural order; hidden ones are none."""
-    found = []
-    for pattern in ("*", "*/*"):
-        for path in folder.glob(pattern):
-            inside = path.relative_to(folder).parts
-            if path.name.lower().endswith(suffixes) and not any(map(hidden, inside)) and path.is_file():
-                found.append(path)
-    return sorted(found, key=lambda path: natural(path.relative_to(folder).as_posix()))
+def deep(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files of these kinds in a folder and anywhere below it, in natural order; hidden ones are none."""
+    found = (path for path in _visible(folder) if path.lower().endswith(suffixes))
+    return [folder / name for name in sorted((os.path.relpath(p, folder) for p in found), key=natural)]
+
+
+def any_below(folder: Path, suffixes: tuple[str, ...]) -> bool:
+    """Whether there is such a file; no more is looked at than needed."""
+    return any(path.lower().endswith(suffixes) for path in _visible(folder))
+
+
+def _visible(folder: Path) -> Iterator[str]:
+    """The paths of all files that are not hidden; links are followed, each real folder once."""
+    seen, folders = set[tuple[int, int]](), [os.fspath(folder)]
+    while folders:
+        place = folders.pop()
+        with suppress(OSError):
+            about = os.stat(place)
+            if (about.st_dev, about.st_ino) in seen:
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if hidden(entry.name):
+                        continue
+                    with suppress(OSError):  # a circle of links
+                        if entry.is_dir():
+                            folders.append(entry.path)
+                        elif entry.is_file():
+                            yield entry.path
 
 
 def below(root: Path, path: Path) -> str:
@@ -190,10 +219,19 @@ def printable(name: str) -> str:
         return name.encode("utf-8", "backslashreplace").decode()
 
 
-def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """The sort key that puts x2 before x10; the name itself breaks ties."""
-    parts = re.findall(r"[0-9]{1,18}|[^0-9]+", name)
-    return [(0, int(p), "") if p[0] in "0123456789" else (1, 0, p.casefold()) for p in parts], name
+def natural(name: str) -> tuple[str, str]:
+    """The sort key that puts x2 before x10, and x and x.png before them; the name itself breaks ties.
+
+    All that begins with the same letters up to a dot stands together.
+    """
+    return _NUMBER.sub(_padded, name.casefold().replace(".", "\0")), name
+
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+def _padded(number: re.Match[str]) -> str:
+    return "\1" + number[0].zfill(18)
 
 
 def _starts_like_picture(file: File) -> bool:

@@ -6,11 +6,9 @@ import hashlib
 import importlib
 import itertools
 import json
-import os
 import pkgutil
-from collections import Counter, deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -19,36 +17,21 @@ from pydantic import Field
 
 from carrara.config import Config, parse
 from carrara.data import told
-from carrara.data.beside import KINDS, check, id_column
-from carrara.data.boxes import COLUMN, canonical
-from carrara.data.captions import MAX_TEXT
-from carrara.data.fetching import Unkept, fetched
+from carrara.data.beside import KINDS
+from carrara.data.boxes import COLUMN
+from carrara.data.fetching import fetched
 from carrara.data.files import printable
-from carrara.data.known import Record
-from carrara.data.languages import named
-from carrara.data.pictures import look
+from carrara.data.looking import looked_at
 from carrara.data.rows import (
-    CAPTIONED_BY,
-    MORE_CAPTIONS,
-    BadPicture,
     Rejected,
     Row,
     Survey,
-    caption_column,
-    content_id,
-    tidy,
 )
 from carrara.data.store import Store, store_at
 from carrara.data.table import ABOUT, FORMAT, REJECTED, TABLE, Dataset, nearest_path, split_version
 from carrara.data.unfinished import UNFINISHED, folder_of, sweep
 from carrara.data.writer import SAME, Writer
 from carrara.errors import UserError
-
-# Decoding lets go of Python's lock, so every core that this process may use has a picture to decode.
-THREADS = max(
-    1, min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-)
-TOGETHER = 8
 
 
 class Options(Config):
@@ -247,14 +230,12 @@ def _of_same_source(ticket: str, entry: dict[str, Any]) -> bool:
 
 def take_in(items: Iterator[Row | Rejected], job: Job, writer: Writer) -> Iterator[Progress]:
     """Feeds the writer in the order of the source, several pictures being decoded at a time."""
-    if job.options.languages == "detect":
-        items = named(items)
     if getattr(importers()[job.importer], "DOWNLOADS", False):
         items = fetched(items, writer.store, job.where, writer.folder, job.options)
     pictures = 0
     for item in itertools.islice(items, writer.consumed):  # these were written before a kill
         pictures += isinstance(item, Row)
-    for item, looked in _in_order(items):
+    for item, looked in looked_at(items, detect=job.options.languages == "detect"):
         if isinstance(looked, Rejected):
             writer.reject(looked.source, looked.reason)
         else:
@@ -263,98 +244,6 @@ def take_in(items: Iterator[Row | Rejected], job: Job, writer: Writer) -> Iterat
             writer.add(looked.record)
         pictures += isinstance(item, Row)
         yield Progress(pictures, job.total, writer.added, len(writer.rejected) - writer.duplicates)
-
-
-class Looked(NamedTuple):
-    """The record of a row, and what of the row could not be used."""
-
-    record: Record
-    left_out: list[Rejected]
-
-
-def _in_order(items: Iterable[Row | Rejected]) -> Iterator[tuple[Row | Rejected, Looked | Rejected]]:
-    """Each item with what came of looking at it."""
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="carrara-import")
-    waiting: deque[tuple[list[Row | Rejected], Future[list[Looked | Rejected]]]] = deque()
-    # Some at a time, as handing over costs about as much as a small picture.
-    left = iter(items)
-    parts = iter(lambda: list(itertools.islice(left, TOGETHER)), [])
-    try:
-        for part in parts:
-            waiting.append((part, pool.submit(lambda some: [_look(item) for item in some], part)))
-            if len(waiting) > 3 * THREADS:
-                first, looked = waiting.popleft()
-                yield from zip(first, looked.result(), strict=True)
-        for first, looked in waiting:
-            yield from zip(first, looked.result(), strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _look(item: Row | Rejected) -> Looked | Rejected:
-    """The record of a row, its pictures decoded once to be sure of them."""
-    if isinstance(item, Rejected):
-        return item
-    try:
-        data = item.read()
-        width, height, mode, measured = look(data)
-    except Unkept:  # the disk is full: no fault of this picture
-        raise
-    except BadPicture as error:
-        return Rejected(item.source, str(error))
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        return Rejected(item.source, f"cannot be read: {getattr(error, 'strerror', None) or error}")
-    captions = {caption_column(lang): text for lang, raw in item.captions.items() if (text := tidy(raw))}
-    more, left_out = _more(item, width, height)
-    for column in [name for name, text in captions.items() if len(text) > MAX_TEXT]:
-        reason = f"a {column} of {len(captions.pop(column))} letters; at most {MAX_TEXT} are taken"
-        left_out.append(Rejected(item.source, reason))
-    if url := tidy(item.url):
-        more["url"] = url
-    if flags := " ".join(sorted({*item.flags, *measured})):
-        more["flags"] = flags
-    if item.captioned_by:
-        more[CAPTIONED_BY] = item.captioned_by
-    if further := [text for caption in item.more if (text := tidy(caption))]:
-        more[MORE_CAPTIONS] = json.dumps(further, ensure_ascii=False)
-    record = {
-        "id": content_id(data),
-        "image": data,
-        "width": width,
-        "height": height,
-        "mode": mode,
-        "label": tidy(item.label),
-        "group": tidy(item.group),
-        "category": tidy(item.category),
-        "split": item.split,
-        "source": item.source,
-        "licence": tidy(item.licence),
-        **captions,
-        **more,
-    }
-    return Looked(record, left_out)
-
-
-def _more(item: Row, width: int, height: int) -> tuple[Record, list[Rejected]]:
-    """The boxes and the pictures beside a picture of this size, and what of them cannot be used."""
-    found: Record = {}
-    left_out = []
-    if item.boxes is not None:
-        try:
-            found[COLUMN] = canonical(item.boxes, width, height, item.box_names)
-        except ValueError as error:
-            left_out.append(Rejected(item.source, f"its boxes: {str(error)[:200]}"))
-    for name, beside in item.beside.items():
-        try:
-            data = beside.read()
-            check(name, data, width, height)
-        except BadPicture as error:
-            left_out.append(Rejected(beside.source, f"a {name} that cannot be used: {error}"))
-        except OSError as error:
-            left_out.append(Rejected(beside.source, f"cannot be read: {error.strerror or error}"))
-        else:
-            found |= {name: data, id_column(name): content_id(data)}
-    return found, left_out
 
 
 def _importer(source: str) -> tuple[str, Any]:

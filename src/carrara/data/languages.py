@@ -7,11 +7,10 @@ sentences six in ten are, none wrong; of 26 names and codes of no language none.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from carrara.data.rows import UNSTATED, Rejected, Row
+from carrara.data.rows import UNSTATED, Row
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
@@ -31,15 +30,15 @@ def language_of(text: str) -> str | None:
     return str(language)
 
 
-def named(items: Iterator[Row | Rejected]) -> Iterator[Row | Rejected]:
-    """The rows, with captions of no stated language under theirs where it is certain and no other caption has it."""
-    for item in items:
-        if isinstance(item, Row) and not item.settled and (text := item.captions.get(UNSTATED)):
-            language = language_of(text)
-            if language is not None and language not in item.captions:
-                others = {k: v for k, v in item.captions.items() if k != UNSTATED}
-                item = replace(item, captions={language: text, **others})
-        yield item
+def with_language(row: Row) -> Row:
+    """The row, with a caption of no stated language under its own where that is certain and no other caption has it."""
+    if row.settled or not (text := row.captions.get(UNSTATED)):
+        return row
+    language = language_of(text)
+    if language is None or language in row.captions:
+        return row
+    others = {k: v for k, v in row.captions.items() if k != UNSTATED}
+    return replace(row, captions={language: text, **others})
 
 
 @functools.cache

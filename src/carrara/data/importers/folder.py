@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from carrara.data.captions import Strays
 from carrara.data.files import File, Listing, hidden, natural, printable
 from carrara.data.importing import Options
+from carrara.data.metadata import METADATA, Tables
 from carrara.data.pictures import SUFFIXES
 from carrara.data.rows import BadPicture, Rejected, Row, Survey
 from carrara.data.table import ABOUT
@@ -24,22 +28,39 @@ def matches(source: str) -> bool:
 
 
 def survey(source: str, options: Options) -> Survey:
-    """Counts the pictures and digests names, sizes and times. UserError where there is no picture at all."""
-    listing = list_folder(Path(source))
-    if not listing.pictures:
-        raise UserError(f"no pictures found in {source} (looked for {', '.join(SUFFIXES)})")
+    """Counts the pictures and digests names, sizes and times.
+
+    UserError where there is no picture at all, or where there are captions but none has its picture.
+    """
+    total, strays = 0, Strays()
     digest = hashlib.sha256(repr(options.licence).encode())
-    for line in listing.stamps():
-        digest.update(line.encode())
-    return Survey(len(listing.pictures), digest.hexdigest())
+    for listing in walk(Path(source)):
+        for line in listing.stamps():
+            digest.update(line.encode())
+        total += len(listing.pictures)
+        strays.see(listing.texts, list(listing.pictures))
+    if not total:
+        raise UserError(f"no pictures found in {source} (looked for {', '.join(SUFFIXES)})")
+    strays.check(source)
+    return Survey(total, digest.hexdigest())
 
 
 def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
-    """What cannot be used first, then a row per picture in natural order (x2 before x10).
+    """A row per picture in natural order (x2 before x10), a folder's own before those below it.
 
-    UserError where a metadata file cannot be read, or where there are captions but none has its picture.
+    What cannot be used stands where it lies; rows of tables that no picture wanted come last. UserError where a
+    metadata file cannot be read.
     """
-    yield from list_folder(Path(source)).rows(source, options.licence)
+
+    def is_picture(name: str) -> bool:
+        return ".." not in name.split("/") and os.path.isfile(os.path.join(source, name))
+
+    with closing(Tables()) as tables:
+        for listing in walk(Path(source)):
+            for name, file in listing.metadata.items():
+                yield from tables.take(os.path.join(source, name), name, file, is_picture)
+            yield from listing.told(tables, options.licence)
+        yield from tables.unused()
 
 
 def file_at(path: str, about: os.stat_result) -> File:
@@ -59,48 +80,76 @@ def open_regular(path: str) -> BinaryIO:
     return file
 
 
-def list_folder(root: Path) -> Listing:
-    """Everything below ``root``; links are followed, each real folder once; the useless with a reason."""
-    listing, seen = Listing(), set[tuple[int, int]]()
-    stack: list[str] = [""]
+def walk(root: Path) -> Iterator[Listing]:
+    """Everything below ``root``, folder by folder: its tables, then the files of one name together.
+
+    Links are followed, each real folder once; the useless comes with a reason. Nothing is remembered but names of
+    one folder, and of folders.
+    """
+    seen, stack = set[tuple[int, int]](), [""]
     while stack:
         folder = stack.pop()
         try:
             about = os.stat(root / folder)
-            names = sorted(os.listdir(root / folder), key=natural)
+            if (about.st_dev, about.st_ino) in seen:
+                yield _without(folder, "a link to a folder that was already looked into")
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            files, folders = _names(root, folder)
         except OSError as error:
-            listing.rejected.append(Rejected(printable(folder), f"cannot be read: {error.strerror}"))
+            yield _without(folder, f"cannot be read: {error.strerror}")
             continue
-        if (about.st_dev, about.st_ino) in seen:
-            listing.rejected.append(
-                Rejected(printable(folder), "a link to a folder that was already looked into")
-            )
+        if ABOUT in files and folder:
+            yield _without(folder, "a Carrara data set, not looked into")
             continue
-        seen.add((about.st_dev, about.st_ino))
-        if ABOUT in names and folder:
-            listing.rejected.append(Rejected(printable(folder), "a Carrara data set, not looked into"))
-            continue
-        folders = [
-            n for n in (f"{folder}/{name}".lstrip("/") for name in names) if not _file(root, n, listing)
-        ]
-        stack.extend(reversed(folders))
-    listing.settle()
+        prefix = f"{folder}/" if folder else ""
+        if tables := [name for name in METADATA if name in files]:
+            yield _listed(root, prefix, tables)
+        files.sort(key=natural)
+        for _, group in itertools.groupby(files, key=_stem):
+            if names := [name for name in group if name not in METADATA]:
+                yield _listed(root, prefix, names)
+        stack.extend(prefix + name for name in sorted(folders, key=natural, reverse=True))
+
+
+def _names(root: Path, folder: str) -> tuple[list[str], list[str]]:
+    """The names in a folder: of files and whatever else, and of folders to look into. OSError as it comes."""
+    files, folders = [], []
+    with os.scandir(root / folder) as entries:
+        for entry in entries:
+            try:
+                is_folder = entry.is_dir() and not hidden(entry.name)
+            except OSError:  # a circle of links
+                is_folder = False
+            (folders if is_folder else files).append(entry.name)
+    return files, folders
+
+
+def _stem(name: str) -> str:
+    """What the files have in common that may belong to one picture."""
+    return natural(name.partition(".")[0])[0]
+
+
+def _without(name: str, reason: str) -> Listing:
+    return Listing(rejected=[Rejected(printable(name), reason)])
+
+
+def _listed(root: Path, prefix: str, names: list[str]) -> Listing:
+    """Files of a folder, each put where it belongs."""
+    listing = Listing()
+    for last in names:
+        name = prefix + last
+        try:
+            path = os.path.join(root, name)
+            about = os.stat(path)
+            if hidden(last):
+                listing.rejected.append(Rejected(printable(name), "hidden"))
+            elif not stat.S_ISREG(about.st_mode):
+                listing.rejected.append(Rejected(printable(name), "not a regular file"))
+            else:
+                listing.put(name, file_at(path, about))
+        except OSError as error:
+            listing.rejected.append(Rejected(printable(name), f"cannot be read: {error.strerror}"))
+    if len(names) > 1:
+        listing.settle()
     return listing
-
-
-def _file(root: Path, name: str, listing: Listing) -> bool:
-    """Puts a file where it belongs in the listing; False where ``name`` is a folder to look into."""
-    path = os.path.join(root, name)
-    try:
-        about = os.stat(path)
-        if hidden(name):
-            listing.rejected.append(Rejected(printable(name), "hidden"))
-        elif stat.S_ISDIR(about.st_mode):
-            return False
-        elif not stat.S_ISREG(about.st_mode):
-            listing.rejected.append(Rejected(printable(name), "not a regular file"))
-        else:
-            listing.put(name, file_at(path, about))
-    except OSError as error:
-        listing.rejected.append(Rejected(printable(name), f"cannot be read: {error.strerror}"))
-    return True

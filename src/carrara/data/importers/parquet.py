@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from carrara.data.archives import TARS
 from carrara.data.beside import KINDS, Beside
-from carrara.data.files import below, printable, shallow
+from carrara.data.files import any_below, below, deep, printable
 from carrara.data.importers import urls
 from carrara.data.importing import Options
 from carrara.data.pictures import SUFFIXES
@@ -62,13 +62,13 @@ class Layout:
 
 
 def matches(source: str) -> bool:
-    """The source is a Parquet file, or a folder in which (or one below) lie Parquet files and no pictures."""
+    """The source is a Parquet file, or a folder in or below which lie Parquet files and no pictures."""
     path = Path(source)
     if urls.matches(source):
         return False
     if path.is_file():
         return path.suffix.lower() == ".parquet"
-    return path.is_dir() and bool(_files(path)) and not shallow(path, (*SUFFIXES, *TARS))
+    return path.is_dir() and not any_below(path, (*SUFFIXES, *TARS)) and bool(_files(path))
 
 
 def survey(source: str, options: Options) -> Survey:
@@ -327,7 +327,7 @@ def _names_within(about: Any) -> tuple[str, ...] | None:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    return [p for p in shallow(path, (".parquet",)) if p.name != _METADATA]
+    return [p for p in deep(path, (".parquet",)) if p.name != _METADATA]
 
 
 def _open(path: Path) -> ParquetFile:

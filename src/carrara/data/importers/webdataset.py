@@ -14,7 +14,7 @@ from pathlib import Path
 from carrara.data.archives import TARS, Entry, stream_tar
 from carrara.data.beside import KINDS, Beside
 from carrara.data.captions import MAX_TEXT, as_text
-from carrara.data.files import File, below, hidden, printable, shallow
+from carrara.data.files import File, any_below, below, deep, hidden, printable
 from carrara.data.importing import Options
 from carrara.data.pictures import SUFFIXES
 from carrara.data.rows import UNSTATED, Rejected, Row, Survey
@@ -39,11 +39,11 @@ class Sample:
 
 
 def matches(source: str) -> bool:
-    """The source is a folder with tars and no pictures in it or one below, or a tar whose pictures have ``.json`` or
+    """The source is a folder with tars and no pictures in or below it, or a tar whose pictures have ``.json`` or
     ``.cls`` of the same name."""
     path = Path(source)
     if path.is_dir():
-        return bool(shards(path)) and not shallow(path, SUFFIXES)
+        return not any_below(path, SUFFIXES) and bool(shards(path))
     if not path.is_file() or not path.name.lower().endswith(TARS):
         return False
     with contextlib.suppress(UserError, OSError):
@@ -94,7 +94,7 @@ def shards(path: Path) -> list[Path]:
     """The tars of a source in natural order."""
     if path.is_file():
         return [path]
-    return shallow(path, TARS)
+    return deep(path, TARS)
 
 
 def _samples(shard: Path, unread: dict[str, str]) -> Iterator[Sample | Rejected]:

@@ -1,0 +1,205 @@
+"""Pictures of a source looked at in its order, several at a time, and never more of them in memory than is said.
+
+Decoding lets go of Python's lock, so every core that this process may use has a picture to decode.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+from carrara.data.beside import check, id_column
+from carrara.data.boxes import COLUMN, canonical
+from carrara.data.captions import MAX_TEXT
+from carrara.data.fetching import Unkept
+from carrara.data.known import Record
+from carrara.data.languages import with_language
+from carrara.data.pictures import look
+from carrara.data.rows import (
+    CAPTIONED_BY,
+    MORE_CAPTIONS,
+    BadPicture,
+    Rejected,
+    Row,
+    caption_column,
+    content_id,
+    tidy,
+)
+from carrara.data.table_files import size_of
+
+THREADS = max(
+    1, min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+)
+TOGETHER = 8  # handing over costs about as much as a small picture
+HELD = 256 * 2**20  # bytes of pictures that wait for their turn, from which no further one is read
+PART = 32 * 2**20  # bytes of those that are looked at together, from which the others wait
+
+
+class Looked(NamedTuple):
+    """The record of a row, and what of the row could not be used."""
+
+    record: Record
+    left_out: list[Rejected]
+
+
+Item = Row | Rejected
+
+
+def looked_at(items: Iterable[Item], *, detect: bool) -> Iterator[tuple[Item, Looked | Rejected]]:
+    """Each item in order with what came of looking at it; ``detect`` finds the languages of captions."""
+    held = _Held()
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="carrara-import")
+    waiting: deque[tuple[list[Item], Future[list[Looked | Rejected]]]] = deque()
+    left = iter(items)
+    parts = enumerate(iter(lambda: list(itertools.islice(left, TOGETHER)), []))
+
+    def in_turn() -> Iterator[tuple[Item, Looked | Rejected]]:
+        part, future = waiting.popleft()
+        found = future.result()
+        for item, looked in zip(part, found, strict=False):
+            yield item, looked
+            held.less(_size(looked))
+        for item in part[len(found) :]:  # too large to wait together
+            yield item, _look(item, detect)
+        held.next()
+
+    try:
+        for turn, part in parts:
+            waiting.append((part, pool.submit(_look_at_some, part, turn, held, detect)))
+            if len(waiting) > 3 * THREADS:
+                yield from in_turn()
+        while waiting:
+            yield from in_turn()
+    finally:
+        held.stop()
+        pool.shutdown(cancel_futures=True)
+
+
+class _Held:
+    """How many bytes wait for their turn: who would add to too many waits, unless it is the next one's turn."""
+
+    def __init__(self) -> None:
+        self._bytes, self._turn, self._stopped = 0, 0, False
+        self._changed = threading.Condition()
+
+    def wait(self, turn: int) -> bool:
+        """Until there is room for more; False where nobody wants it any longer."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._bytes < HELD or self._turn == turn or self._stopped)
+            return not self._stopped
+
+    def more(self, size: int) -> None:
+        with self._changed:
+            self._bytes += size
+
+    def less(self, size: int) -> None:
+        with self._changed:
+            full = self._bytes >= HELD
+            self._bytes -= size
+            if full and self._bytes < HELD:
+                self._changed.notify_all()
+
+    def next(self) -> None:
+        """The turn of the next."""
+        with self._changed:
+            self._turn += 1
+            if self._bytes >= HELD:
+                self._changed.notify_all()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
+def _look_at_some(part: list[Item], turn: int, held: _Held, detect: bool) -> list[Looked | Rejected]:
+    """What came of looking at the first of them: at all, unless they are large."""
+    found, size = list[Looked | Rejected](), 0
+    for item in part:
+        if size >= PART or not held.wait(turn):
+            break
+        looked = _look(item, detect)
+        found.append(looked)
+        size += _size(looked)
+        held.more(_size(looked))
+    return found
+
+
+def _size(looked: Looked | Rejected) -> int:
+    return size_of(looked.record) if isinstance(looked, Looked) else 0
+
+
+def _look(item: Item, detect: bool) -> Looked | Rejected:
+    return look_at(with_language(item) if detect and isinstance(item, Row) else item)
+
+
+def look_at(item: Row | Rejected) -> Looked | Rejected:
+    """The record of a row, its pictures decoded once to be sure of them."""
+    if isinstance(item, Rejected):
+        return item
+    try:
+        data = item.read()
+        width, height, mode, measured = look(data)
+    except Unkept:  # the disk is full: no fault of this picture
+        raise
+    except BadPicture as error:
+        return Rejected(item.source, str(error))
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        return Rejected(item.source, f"cannot be read: {getattr(error, 'strerror', None) or error}")
+    captions = {caption_column(lang): text for lang, raw in item.captions.items() if (text := tidy(raw))}
+    more, left_out = _more(item, width, height)
+    for column in [name for name, text in captions.items() if len(text) > MAX_TEXT]:
+        reason = f"a {column} of {len(captions.pop(column))} letters; at most {MAX_TEXT} are taken"
+        left_out.append(Rejected(item.source, reason))
+    if url := tidy(item.url):
+        more["url"] = url
+    if flags := " ".join(sorted({*item.flags, *measured})):
+        more["flags"] = flags
+    if item.captioned_by:
+        more[CAPTIONED_BY] = item.captioned_by
+    if further := [text for caption in item.more if (text := tidy(caption))]:
+        more[MORE_CAPTIONS] = json.dumps(further, ensure_ascii=False)
+    record = {
+        "id": content_id(data),
+        "image": data,
+        "width": width,
+        "height": height,
+        "mode": mode,
+        "label": tidy(item.label),
+        "group": tidy(item.group),
+        "category": tidy(item.category),
+        "split": item.split,
+        "source": item.source,
+        "licence": tidy(item.licence),
+        **captions,
+        **more,
+    }
+    return Looked(record, left_out)
+
+
+def _more(item: Row, width: int, height: int) -> tuple[Record, list[Rejected]]:
+    """The boxes and the pictures beside a picture of this size, and what of them cannot be used."""
+    found: Record = {}
+    left_out = []
+    if item.boxes is not None:
+        try:
+            found[COLUMN] = canonical(item.boxes, width, height, item.box_names)
+        except ValueError as error:
+            left_out.append(Rejected(item.source, f"its boxes: {str(error)[:200]}"))
+    for name, beside in item.beside.items():
+        try:
+            data = beside.read()
+            check(name, data, width, height)
+        except BadPicture as error:
+            left_out.append(Rejected(beside.source, f"a {name} that cannot be used: {error}"))
+        except OSError as error:
+            left_out.append(Rejected(beside.source, f"cannot be read: {error.strerror or error}"))
+        else:
+            found |= {name: data, id_column(name): content_id(data)}
+    return found, left_out
