@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from carrara.data import addresses, fetching
-from carrara.data.fetching import Downloads, Manners, fetch
+from carrara.data import addresses, asking
+from carrara.data.asking import Manners, fetch
+from carrara.data.fetching import Downloads
 from carrara.data.importing import Summary, import_pictures
 from carrara.data.rows import BadPicture
 from carrara.data.table import Dataset
@@ -84,7 +85,7 @@ def answer(path: str, say: Say) -> None:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(fetching, "PAUSE", 0.01)
+    monkeypatch.setattr(asking, "PAUSE", 0.01)
     asked.clear()
     listening = socket.create_server(("127.0.0.1", 0))
 
@@ -212,7 +213,8 @@ def test_a_full_disk_stops_the_import_and_blames_no_picture(
 ) -> None:
     (tmp_path / "list.txt").write_text("".join(f"{server}/{k}\n" for k in (1, 2, "gzip", 3, 4)))
 
-    def full(*_: object) -> None:
+    def full(downloads: Downloads, *_: object) -> None:
+        downloads.folder.mkdir(parents=True, exist_ok=True)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -222,7 +224,6 @@ def test_a_full_disk_stops_the_import_and_blames_no_picture(
             take_in(tmp_path / "list.txt", tmp_path / "data")
     # A line that the disk took in part is no line, also when others come after it.
     (folder,) = (tmp_path / "data" / "import.partial").iterdir()
-    (folder / "downloads").mkdir(exist_ok=True)
     with open(folder / "downloads" / "failed.jsonl", "a") as file:
         file.write(f'["{server}/9", "to')
     dataset, why, _ = take_in(tmp_path / "list.txt", tmp_path / "data")

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from carrara.data import fetching
+from carrara.data import addresses, asking
 from carrara.data.addresses import checked, is_public
-from carrara.data.fetching import Manners, fetch, forbidden
+from carrara.data.asking import Manners, fetch, forbidden
 from carrara.data.importing import Summary, import_pictures
 from carrara.data.rows import BadPicture
 from carrara.data.table import Dataset
@@ -68,7 +68,7 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(fetching, "PAUSE", 0.02)
+    monkeypatch.setattr(asking, "PAUSE", 0.02)
     asked.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
         running.daemon_threads = True
@@ -146,7 +146,7 @@ def test_one_private_address_of_a_name_is_enough(monkeypatch: pytest.MonkeyPatch
         "socket.create_connection", lambda to, _: connected.append(to) or (_ for _ in ()).throw(OSError)
     )
     with pytest.raises(OSError):  # noqa: PT011
-        fetching.Connection(target, patience=1, deadline=time.monotonic() + 9, most=9).connect()
+        addresses.Connection(target, patience=1, deadline=time.monotonic() + 9, most=9).connect()
     assert connected == [("93.184.216.34", 443)]
 
 
@@ -242,8 +242,8 @@ def test_killed_while_downloading(
 ) -> None:
     process = start_python(f"""
 import os, signal
-from carrara.data import importing, fetching
-fetching.PAUSE = 0.01
+from carrara.data import asking, importing
+asking.PAUSE = 0.01
 for report in importing.import_pictures({str(table)!r}, {str(tmp_path / "data")!r}, allow_private=True, seconds=30.0):
     if report.kept == 9:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import http.client
 import json
-import math
 import os
-import ssl
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urljoin, urlsplit
+from typing import TYPE_CHECKING
 
-from carrara import __version__
 from carrara.data import told
-from carrara.data.addresses import HEADERS, Connection, TooMuch, Unreachable, checked
+from carrara.data.asking import Manners, fetch, host_of
 from carrara.data.rows import BadPicture, Rejected, Row, tidy
 from carrara.data.table import Dataset
 from carrara.data.unfinished import DOWNLOADS, whole_lines
@@ -35,22 +27,7 @@ if TYPE_CHECKING:
     from carrara.data.store import Store
 
 FAILED = "failed.jsonl"
-AGENT = f"Carrara/{__version__} (data set import; honours X-Robots-Tag)"
-TOKEN = "carrara"  # by which a header may name us
 AHEAD = 256  # rows that are looked at before they are needed
-REDIRECTS = 5
-TRIES = 4
-PAUSE = 1.0  # seconds before the second try; twice as many before each further one
-_PIECE = 1 << 16
-_AGAIN = (408, 425, 429, 500, 502, 503, 504)
-_LARGER = " (--most-megabytes lets more)"
-_FORBIDDEN = ("noai", "noimageai", "noindex", "noimageindex", "none")
-_TIMED = (
-    "unavailable_after",
-    "max-snippet",
-    "max-image-preview",
-    "max-video-preview",
-)  # words before a colon
 
 
 @dataclass(frozen=True)
@@ -65,135 +42,6 @@ class Remote:
 
 class Unkept(OSError):
     """What was downloaded could not be put down, or not be read again: the disk's fault, and no picture's."""
-
-
-class Manners(NamedTuple):
-    """How downloads are made."""
-
-    private: bool = False
-    robots: bool = True
-    most_bytes: int = 32 * 2**20
-    seconds: float = 60.0
-    at_once: int = 16
-    per_host: int = 4
-
-
-class Answer(NamedTuple):
-    """What a server said: a status, where it leads on to, the bytes, and after how many seconds to ask again."""
-
-    status: int
-    location: str | None
-    data: bytes
-    after: float | None
-
-
-def fetch(url: str, manners: Manners, resting: dict[str, float] | None = None) -> bytes:
-    """The bytes at a url. BadPicture says why there are none; what may pass by is tried again, each time later.
-
-    A server that asks to wait is left alone until then, or for good where that is later than ``manners.seconds`` from
-    now; ``resting`` remembers it by host, as a moment of `time.monotonic`, for all other urls of it.
-    """
-    resting = {} if resting is None else resting
-    deadline = time.monotonic() + manners.seconds
-    pause = PAUSE
-    for attempt in range(1, TRIES + 1):
-        _rest(url, resting, deadline)
-        try:
-            answer = _follow(url, manners, deadline)
-            if answer.status == 200:
-                return answer.data
-            if answer.status not in _AGAIN:
-                raise BadPicture(f"the server answered {answer.status}")
-            fault = f"the server answered {answer.status}"
-            if answer.after is not None:
-                resting[_host(url)] = time.monotonic() + answer.after
-                if attempt < TRIES:
-                    _rest(url, resting, deadline, who=f"{fault} and")
-        except ssl.SSLCertVerificationError as error:
-            raise BadPicture(f"its certificate does not hold: {error.verify_message}") from None
-        except (OSError, http.client.HTTPException, Unreachable) as error:
-            fault = _told(error)
-        if attempt == TRIES or time.monotonic() + pause >= deadline:
-            raise BadPicture(
-                f"could not be downloaded: {fault}" + (f" ({attempt} tries)" if attempt > 1 else "")
-            )
-        time.sleep(pause)
-        pause *= 2
-    raise AssertionError("the last try returns or raises")
-
-
-def _rest(url: str, resting: dict[str, float], deadline: float, *, who: str = "its host has") -> None:
-    """Waits for as long as the host of a url asked to be left alone. BadPicture where that is too long."""
-    left = resting.get(_host(url), 0.0) - (now := time.monotonic())
-    if left <= 0:
-        return
-    if now + left >= deadline:
-        raise BadPicture(f"{who} asked to wait {math.ceil(left)} s (--retry, then, tries it again)")
-    time.sleep(left)
-
-
-def _follow(url: str, manners: Manners, deadline: float) -> Answer:
-    for _ in range(REDIRECTS + 1):
-        answer = _ask(url, manners, deadline)
-        if answer.location is None:
-            return answer
-        try:
-            url = urljoin(url, answer.location)
-        except ValueError as error:
-            raise BadPicture(f"it leads to no address: {error}") from None
-    raise BadPicture(f"it leads on more than {REDIRECTS} times")
-
-
-def _ask(url: str, manners: Manners, deadline: float) -> Answer:
-    """One question to one server; every one on the way is checked anew."""
-    target = checked(url, private=manners.private)
-    connection = Connection(
-        target, patience=min(20.0, manners.seconds), deadline=deadline, most=manners.most_bytes + HEADERS
-    )
-    try:
-        connection.request(
-            "GET",
-            target.path,
-            headers={"User-Agent": AGENT, "Accept": "image/*", "Accept-Encoding": "identity"},
-        )
-        reply = connection.getresponse()
-        if reply.status in (301, 302, 303, 307, 308) and (location := reply.headers.get("Location")):
-            return Answer(reply.status, _utf8(location), b"", None)
-        if reply.status != 200:
-            return Answer(reply.status, None, b"", _seconds(reply.headers.get("Retry-After")))
-        if manners.robots and (word := forbidden(reply.headers.get_all("X-Robots-Tag") or [])):
-            raise BadPicture(f"its X-Robots-Tag says {word} (--ignore-robots-tag takes it all the same)")
-        encoding = reply.headers.get("Content-Encoding", "identity").lower()
-        if encoding != "identity":
-            raise BadPicture(f"it was sent as {_shown(encoding[:20])}, which was not asked for")
-        length = reply.length
-        if length is not None and length > manners.most_bytes:
-            raise BadPicture(f"{length} bytes; at most {manners.most_bytes} are downloaded{_LARGER}")
-        data = bytearray()
-        while piece := reply.read(_PIECE):
-            data += piece
-            if len(data) > manners.most_bytes:
-                raise BadPicture(f"more than {manners.most_bytes} bytes{_LARGER}")
-        if length is not None and len(data) < length:
-            raise http.client.IncompleteRead(bytes(data), length - len(data))
-        return Answer(200, None, bytes(data), None)
-    except TooMuch:
-        raise BadPicture(f"more than {manners.most_bytes} bytes{_LARGER}") from None
-    finally:
-        connection.close()
-
-
-def forbidden(headers: list[str]) -> str | None:
-    """The word of X-Robots-Tag headers that forbids us to take a picture; what is said to other agents is not."""
-    for header in headers:
-        agent = ""
-        for part in header.lower().split(","):
-            before, colon, word = part.strip().partition(":")
-            if colon and before.strip() not in _TIMED:
-                agent, part = before.strip(), word
-            if part.strip() in _FORBIDDEN and agent in ("", "*", TOKEN):
-                return part.strip()
-    return None
 
 
 class Downloads:
@@ -256,7 +104,7 @@ class Downloads:
             except BaseException as error:  # whoever waits for it gets it
                 done.set_exception(error)
             with self._lock:
-                self._running[_host(url)] -= 1
+                self._running[host_of(url)] -= 1
                 self._lock.notify_all()
 
     def _try(self, url: str) -> None:
@@ -274,9 +122,9 @@ class Downloads:
         with self._lock:
             while True:
                 for url in self._waiting:
-                    if self._running[_host(url)] < self.manners.per_host:
+                    if self._running[host_of(url)] < self.manners.per_host:
                         self._waiting.remove(url)
-                        self._running[_host(url)] += 1
+                        self._running[host_of(url)] += 1
                         return url
                 if self._no_more and not self._waiting:
                     self._threads -= 1
@@ -396,32 +244,6 @@ def _want(urls: deque[str], downloads: Downloads, present: Present) -> None:
             downloads.want(url)
 
 
-def _host(url: str) -> str:
-    try:
-        return urlsplit(url).netloc.lower()
-    except ValueError:
-        return ""
-
-
-def _seconds(text: str | None) -> float | None:
-    """How long a Retry-After asks to wait, which says so in seconds or by a date."""
-    if not text:
-        return None
-    if text.isascii() and text.isdigit() and len(text) < 10:
-        return float(text)
-    with contextlib.suppress(ValueError, OverflowError, TypeError):
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    return None
-
-
-def _utf8(header: str) -> str:
-    """A header, which `http.client` takes for Latin-1, as the UTF-8 that it is more likely to be."""
-    try:
-        return header.encode("iso-8859-1").decode("utf-8")
-    except UnicodeError:
-        return header
-
-
 @contextmanager
 def _the_disk() -> Iterator[None]:
     """What the disk does not take or give is none of the picture's faults."""
@@ -429,14 +251,3 @@ def _the_disk() -> Iterator[None]:
         yield
     except OSError as error:
         raise Unkept(error.errno, error.strerror or str(error), error.filename) from error
-
-
-def _told(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return str(error) if "too long" in str(error) else "no answer in time"
-    return _shown(str(error)) or type(error).__name__
-
-
-def _shown(said: str) -> str:
-    """A server's words as a reason: a line, of nothing that a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(said.split()))[:200]
