@@ -68,7 +68,7 @@ def matches(source: str) -> bool:
         return False
     if path.is_file():
         return path.suffix.lower() == ".parquet"
-    return path.is_dir() and not any_below(path, (*SUFFIXES, *TARS)) and bool(_files(path))
+    return path.is_dir() and not any_below(path, (*SUFFIXES, *TARS)) and bool(files(path))
 
 
 def survey(source: str, options: Options) -> Survey:
@@ -76,7 +76,7 @@ def survey(source: str, options: Options) -> Survey:
     or has no column of pictures."""
     root = Path(source)
     total, digest = 0, hashlib.sha256(repr(options.licence).encode())
-    for path in _files(root):
+    for path in files(root):
         with _open(path) as file:
             layout_of(path, file.schema_arrow)
             total += file.metadata.num_rows
@@ -92,7 +92,7 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
     The split is the column of that name, or what the file's name begins with ("train-00000-of-00004").
     """
     root = Path(source)
-    for path in _files(root):
+    for path in files(root):
         name = printable(below(root, path))
         with _open(path) as file:
             layout, number, told = layout_of(path, file.schema_arrow), 0, set[str]()
@@ -324,7 +324,8 @@ def _names_within(about: Any) -> tuple[str, ...] | None:
     return next((found for part in inside if (found := _names_within(part))), None)
 
 
-def _files(path: Path) -> list[Path]:
+def files(path: Path) -> list[Path]:
+    """The Parquet files of a source in natural order."""
     if path.is_file():
         return [path]
     return [p for p in deep(path, (".parquet",)) if p.name != _METADATA]
