@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,28 @@ def test_words_meaning_and_the_joint_space_each_and_together(data: Dataset) -> N
     assert sorted(sources(together)) == ["blue-square-0", "blue-square-1"]
     assert [reason.way for reason in together.hits[0].reasons] == ["words", "meaning", "joint"]
     assert together.remarks == []
+
+
+def test_meaning_is_asked_of_all_languages_with_one_vector(data: Dataset) -> None:
+    """And each picture is found by the caption that is nearest."""
+    asked = []
+
+    def read(words: Sequence[str]) -> npt.NDArray[np.float32]:
+        asked.append(list(words))
+        assert KNOWN["ngrams"].texts is not None
+        return KNOWN["ngrams"].texts(words)
+
+    reader = replace(KNOWN["ngrams"], texts=read)
+    found = search(data, Query(words="schwarze Scheibe", by="meaning", limit=24), lambda _: reader)
+    assert asked == [["schwarze Scheibe"]]
+    query = reader.texts(["schwarze Scheibe"])[0] if reader.texts else None
+    columns = [c.column for c in vector_columns(data) if c.of != "image"]
+    scores = np.max([np.array(data.column(name), np.float32) @ query for name in columns], 0)
+    assert len(columns) == 2
+    assert [hit.score for hit in found.hits] == pytest.approx(
+        np.sort(scores)[::-1][: len(found.hits)], abs=1e-3
+    )
+    assert found.hits[0].reasons[0].words.endswith("in caption_de")
 
 
 def test_pages_follow_one_another_and_conditions_hold(data: Dataset) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from carrara.data.search.contract import WAYS, EmbedderOf, Found, Hit, Query, Ra
 from carrara.data.search.fusion import Fused, in_depths
 from carrara.data.search.nearest import nearest
 from carrara.data.search.picture import by_bytes_and_hash
-from carrara.data.search.vectors import VectorColumn, newest, vector_columns
+from carrara.data.search.vectors import VectorColumn, lacking, newest, vector_columns
 from carrara.data.search.words import by_words, index_words, indexed
 from carrara.errors import UserError
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from carrara.data.table import Dataset
 
 _SHOWN = ("id", "source", "label", "category", "split", "licence", "width", "height", "mode", "url", "flags")
+_Vector = npt.NDArray[np.float32]  # [d]
+_AT_ONCE = 8  # columns that are asked
 _DEPTH = 200  # candidates of each way that are ranked together
 MISSING = {
     "meaning": "the captions' meaning is not stored: `carrara data encode {path} --meaning`",
@@ -135,12 +138,13 @@ class _Asking:
         columns = newest(self.columns, of_pictures=False, joint=False)
         if not columns:
             raise Unavailable(self._missing("meaning"))
+        # Columns of one space: the words have one vector for all of them.
+        vectors = (
+            dict.fromkeys(columns, self._text_vector(columns[0])) if self.words else self._stored(columns)
+        )
         best: dict[int, tuple[float, str]] = {}
-        for column in columns:
-            vector = self._text_vector(column) if self.words else self._stored(column)
-            if vector is None:
-                continue
-            for row, score in self._nearest(column, vector):
+        for column, found in self._nearest(vectors).items():
+            for row, score in found:
                 if score > best.get(row, (0.0, ""))[0]:
                     best[row] = (score, f"means alike, {score:.2f}, in {column.of}")
         order = sorted(best.items(), key=lambda item: (-item[1][0], item[0]))[: self.depth]
@@ -162,8 +166,9 @@ class _Asking:
                 raise Unavailable(self._missing("picture"))
             self.remarks.append(self._missing("picture"))
             return found or [_ranked("picture", [])]
-        vector = self._picture_vector(columns[0], data) if data is not None else self._stored(columns[0])
-        alike = self._nearest(columns[0], vector) if vector is not None else []
+        column = columns[0]
+        vectors = self._stored([column]) if data is None else {column: self._picture_vector(column, data)}
+        alike = self._nearest(vectors).get(column, [])
         known = set(found[0].rows.tolist()) if found else set()
         first = [
             (int(r), float(s), w) for f in found for r, s, w in zip(f.rows, f.scores, f.words, strict=True)
@@ -178,42 +183,55 @@ class _Asking:
         columns = newest(self.columns, of_pictures=True, joint=True)
         if not columns:
             raise Unavailable(self._missing("joint"))
-        column, found = columns[0], []
-        if self.words and (vector := self._text_vector(column)) is not None:
-            found += self._nearest(column, vector)
+        column = columns[0]
+        asked = [{column: self._text_vector(column)}] if self.words else []
         if self.query.picture is not None:
-            found += self._nearest(column, self._picture_vector(column, self.query.picture))
-        elif self.like is not None and (stored := self._stored(column)) is not None:
-            found += self._nearest(column, stored)
+            asked.append({column: self._picture_vector(column, self.query.picture)})
+        elif self.like is not None:
+            asked.append(self._stored([column]))
         best: dict[int, float] = {}
-        for row, score in found:
-            best[row] = max(score, best.get(row, -1.0))
+        for vectors in asked:
+            for row, score in self._nearest(vectors).get(column, []):
+                best[row] = max(score, best.get(row, -1.0))
         order = sorted(best.items(), key=lambda item: (-item[1], item[0]))[: self.depth]
         return [_ranked("joint", [(row, score, f"fits, {score:.2f}") for row, score in order])]
 
-    def _nearest(self, column: VectorColumn, vector: npt.NDArray[np.float32]) -> list[tuple[int, float]]:
-        """Rows and cosines, without the row that is itself looked for."""
-        if lacking := self.dataset.table.count_rows(filter=f"{column.column} IS NULL"):
-            self.remarks.append(
-                f"{lacking} pictures have no vectors of {column.embedder} yet and are not among these: "
+    def _nearest(
+        self, vectors: Mapping[VectorColumn, _Vector]
+    ) -> dict[VectorColumn, list[tuple[int, float]]]:
+        """Rows and cosines of each column, without the row that is itself looked for; all are asked at once."""
+
+        def ask(column: VectorColumn) -> list[tuple[int, float]]:
+            rows, scores = nearest(
+                self.dataset, column, vectors[column], limit=self.depth + 1, where=self.query.where
+            )
+            pairs = zip(rows.tolist(), scores.tolist(), strict=True)
+            return [(row, score) for row, score in pairs if row != self.like]
+
+        if lack := max((lacking(self.dataset, column) for column in vectors), default=0):
+            name = next(iter(vectors)).embedder
+            self._remark(
+                f"{lack} pictures have no vectors of {name} yet and are not among these: "
                 f"encode {self.dataset.path} again"
             )
-        rows, scores = nearest(self.dataset, column, vector, limit=self.depth + 1, where=self.query.where)
-        return [
-            (row, score)
-            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
-            if row != self.like
-        ]
+        if len(vectors) < 2:
+            return {column: ask(column) for column in vectors}
+        with ThreadPoolExecutor(min(_AT_ONCE, len(vectors))) as pool:
+            return dict(zip(vectors, pool.map(ask, vectors), strict=True))
 
-    def _text_vector(self, column: VectorColumn) -> npt.NDArray[np.float32]:
+    def _remark(self, words: str) -> None:
+        if words not in self.remarks:
+            self.remarks.append(words)
+
+    def _text_vector(self, column: VectorColumn) -> _Vector:
         if not any(letter.isalnum() for letter in self.words):
             raise Unavailable(f"there is no word in {self.words!r}")
         embedder = self._embedder(column)
         assert embedder.texts is not None
-        vector: npt.NDArray[np.float32] = embedder.texts([self.words])[0]
+        vector: _Vector = embedder.texts([self.words])[0]
         return vector
 
-    def _picture_vector(self, column: VectorColumn, data: bytes) -> npt.NDArray[np.float32]:
+    def _picture_vector(self, column: VectorColumn, data: bytes) -> _Vector:
         embedder = self._embedder(column)
         assert embedder.pictures is not None
         assert embedder.size is not None
@@ -221,7 +239,7 @@ class _Asking:
             seen = pixels(data, embedder.size, 3)
         except BadPicture as error:
             raise UserError(f"the picture to look for cannot be used: {error}") from None
-        vector: npt.NDArray[np.float32] = embedder.pictures(torch.stack([seen]))[0]
+        vector: _Vector = embedder.pictures(torch.stack([seen]))[0]
         return vector
 
     def _same(self, data: bytes) -> tuple[Ranked, str, list[str]]:
@@ -230,12 +248,14 @@ class _Asking:
         except BadPicture as error:
             raise UserError(f"the picture to look for cannot be used: {error}") from None
 
-    def _stored(self, column: VectorColumn) -> npt.NDArray[np.float32] | None:
-        """The vector of the row to find more like; None where it has none."""
+    def _stored(self, columns: Sequence[VectorColumn]) -> dict[VectorColumn, _Vector]:
+        """The vectors of the row to find more like, of the columns that it has some in."""
         assert self.like is not None
-        value = self.dataset.take([self.like], [column.column])[column.column][0]
-        vector = None if value is None else np.asarray(value, np.float32)
-        return vector if vector is not None and vector.any() else None
+        told = self.dataset.take([self.like], [column.column for column in columns])
+        found = {
+            c: np.asarray(value, np.float32) for c in columns if (value := told[c.column][0]) is not None
+        }
+        return {column: vector for column, vector in found.items() if vector.any()}
 
     def _embedder(self, column: VectorColumn) -> Any:
         try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from carrara.data.table import DERIVED_KEY
 
@@ -36,7 +37,7 @@ class VectorColumn:
 
     column: str
     embedder: str
-    key: Mapping[str, Any]
+    key: Mapping[str, Any] = field(hash=False)
     of: str
     joint: bool
     width: int
@@ -50,15 +51,26 @@ class VectorColumn:
 def vector_columns(dataset: Dataset) -> list[VectorColumn]:
     """All of them, in the order they were made."""
     found = []
-    for field in dataset.table.schema:
-        text = (field.metadata or {}).get(DERIVED_KEY)
+    for one in dataset.table.schema:
+        text = (one.metadata or {}).get(DERIVED_KEY)
         key = json.loads(text) if text else {}
         # A list of free length (a column of some rows only) is none that can be searched.
         if {"embedder", "by", "of", "joint"} <= key.keys() and (
-            width := getattr(field.type, "list_size", 0)
+            width := getattr(one.type, "list_size", 0)
         ) > 0:
-            found.append(VectorColumn(field.name, key["embedder"], key["by"], key["of"], key["joint"], width))
+            found.append(VectorColumn(one.name, key["embedder"], key["by"], key["of"], key["joint"], width))
     return found
+
+
+def lacking(dataset: Dataset, column: VectorColumn) -> int:
+    """How many rows have no vector yet; a version of the table is looked at once."""
+    known, key = _LACKING.setdefault(dataset, {}), (dataset.version, column.column)
+    if key not in known:
+        known[key] = dataset.table.count_rows(filter=f"{column.column} IS NULL")
+    return known[key]
+
+
+_LACKING: WeakKeyDictionary[Dataset, dict[tuple[int, str], int]] = WeakKeyDictionary()
 
 
 def newest(columns: Sequence[VectorColumn], *, of_pictures: bool, joint: bool) -> list[VectorColumn]:
