@@ -1,0 +1,246 @@
+"""An import on Ray: workers look at parts of the source and write them; they are published in the source's order.
+
+So the table says of each picture what one process would say of it: of the same bytes in two files the first is a row
+and the second is listed, and a group stays in one split. The journal of the whole notes each part that is in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from carrara.data.cluster.parts import Part, parts, shards_of, standing
+from carrara.data.cluster.session import cause, cluster, dismiss, is_lost
+from carrara.data.cluster.worker import Brought, Worker
+from carrara.data.importing import Job, Options, Progress, importers
+from carrara.data.rows import Survey
+from carrara.data.store import newest
+from carrara.data.unfinished import JOURNAL, whole_lines
+from carrara.data.writer import Writer
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    from ray import ObjectRef, ObjectRefGenerator
+    from ray.actor import ActorHandle
+
+TRIES = 3  # of a part whose worker dies
+HELD = 2  # parts that a worker may have in hand: one at work, one that waits for its turn
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """`importing.Engine` on so many workers, or on as many as there are processors."""
+
+    workers: int | None = None
+    name: str = "ray"
+
+    def survey(self, importer: str, source: str, options: Options) -> Survey:
+        """As the importer's; of many files of which one is damaged, their number and a digest of their stamps."""
+        try:
+            found: Survey = importers()[importer].survey(source, options)
+        except UserError:
+            if not (shards := shards_of(importer, source)):
+                raise
+            stamps = [
+                (name, (about := (Path(source) / name).stat()).st_size, about.st_mtime_ns) for name in shards
+            ]
+            digest = hashlib.sha256(repr((options.licence, stamps)).encode())
+            found = Survey(len(shards), digest.hexdigest())
+        return found
+
+    def run(self, job: Job, writer: Writer) -> Iterator[Progress]:
+        """Brings what the journal of ``writer`` does not name yet."""
+        with cluster(self.workers) as workers:
+            # What one process would ask of a host at a time, all of them together do.
+            polite = job.options.model_copy(
+                update={
+                    "at_once": max(1, job.options.at_once // workers),
+                    "per_host": max(1, job.options.per_host // workers),
+                }
+            )
+            job = job._replace(source=standing(job.source), options=polite)
+            with closing(_Run(job, writer, workers)) as run:
+                yield from run.reports()
+
+
+@dataclass
+class _Hand:
+    """A worker, and the parts that it has in hand."""
+
+    actor: ActorHandle[Any]
+    held: dict[int, Part] = field(default_factory=dict)
+    at_work: ObjectRefGenerator | None = None
+
+
+class _Run:
+    """One import: who does what, and whose turn it is."""
+
+    def __init__(self, job: Job, writer: Writer, workers: int) -> None:
+        self.job, self.writer = job, writer
+        self.notes = _Notes(writer)
+        self.left = parts(job, set(self.notes.done))
+        self.again: list[tuple[int, Part]] = []  # of workers that died, by number
+        self.tries = Counter[int]()
+        self.lost: dict[int, str] = {}
+        self.faults: dict[int, str] = {}
+        self.seen: dict[int, int] = {}  # pictures of the parts at work
+        self.gathered: dict[int, _Hand] = {}
+        self.order: list[int] = []  # of all parts that were handed out and are not in yet
+        self.publishing: tuple[ObjectRef[Brought], int, _Hand] | None = None
+        self.hands = [_Hand(self._hire()) for _ in range(workers)]
+
+    def reports(self) -> Iterator[Progress]:
+        """Progress until every part is in. UserError where some cannot be, once all others are."""
+        import ray
+
+        while True:
+            for hand in self.hands:
+                self._hand_out(hand)
+            self._publish_next()
+            waiting: list[Any] = [hand.at_work for hand in self.hands if hand.at_work is not None]
+            if self.publishing:
+                waiting.append(self.publishing[0])
+            if not waiting:
+                break
+            ready, _ = ray.wait(waiting, num_returns=1, timeout=1.0)
+            for one in ready:
+                self._hear(one)
+            yield self._progress()
+        if self.lost:
+            _, name = min(self.lost.items())
+            raise UserError(
+                f"the workers of {len(self.lost)} parts died {TRIES} times (the first: {name}); all else is done, "
+                "and the same command tries these again"
+            )
+
+    def close(self) -> None:
+        """Dismisses the workers; what they have begun is in journals."""
+        self.left.close()  # type: ignore[attr-defined]
+        for hand in self.hands:
+            dismiss(hand.actor)
+
+    def _hire(self) -> ActorHandle[Any]:
+        import ray
+
+        kind = ray.remote(Worker).options(num_cpus=1, max_concurrency=HELD)
+        return kind.remote(self.writer.store.path, self.writer.ticket, self.job, self.notes.began)
+
+    def _hand_out(self, hand: _Hand) -> None:
+        if hand.at_work is not None or len(hand.held) >= HELD:
+            return
+        part = heapq.heappop(self.again)[1] if self.again else next(self.left, None)
+        if part is None:
+            return
+        if part.number not in self.order:
+            self.order.append(part.number)
+        hand.held[part.number] = part
+        hand.at_work = hand.actor.gather.options(num_returns="streaming").remote(part)
+
+    def _publish_next(self) -> None:
+        """Of all that are not in yet the first may go, where it is gathered."""
+        if self.publishing is None and self.order and (hand := self.gathered.get(min(self.order))):
+            number = min(self.order)
+            self.publishing = (hand.actor.publish.remote(number), number, hand)
+
+    def _hear(self, one: Any) -> None:
+        """Takes what a worker says, or that it died."""
+        if self.publishing and one is self.publishing[0]:
+            self._hear_published(*self.publishing)
+            return
+        import ray
+
+        hand = next(hand for hand in self.hands if hand.at_work is one)
+        number = list(hand.held)[-1]
+        try:
+            self.seen[number] = ray.get(next(one))
+        except StopIteration:
+            hand.at_work = None
+            self.gathered[number] = hand
+        except Exception as error:
+            if is_lost(error):
+                self._replace(hand)
+                return
+            found = cause(error)
+            if not isinstance(found, UserError) or not hand.held[number].shard:
+                raise found from None
+            hand.at_work = None
+            part = hand.held.pop(number)
+            self.order.remove(number)
+            self.notes.note(number, Brought(0, [{"file": part.name, "reason": str(found)}], (0, 0, 0), None))
+
+    def _hear_published(self, ref: ObjectRef[Brought], number: int, hand: _Hand) -> None:
+        import ray
+
+        self.publishing = None
+        try:
+            brought = ray.get(ref)
+        except Exception as error:
+            if is_lost(error):
+                self._replace(hand)
+                return
+            raise cause(error) from None
+        self.notes.note(number, brought)
+        self.order.remove(number)
+        self.gathered.pop(number)
+        self.seen.pop(number, None)
+        hand.held.pop(number)
+        hand.actor.forget.remote(number)
+
+    def _replace(self, hand: _Hand) -> None:
+        """Another worker in place of one that died; what it had in hand is to be done again."""
+        dismiss(hand.actor)
+        if self.publishing and self.publishing[2] is hand:
+            self.publishing = None
+        for number, part in hand.held.items():
+            self.gathered.pop(number, None)
+            self.seen.pop(number, None)
+            self.tries[number] += 1
+            if self.tries[number] < TRIES:
+                heapq.heappush(self.again, (number, part))
+            else:
+                self.lost[number] = part.name
+                self.order.remove(number)
+        hand.actor, hand.held, hand.at_work = self._hire(), {}, None
+
+    def _progress(self) -> Progress:
+        done = self.notes.pictures + sum(self.seen.values())
+        rejected = len(self.writer.rejected) - self.writer.duplicates
+        return Progress(done, max(done, self.job.total), self.writer.added, rejected)
+
+
+class _Notes:
+    """The journal of the whole import: how many rows there were before it, and every part that is in."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        lines = list(whole_lines(writer.folder / JOURNAL))[1:]
+        self.done = {line["part"] for line in lines if "part" in line}
+        self.pictures = sum(line.get("pictures", 0) for line in lines)
+        started = next((line["began"] for line in lines if "began" in line), None)
+        if started is None:
+            started = newest(writer.store).count_rows() if writer.store.has_table() else 0
+            self._write(began=started)
+        self.began: int = started
+
+    def note(self, number: int, brought: Brought) -> None:
+        """A part is in the table."""
+        for entry in brought.rejected:
+            self.writer.note(entry)
+        added, updated, duplicates = brought.counts
+        self.writer.added += added
+        self.writer.updated += updated
+        self.writer.duplicates += duplicates
+        if brought.first is not None:
+            self.writer._first = min(self.writer._first or brought.first, brought.first)
+        self.pictures += brought.pictures
+        self.done.add(number)
+        self._write(part=number, pictures=brought.pictures)
+
+    def _write(self, **what: Any) -> None:
+        self.writer._note_down(self.writer._line(fragments=[], **what))

@@ -1,0 +1,186 @@
+"""Ray (Moritz et al. 2018, "Ray: A Distributed Framework for Emerging AI Applications"), started here or joined.
+
+Without RAY_ADDRESS it is started on this machine and ends with the command: it listens on loopback alone, wants a
+token that only its own processes have, opens no page and tells nobody. With RAY_ADDRESS the cluster there is joined.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import secrets
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+ADDRESS = "RAY_ADDRESS"
+_MEMORY = 512 * 2**20  # of the store that is shared by the processes of one machine
+# Ray's listeners bind to loopback where it is told that it has no cluster to be reached by.
+_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+
+
+def check_installed() -> None:
+    """UserError where Ray or lance-ray is not there."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("ray", "lance_ray") if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--engine ray needs {' and '.join(missing).replace('_', '-')}; install it: pip install 'carrara[scale]'"
+        )
+
+
+@contextmanager
+def cluster(workers: int | None = None) -> Iterator[int]:
+    """Ray, and how many workers there are to be: as many as asked, or as it has processors.
+
+    Where this process is connected already, that connection is used and kept. UserError where the cluster cannot
+    be reached.
+    """
+    check_installed()
+    with _environment(_QUIET):
+        import ray
+
+        if ray.is_initialized():
+            yield workers or _processors()
+            return
+        if address := os.environ.get(ADDRESS):
+            with _joined(address):
+                yield workers or _processors()
+        else:
+            with _started(workers or cores()):
+                yield workers or cores()
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus_each(workers: int) -> float:
+    """The share of a GPU that each worker gets; 0 where the cluster has none."""
+    import ray
+
+    return float(min(1.0, ray.cluster_resources().get("GPU", 0) / workers))
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether a worker died, by whatever hand, rather than failed at its work."""
+    from ray.exceptions import RayActorError
+
+    return isinstance(error, RayActorError)
+
+
+def cause(error: BaseException) -> BaseException:
+    """What a worker raised, without what Ray put around it."""
+    found = getattr(error, "cause", None)
+    return found if isinstance(found, BaseException) else error
+
+
+def dismiss(worker: ActorHandle[object]) -> None:
+    """Ends a worker; nothing is said where it is gone already."""
+    import ray
+
+    ray.kill(worker, no_restart=True)
+
+
+@contextmanager
+def _started(processors: int) -> Iterator[None]:
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="carrara-ray-")  # logs and sockets
+    try:
+        with _alone():
+            with _forking():
+                ray.init(
+                    address="local",
+                    num_cpus=processors,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    object_store_memory=_MEMORY,
+                    _temp_dir=folder,
+                )
+            try:
+                yield
+            finally:
+                ray.shutdown()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
+    import ray
+
+    try:
+        with _forking():
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"no Ray can be joined at {ADDRESS}={address}: {reason}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _forking() -> Iterator[None]:
+    """Lance warns of forks; Ray's are other programs at once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="lance is not fork-safe")
+        yield
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """On loopback and with a token, also where Ray was imported before and has read its environment."""
+    from ray._private import ray_constants
+
+    raylet: Any = importlib.import_module("ray._raylet")  # compiled, its types are not told
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    with _environment({**_ALONE, "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+        try:
+            yield
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = before
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Variables that Ray's processes are to see, and that are as before afterwards."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _processors() -> int:
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
