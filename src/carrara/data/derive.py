@@ -40,6 +40,7 @@ _FIXED = frozenset({"id", "image", "width", "height", "mode"})
 Key = Mapping[str, Any]
 Function = Callable[[Mapping[str, "Column"]], npt.NDArray[Any]]
 Rows = npt.NDArray[np.int64]
+Derive = Callable[..., Generator["Progress", None, None]]  # `derive`, or what does the same elsewhere
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,18 @@ def derived(dataset: Dataset, name: str, key: Key, rows: Rows | None = None) -> 
     """The column, if made under exactly this key and there for all ``rows`` (None: for every row); None where it
     must be derived."""
     column = column_name(name, key)
-    if not _made_under(dataset, column, key) or len(_missing(dataset, column, rows)):
+    if not made_under(dataset, column, key) or len(rows_without(dataset, column, rows)):
         return None
     return column
 
 
 def forget(dataset: Dataset, name: str, key: Key) -> None:
     """Drops the column that ``name`` has under ``key``, if any (older versions of the table keep it)."""
-    _drop(dataset, column_name(name, key))
+    drop(dataset, column_name(name, key))
 
 
-def _drop(dataset: Dataset, column: str) -> None:
+def drop(dataset: Dataset, column: str) -> None:
+    """Drops a column, if it is there."""
     with dataset.store.writing():
         drop_columns(dataset.store, [column])
     dataset.refresh()
@@ -105,23 +107,23 @@ def derive(
 
     dataset.refresh()
     column = column_name(name, key)
-    if column in dataset.columns and not _made_under(dataset, column, key):
-        _drop(dataset, column)
+    if column in dataset.columns and not made_under(dataset, column, key):
+        drop(dataset, column)
     total = 0
-    if len(missing := _missing(dataset, column, rows)):
+    if len(missing := rows_without(dataset, column, rows)):
         folder = dataset.store.work / STAGING / column
         held = lock(folder, make=True, doing=f"writing to {dataset.path} what this one was to write")
         try:
             while len(missing):
                 total = len(missing)
-                staging = _Staging(dataset, column, key, missing, batch, _changeable(dataset, columns))
+                staging = _Staging(dataset, column, key, missing, batch, changeable(dataset, columns))
                 fetch = Fetch(dataset, columns, size=size, channels=channels, bits=bits, crop=crop)
                 yield from _compute(staging, function, fetch)
                 with suppress(_Changed), dataset.store.writing():
                     _publish(dataset, staging, whole=rows is None)
                 staging.remove()
                 dataset.refresh()
-                missing = _missing(dataset, column, rows)
+                missing = rows_without(dataset, column, rows)
         finally:
             with suppress(OSError):  # values of a later run may be there
                 folder.rmdir()
@@ -129,7 +131,7 @@ def derive(
     yield Progress(total, total, column)
 
 
-def _changeable(dataset: Dataset, columns: Sequence[str]) -> list[str]:
+def changeable(dataset: Dataset, columns: Sequence[str]) -> list[str]:
     """Those that a later import may change, or what they were themselves made from."""
     found: set[str] = set()
     for name in columns:
@@ -220,17 +222,21 @@ def _compute(staging: _Staging, function: Function, fetch: Fetch) -> Iterator[Pr
         yield Progress(staging.done, total)
     with open(staging.values, "ab") as file, closing(loaded):
         for given in loaded:
-            values = np.asarray(function(given.columns))
-            if len(values) != len(given.rows) or values.dtype not in (np.float16, np.float32):
-                raise ValueError(
-                    f"{staging.column}: got {values.dtype} {values.shape} for {len(given.rows)} rows; "
-                    "expected float16 or float32, a value a row"
-                )
-            if not np.isfinite(values).all():
-                bad = given.rows[~np.isfinite(values).reshape(len(values), -1).all(1)]
-                raise ValueError(f"{staging.column}: values that are not finite, at row {bad[0]} first")
-            staging.add(file, values)
+            staging.add(file, checked(staging.column, np.asarray(function(given.columns)), given.rows))
             yield Progress(staging.done, total)
+
+
+def checked(column: str, values: npt.NDArray[Any], rows: Rows) -> npt.NDArray[Any]:
+    """The values for these rows. ValueError where they are not one a row, of a float type and finite."""
+    if len(values) != len(rows) or values.dtype not in (np.float16, np.float32):
+        raise ValueError(
+            f"{column}: got {values.dtype} {values.shape} for {len(rows)} rows; "
+            "expected float16 or float32, a value a row"
+        )
+    if not np.isfinite(values).all():
+        bad = rows[~np.isfinite(values).reshape(len(values), -1).all(1)]
+        raise ValueError(f"{column}: values that are not finite, at row {bad[0]} first")
+    return values
 
 
 def _publish(dataset: Dataset, staging: _Staging, *, whole: bool) -> None:
@@ -261,7 +267,9 @@ def _add(table: lance.LanceDataset, staging: _Staging, values: npt.NDArray[Any],
     import pyarrow as pa
 
     total = table.count_rows()
-    field = _field(staging, values.shape[1], whole=whole)
+    field = field_of(
+        staging.column, staging.key, values, staging.shape or (), staging.changeable, whole=whole
+    )
     schema = pa.schema([field])
     parts = (pa.record_batch([p], schema=schema) for p in _every_row(staging, values, total, field.type))
     table.add_columns(pa.RecordBatchReader.from_batches(schema, parts))
@@ -281,7 +289,7 @@ def _fill_in(table: lance.LanceDataset, staging: _Staging, values: npt.NDArray[A
         if not names:
             continue
         rows = np.array([place[name] for name in names])
-        pieces = [_arrow(values[rows[k : k + step]], field.type) for k in range(0, len(rows), step)]
+        pieces = [as_lists(values[rows[k : k + step]], field.type) for k in range(0, len(rows), step)]
         update = pa.table({"id": names, staging.column: pa.chunked_array(pieces, field.type)})
         metadata, fields = fragment.update_columns(update, left_on="id", right_on="id")
         changed.append(metadata)
@@ -298,7 +306,7 @@ def _every_row(
     for start in range(0, total, step):
         first, last = np.searchsorted(staging.missing, (start, start + step))
         there = np.isin(np.arange(start, min(start + step, total)), staging.missing[first:last])
-        yield _arrow(values[first:last], kind, there)
+        yield as_lists(values[first:last], kind, there)
 
 
 def _at_a_time(values: npt.NDArray[Any]) -> int:
@@ -306,15 +314,26 @@ def _at_a_time(values: npt.NDArray[Any]) -> int:
     return int(max(1, 2**25 // max(1, values.nbytes // len(values))))
 
 
-def _field(staging: _Staging, numbers: int, *, whole: bool) -> pa.Field:
-    """A list of fixed size holds room for absent values too, so a column of some rows only is of free ones."""
+def field_of(
+    column: str,
+    key: Key,
+    values: npt.NDArray[Any],
+    shape: Sequence[int],
+    changeable: Sequence[str],
+    *,
+    whole: bool = True,
+) -> pa.Field:
+    """The field of a column of ``values [rows, numbers]``, each of which is of this ``shape``.
+
+    A list of fixed size holds room for absent values too, so a column of some rows only is of free ones.
+    """
     import pyarrow as pa
 
-    kind = pa.float16() if staging.dtype == np.float16 else pa.float32()
-    metadata = {DERIVED_KEY: _canonical(staging.key), DERIVED_SHAPE: json.dumps(staging.shape)}
-    if staging.changeable:
-        metadata[DERIVED_FROM] = json.dumps(staging.changeable)
-    return pa.field(staging.column, pa.list_(kind, numbers if whole else -1), metadata=metadata)
+    kind = pa.float16() if values.dtype == np.float16 else pa.float32()
+    metadata = {DERIVED_KEY: _canonical(key), DERIVED_SHAPE: json.dumps(list(shape))}
+    if changeable:
+        metadata[DERIVED_FROM] = json.dumps(list(changeable))
+    return pa.field(column, pa.list_(kind, values.shape[1] if whole else -1), metadata=metadata)
 
 
 def made_from(field: pa.Field) -> set[str]:
@@ -333,7 +352,7 @@ def _rows_digest(found: pa.Table) -> str:
     return hashlib.sha256("".join(told).encode()).hexdigest()
 
 
-def _arrow(
+def as_lists(
     values: npt.NDArray[Any], kind: pa.DataType, there: npt.NDArray[np.bool_] | None = None
 ) -> pa.Array:
     """``values`` as lists; with ``there``, [rows], they are those of the rows where it holds."""
@@ -352,14 +371,15 @@ def _arrow(
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)), mask=pa.array(~there))
 
 
-def _made_under(dataset: Dataset, column: str, key: Key) -> bool:
+def made_under(dataset: Dataset, column: str, key: Key) -> bool:
+    """Whether there is such a column and this key made it."""
     if column not in dataset.columns:
         return False
     metadata = dataset.schema.field(column).metadata or {}
     return bool(metadata.get(DERIVED_KEY) == _canonical(key).encode())
 
 
-def _missing(dataset: Dataset, column: str, rows: Rows | None) -> Rows:
+def rows_without(dataset: Dataset, column: str, rows: Rows | None) -> Rows:
     """Those of ``rows``, ascending, that have no value yet."""
     missing = dataset.without(column) if column in dataset.columns else dataset.indices(None)
     return missing if rows is None else np.intersect1d(missing, rows)

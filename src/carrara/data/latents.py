@@ -17,7 +17,7 @@ from torch import Tensor
 from carrara.autoencoders.scale import LatentScale
 from carrara.data.buckets import Size, extent
 from carrara.data.channels import check_channels
-from carrara.data.derive import Progress, Rows, derive, derived
+from carrara.data.derive import Derive, Progress, Rows, derive, derived
 from carrara.data.loader import Bucket, Fetch
 from carrara.data.order import Batch
 from carrara.data.table import Dataset
@@ -105,6 +105,7 @@ def encode(
     autocast: Autocast = contextlib.nullcontext,
     rows: Rows | None = None,
     size: Size | None = None,
+    by: Derive = derive,
 ) -> Generator[Progress, None, None]:
     """Derives the column ``latent_…`` float16 [2c h w]: raw posterior means, then standard deviations.
 
@@ -127,7 +128,7 @@ def encode(
 
     most = PIXELS if device.type == "cpu" else 8 * PIXELS
     height, width = extent(size or autoencoder.size)
-    yield from derive(
+    yield from by(
         dataset,
         "latent",
         latent_key(autoencoder, variant, size),

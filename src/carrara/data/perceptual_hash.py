@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from carrara.data.derive import Progress, derive, derived
+from carrara.data.derive import Derive, Progress, derive, derived
 from carrara.data.pictures import decode
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ def distance(a: Hashes, b: Hashes) -> npt.NDArray[np.uint8]:
     return found
 
 
-def derive_glances(dataset: Dataset) -> Generator[Progress, None, None]:
+def derive_glances(dataset: Dataset, *, by: Derive = derive) -> Generator[Progress, None, None]:
     """Derives the glances of the pictures that have none yet; the last report names their column."""
-    return derive(dataset, _NAME, _KEY, _look_at_all, batch=_AT_ONCE)
+    return by(dataset, _NAME, _KEY, _look_at_all, batch=_AT_ONCE)
 
 
 def glance_column(dataset: Dataset) -> str | None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carrara.data.channels import check_channels
-from carrara.data.derive import Progress, derive, derived
+from carrara.data.derive import Derive, Progress, derive, derived
 from carrara.data.search.nearest import index_vectors
 from carrara.data.search.vectors import PICTURES, SEEN, meaning, vector_columns, vector_key
 from carrara.errors import UserError
@@ -33,7 +33,9 @@ def embedded(dataset: Dataset, embedder: Embedder, of: str) -> str | None:
     return derived(dataset, *name_and_key(embedder, of))
 
 
-def embed(dataset: Dataset, embedder: Embedder, of: str) -> Generator[Progress, None, None]:
+def embed(
+    dataset: Dataset, embedder: Embedder, of: str, *, by: Derive = derive
+) -> Generator[Progress, None, None]:
     """Derives the vectors of all pictures (``of`` "image") or of a caption column, float16 [d].
 
     A row without that caption gets zeros. Started again it goes on, or adds what is new. UserError where the
@@ -42,12 +44,12 @@ def embed(dataset: Dataset, embedder: Embedder, of: str) -> Generator[Progress, 
     keep(dataset, embedder)
     lift = embedder.picture_lift if of == PICTURES else embedder.text_lift
     if lift is not None:
-        yield from embed(dataset, lift.below, of)
-        yield from _lifted(dataset, embedder, of, lift)
+        yield from embed(dataset, lift.below, of, by=by)
+        yield from _lifted(dataset, embedder, of, lift, by)
     elif of == PICTURES:
-        yield from _pictures(dataset, embedder)
+        yield from _pictures(dataset, embedder, by)
     else:
-        yield from _texts(dataset, embedder, of)
+        yield from _texts(dataset, embedder, of, by)
 
 
 def index(dataset: Dataset, embedder: Embedder, of: str) -> bool:
@@ -56,7 +58,7 @@ def index(dataset: Dataset, embedder: Embedder, of: str) -> bool:
     return any(index_vectors(dataset, found) for found in vector_columns(dataset) if found.column == column)
 
 
-def _pictures(dataset: Dataset, embedder: Embedder) -> Generator[Progress, None, None]:
+def _pictures(dataset: Dataset, embedder: Embedder, by: Derive) -> Generator[Progress, None, None]:
     see = embedder.pictures
     if see is None or embedder.size is None:
         raise UserError(f"the embedder {embedder.name} reads texts, it cannot see pictures")
@@ -66,10 +68,10 @@ def _pictures(dataset: Dataset, embedder: Embedder) -> Generator[Progress, None,
         return see(columns["image"]).astype(np.float16)
 
     name, key = name_and_key(embedder, PICTURES)
-    yield from derive(dataset, name, key, vectors, batch=_PICTURES_AT_ONCE, size=embedder.size)
+    yield from by(dataset, name, key, vectors, batch=_PICTURES_AT_ONCE, size=embedder.size)
 
 
-def _texts(dataset: Dataset, embedder: Embedder, of: str) -> Generator[Progress, None, None]:
+def _texts(dataset: Dataset, embedder: Embedder, of: str, by: Derive) -> Generator[Progress, None, None]:
     read = embedder.texts
     if read is None:
         raise UserError(f"the embedder {embedder.name} sees pictures, it cannot read texts")
@@ -83,10 +85,12 @@ def _texts(dataset: Dataset, embedder: Embedder, of: str) -> Generator[Progress,
         return found
 
     name, key = name_and_key(embedder, of)
-    yield from derive(dataset, name, key, vectors, batch=_TEXTS_AT_ONCE, columns=[of])
+    yield from by(dataset, name, key, vectors, batch=_TEXTS_AT_ONCE, columns=[of])
 
 
-def _lifted(dataset: Dataset, embedder: Embedder, of: str, lift: Lift) -> Generator[Progress, None, None]:
+def _lifted(
+    dataset: Dataset, embedder: Embedder, of: str, lift: Lift, by: Derive
+) -> Generator[Progress, None, None]:
     below = embedded(dataset, lift.below, of)
     assert below is not None
 
@@ -97,4 +101,4 @@ def _lifted(dataset: Dataset, embedder: Embedder, of: str, lift: Lift) -> Genera
         return found.astype(np.float16)
 
     name, key = name_and_key(embedder, of)
-    yield from derive(dataset, name, key, vectors, batch=_VECTORS_AT_ONCE, columns=[below])
+    yield from by(dataset, name, key, vectors, batch=_VECTORS_AT_ONCE, columns=[below])
