@@ -1,6 +1,7 @@
 """COCO's annotations with boxes and five captions a picture; what `datasets` saved to disk."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from carrara.data.importing import Summary, import_pictures
+from carrara.data import json_stream
+from carrara.data.importers import coco
+from carrara.data.importing import Options, Summary, import_pictures
 from carrara.data.table import Dataset
 from carrara.errors import UserError
 
@@ -23,7 +26,7 @@ def take_in(source: Path, destination: Path) -> tuple[Dataset, dict[str, str], S
 
 
 @pytest.fixture
-def coco(tmp_path: Path, make_png: MakePng) -> Path:
+def annotated(tmp_path: Path, make_png: MakePng) -> Path:
     root = tmp_path / "coco"
     (root / "annotations").mkdir(parents=True)
     for name, first, count in (("train2017", 0, 4), ("val2017", 10, 2)):
@@ -54,8 +57,8 @@ def coco(tmp_path: Path, make_png: MakePng) -> Path:
     return root
 
 
-def test_coco(coco: Path, tmp_path: Path) -> None:
-    dataset, why, summary = take_in(coco, tmp_path / "data")
+def test_coco(annotated: Path, tmp_path: Path) -> None:
+    dataset, why, summary = take_in(annotated, tmp_path / "data")
     assert dataset.column("source") == [f"train2017/{k:012d}.png" for k in range(4)] + [
         f"val2017/{k:012d}.png" for k in (10, 11)
     ]
@@ -74,29 +77,117 @@ def test_coco(coco: Path, tmp_path: Path) -> None:
     assert "without area" in why["val2017/000000000010.png"]
     assert sum(name.startswith("instances_") for name in why) == 2
     assert summary.rejected == 10
-    assert take_in(coco, tmp_path / "data")[2].unchanged
-    one = take_in(coco / "annotations" / "captions_val2017.json", tmp_path / "one")[0]
+    assert take_in(annotated, tmp_path / "data")[2].unchanged
+    one = take_in(annotated / "annotations" / "captions_val2017.json", tmp_path / "one")[0]
     assert (len(one), "boxes" in one.columns) == (2, False)
 
 
-def test_coco_that_cannot_be_used(coco: Path, tmp_path: Path) -> None:
+def test_coco_that_cannot_be_used(annotated: Path, tmp_path: Path) -> None:
     for name in ("train2017", "val2017"):
-        (coco / name).rename(coco / f"{name}.away")
+        (annotated / name).rename(annotated / f"{name}.away")
     with pytest.raises(
         UserError, match=r"none of the 10 pictures that .* is there; '0{12}.png' is in none of"
     ):
-        take_in(coco, tmp_path / "data")
+        take_in(annotated, tmp_path / "data")
     for text, reason in (
         ('{"images": [], "annotations": ', "is not COCO's JSON"),
         ('{"images": [{}], "annotations": []}', r"it has no 'id'"),
-        ('{"annotations": 3}', r"it has no 'images'"),
+        ('{"annotations": []}', r"it has no 'images'"),
         ('{"images": [], "annotations": null}', "its annotations are no list"),
         ('{"images": ' + "[" * 100_000, "is not COCO's JSON"),
     ):
-        (coco / "annotations" / "captions_train2017.json").write_text(text)
+        (annotated / "annotations" / "captions_train2017.json").write_text(text)
         with pytest.raises(UserError, match=reason):
-            take_in(coco, tmp_path / "data")
+            take_in(annotated, tmp_path / "data")
     assert not (tmp_path / "data").exists()
+
+
+def test_numbers_that_mean_something_only_later(tmp_path: Path, make_png: MakePng) -> None:
+    """Annotations before the pictures, categories and licences last; numbers that are words, huge, or none."""
+    known_by = [1, "1", 2.0, 2**70, None, "\ud800"]
+    for k in range(len(known_by)):
+        (tmp_path / f"{k}.png").write_bytes(make_png(k))
+    said: dict[str, Any] = {"info": [{"year": float("nan")}, "[,"]}
+    said["annotations"] = [{"image_id": n, "caption": f"words {k}"} for k, n in enumerate(known_by)]
+    said["annotations"] += [
+        {"image_id": 2, "bbox": [0, 0, 6, 5], "category_id": "c"},
+        {"image_id": 2, "bbox": [0, 0, 6, 5], "category_id": ["c"]},
+        {"image_id": [2], "caption": "of no number"},
+        {"image_id": 7, "caption": "of none that is listed"},
+        {"caption": "of nothing"},
+        3,
+    ]
+    said["images"] = [
+        {"id": n, "file_name": f"{k}.png", "license": 4 if k else [4], "width": 12, "height": 10}
+        for k, n in enumerate(known_by)
+    ]
+    said |= {"licenses": [{"id": 4, "name": "CC0"}], "categories": [{"id": "c", "name": "cat\ud800"}]}
+    path = tmp_path / "instances_some.json"
+    path.write_text("\ufeff" + json.dumps(said), encoding="utf-8")
+    dataset, why, summary = take_in(path, tmp_path / "data")
+    assert dataset.column("caption") == [f"words {k}" for k in range(6)]
+    assert dataset.column("licence") == [None] + ["CC0"] * 5
+    assert [len(boxes or ()) for boxes in dataset.boxes(range(6))] == [0, 0, 1, 0, 0, 0]
+    assert (summary.rejected, why.keys()) == (5, {path.name})
+
+
+def test_documents_are_read_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {
+        "a": [1, 12.5e10, -3.25e-7, '\n"]},', {"b": [[], {}]}, None, True, float("inf"), "ä☃😀"],
+        "": {"c": [1]},
+        "d": [],
+        "e": 12345,
+    }
+    path = tmp_path / "a.json"
+    for text in (json.dumps(said), json.dumps(said, indent=3, ensure_ascii=False), "{}", " { } "):
+        path.write_text(text, encoding="utf-8")
+        for piece in (1, 2, 3, 5, 1000):
+            monkeypatch.setattr(json_stream, "PIECE", piece)
+            found: dict[str, Any] = {}
+            with open(path, encoding="utf-8") as file:
+                for key, kind, value in json_stream.members(file):
+                    if kind == "entry":
+                        found[key].append(value)
+                    else:
+                        found[key] = [] if kind == "list" else value
+            assert found == json.loads(text)
+    for text in (
+        "",
+        "[1]",
+        '{"a": [1,]}',
+        '{"a": [1]',
+        '{"a": 1} 2',
+        '{"a" 1}',
+        '{"a": [1 2]}',
+        "{1: 2}",
+        '{"a": tru',
+    ):
+        path.write_text(text)
+        for piece in (1, 1000):
+            monkeypatch.setattr(json_stream, "PIECE", piece)
+            with open(path) as file, pytest.raises(ValueError, match="at letter"):
+                list(json_stream.members(file))
+    monkeypatch.setattr(json_stream, "MOST", 5000)
+    path.write_text('{"a": ["' + "x" * 20_000)
+    with open(path) as file, pytest.raises(ValueError, match="after 5000 letters of one entry"):
+        list(json_stream.members(file))
+
+
+def test_a_document_is_never_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "PIECE", 1 << 14)
+    monkeypatch.setattr("carrara.data.annotated._TOGETHER", 50)
+    path = tmp_path / "captions_many.json"
+    for count in (1, 3000):  # the first for what is imported on the way
+        entries = [{"image_id": k, "caption": f"{k} " + "word " * 60} for k in range(count)]
+        images = [{"id": k, "file_name": f"{k}.png", "width": 1, "height": 1} for k in range(count)]
+        path.write_text(json.dumps({"images": images, "annotations": entries}))
+        del entries, images
+        tracemalloc.start()
+        items = sum(1 for _ in coco.rows(str(path), Options()))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert items == count
+    assert peak < path.stat().st_size / 3
 
 
 def save(folder: Path, rows: list[dict[str, Any]], split: str | None = None) -> None:

@@ -6,22 +6,26 @@ import hashlib
 import json
 import os
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from carrara.data.annotated import Annotated
 from carrara.data.archives import unsafe
 from carrara.data.files import File, below, natural, printable
 from carrara.data.importers.folder import file_at
 from carrara.data.importing import Options
+from carrara.data.json_stream import members
 from carrara.data.rows import UNSTATED, Rejected, Row, Survey, tidy
 from carrara.data.words import split_named
 from carrara.errors import UserError
 
 _NAMES = re.compile(r"(instances|captions)_?(.*)\.json|(_annotations)\.coco\.json")
 _HEAD = 4096  # bytes by which a lone file is known
+_LISTED, _CAPTION, _BOX = "picture", "caption", "box"  # kinds of notes
 
 
 @dataclass
@@ -37,13 +41,22 @@ class Said:
 
 
 @dataclass
+class Document:
+    """One file of annotations: what its numbers mean, and how many of what it says cannot be used, and why."""
+
+    name: str
+    licences: dict[Any, str] = field(default_factory=dict)
+    categories: dict[Any, str] = field(default_factory=dict)
+    strange: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
 class Set:
-    """The files that annotate the same pictures, and those pictures by number."""
+    """The files that annotate the same pictures."""
 
     name: str
     folder: Path
-    pictures: dict[Any, Said] = field(default_factory=dict)
-    faults: list[Rejected] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
 
 
 def matches(source: str) -> bool:
@@ -57,11 +70,18 @@ def survey(source: str, options: Options) -> Survey:
     for path in _files(Path(source)):
         about = path.stat()
         digest.update(f"{below(Path(source), path)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
-    sets = _sets(Path(source))
-    total = sum(len(one.pictures) for one in sets)
-    wanted = [(one, said) for one in sets for said in one.pictures.values()]
-    if not any(_picture(one, said.name) for one, said in wanted):
-        first = f"; {wanted[0][1].name!r} is in none of {_places_shown(wanted[0][0])}" if wanted else ""
+    total, first, found = 0, "", False
+    for one in _sets(Path(source)):
+        with closing(Annotated()) as annotated:
+            documents = _read(one, annotated, words=False)
+            total += len(annotated)
+            for _, notes in annotated.pictures():
+                name = _merged(notes, documents).name
+                found = found or _picture(one, name) is not None
+                first = first or f"; {name!r} is in none of {_places_shown(one)}"
+                if found:
+                    break
+    if not found:
         raise UserError(f"none of the {total} pictures that {source} annotates is there{first}")
     return Survey(total, digest.hexdigest())
 
@@ -69,27 +89,37 @@ def survey(source: str, options: Options) -> Survey:
 def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
     """A row per picture, in the order of the annotations, the sets in natural order."""
     for one in _sets(Path(source)):
-        yield from one.faults
-        for said in one.pictures.values():
-            name = f"{one.name}/{printable(said.name)}".lstrip("/")
-            if reason := unsafe(said.name):
-                yield Rejected(name, reason)
-            elif (found := _picture(one, said.name)) is None:
-                yield Rejected(name, f"the picture is not there (looked in {_places_shown(one)})")
-            else:
-                faults, boxes = _boxes(said)
-                yield from (Rejected(name, fault) for fault in faults)
-                first, *more = said.captions or [""]
-                yield Row(
-                    source=name,
-                    read=found.read,
-                    captions={UNSTATED: first} if first else {},
-                    split=split_named(one.name),
-                    licence=said.licence or options.licence,
-                    boxes=boxes,
-                    url=said.url,
-                    more=tuple(more),
-                )
+        with closing(Annotated()) as annotated:
+            documents = _read(one, annotated, words=True)
+            for _, number, *_ in annotated.unlisted():
+                documents[number].strange["of pictures that it does not list"] += 1
+            for _, notes in annotated.pictures():
+                yield from _row(one, _merged(notes, documents), options)
+            for document in documents:
+                for reason, count in document.strange.items():
+                    yield Rejected(document.name, f"{count} annotations that cannot be used: {reason}")
+
+
+def _row(one: Set, said: Said, options: Options) -> Iterator[Row | Rejected]:
+    name = f"{one.name}/{printable(said.name)}".lstrip("/")
+    if reason := unsafe(said.name):
+        yield Rejected(name, reason)
+    elif (found := _picture(one, said.name)) is None:
+        yield Rejected(name, f"the picture is not there (looked in {_places_shown(one)})")
+    else:
+        faults, boxes = _boxes(said)
+        yield from (Rejected(name, fault) for fault in faults)
+        first, *more = said.captions or [""]
+        yield Row(
+            source=name,
+            read=found.read,
+            captions={UNSTATED: first} if first else {},
+            split=split_named(one.name),
+            licence=said.licence or options.licence,
+            boxes=boxes,
+            url=said.url,
+            more=tuple(more),
+        )
 
 
 def _files(path: Path) -> list[Path]:
@@ -124,47 +154,99 @@ def _sets(source: Path) -> list[Set]:
         name = (named[2] or "") if named else path.stem
         if named and named[3]:  # the name of the set is that of the folder
             name = path.parent.name
-        one = sets.setdefault((path.parent, name), Set(name, path.parent))
-        _read(path, one)
+        sets.setdefault((path.parent, name), Set(name, path.parent)).files.append(path)
     return list(sets.values())
 
 
-def _read(path: Path, one: Set) -> None:
-    """Takes in one file: the pictures that it lists and what it says of each."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            said = json.load(file)
-        images, annotations = said["images"], said["annotations"]
-        if not isinstance(annotations, list):
-            raise TypeError("its annotations are no list")
-        licences = {
-            entry["id"]: entry.get("url") or entry.get("name") for entry in said.get("licenses") or []
-        }
-        categories = {entry["id"]: str(entry["name"]) for entry in said.get("categories") or []}
-        for image in images:
-            known = one.pictures.setdefault(image["id"], Said(str(image["file_name"])))
-            known.licence = known.licence or tidy(licences.get(image.get("license")))
-            known.url = known.url or str(image.get("coco_url") or image.get("flickr_url") or "") or None
-            known.sides = (float(image.get("width") or 0), float(image.get("height") or 0))
-            if categories and known.boxes is None:
-                known.boxes = []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is not COCO's JSON: {reason}") from None
-    strange: dict[str, int] = defaultdict(int)
-    for entry in annotations:
+def _read(one: Set, annotated: Annotated, *, words: bool) -> list[Document]:
+    """Takes in the files of a set: the pictures that they list and, for the ``words``, what they say of each."""
+    documents = []
+    for number, path in enumerate(one.files):
+        document = Document(path.name)
+        documents.append(document)
+        lists = set[str]()
         try:
-            known = one.pictures[entry["image_id"]]
-            if "caption" in entry and (text := tidy(str(entry["caption"]))) and text not in known.captions:
-                known.captions.append(text)
-            if "bbox" in entry and known.boxes is not None:
-                left, top, width, height = (float(n) for n in entry["bbox"])
-                label = categories[entry["category_id"]]
-                known.boxes.append({"label": label, "box": [left, top, width, height]})
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            strange[f"{type(error).__name__} {error}"[:80]] += 1
-    for reason, count in strange.items():
-        one.faults.append(Rejected(path.name, f"{count} annotations that cannot be read ({reason})"))
+            with open(path, encoding="utf-8-sig") as file:
+                for key, kind, value in members(file):
+                    if kind == "list":
+                        lists.add(key)
+                    elif kind != "entry":
+                        if key in ("images", "annotations"):
+                            raise TypeError(f"its {key} are no list")
+                    elif key == "images":
+                        annotated.list(value["id"])
+                        annotated.note(value["id"], [_LISTED, number, *_listing(value)])
+                    elif key == "licenses":
+                        document.licences[value["id"]] = str(value.get("url") or value.get("name") or "")
+                    elif key == "categories":
+                        document.categories[value["id"]] = str(value["name"])
+                    elif key == "annotations" and words:
+                        _take(value, number, annotated, document)
+            for key in ("images", "annotations"):
+                if key not in lists:
+                    raise KeyError(key)
+        except UserError:
+            raise
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise UserError(f"{path} is not COCO's JSON: {reason[:200]}") from None
+    return documents
+
+
+def _listing(image: dict[str, Any]) -> tuple[str, Any, str, float, float]:
+    """What a list of pictures says of one."""
+    url = str(image.get("coco_url") or image.get("flickr_url") or "")
+    sides = (float(image.get("width") or 0), float(image.get("height") or 0))
+    licence = image.get("license")
+    return str(image["file_name"]), licence if isinstance(licence, int | str) else None, url, *sides
+
+
+def _take(entry: Any, number: int, annotated: Annotated, document: Document) -> None:
+    """Notes what an annotation says; what is no annotation is counted."""
+    try:
+        if "caption" in entry and (text := tidy(str(entry["caption"]))):
+            annotated.note(entry["image_id"], [_CAPTION, number, text])
+        if "bbox" in entry:
+            left, top, width, height = (float(n) for n in entry["bbox"])
+            if not isinstance(category := entry["category_id"], int | str):
+                raise TypeError(f"a category is {type(category).__name__}")
+            annotated.note(entry["image_id"], [_BOX, number, category, left, top, width, height])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        document.strange[what[:80]] += 1
+
+
+def _merged(notes: list[Any], documents: list[Document]) -> Said:
+    """What all files of a set say of a picture; a box of a category that its file does not name is counted."""
+    name = next(what[0] for kind, _, *what in notes if kind == _LISTED)
+    said = Said(name, boxes=None)
+    for kind, number, *what in notes:
+        document = documents[number]
+        if kind == _LISTED:
+            _, licence, url, width, height = what
+            said.licence = said.licence or tidy(document.licences.get(licence))
+            said.url = said.url or url or None
+            said.sides = (width, height)
+            if document.categories and said.boxes is None:
+                said.boxes = []
+    for kind, number, *what in notes:
+        if kind == _CAPTION and what[0] not in said.captions:
+            said.captions.append(what[0])
+        elif kind == _BOX:
+            category, *box = what
+            if category not in documents[number].categories:
+                documents[number].strange["of a category that it does not name"] += 1
+            elif said.boxes is not None:
+                said.boxes.append({"label": documents[number].categories[category], "box": box})
+    return said
 
 
 def _boxes(said: Said) -> tuple[list[str], str | None]:
