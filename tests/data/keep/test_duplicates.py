@@ -11,6 +11,7 @@ from carrara.cli_copies import By, data_dedup
 from carrara.data.amend import amend
 from carrara.data.derive import derive
 from carrara.data.importing import import_pictures
+from carrara.data.keep import duplicates
 from carrara.data.keep.duplicates import (
     Likeness,
     by_features,
@@ -76,7 +77,7 @@ def test_a_chain_is_one_component_and_its_ends_are_no_copies(dataset: Dataset) -
     assert names.tolist() == [0] * 6
 
 
-def test_by_what_a_network_sees(dataset: Dataset) -> None:
+def test_by_what_a_network_sees(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no feature vectors; make them with `carrara data encode"):
         features_column(dataset)
     vectors = np.eye(17, 40, dtype=np.float32)
@@ -97,6 +98,9 @@ def test_by_what_a_network_sees(dataset: Dataset) -> None:
     (group,) = groups(dataset, likeness)
     assert group.rows == [4, 7]
     assert group.copies[0].how == "cosine 0.995"
+    monkeypatch.setattr(duplicates, "EXACT", 10)  # with more, not everything is compared
+    monkeypatch.setattr(duplicates, "alike", None)
+    assert groups(dataset, by_features(dataset, features_column(dataset), 0.95)) == [group]
 
 
 def test_nothing_goes_unless_asked(

@@ -1,9 +1,13 @@
-"""Neighbours are exactly those of comparing everything with everything."""
+"""Neighbours are those of comparing everything with everything: exactly, or by cells nearly all of them."""
+
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from carrara.data.keep import neighbours
+from carrara.data.keep import cells, neighbours
+from carrara.data.keep.cells import alike_by_cells
 from carrara.data.keep.neighbours import Pairs, alike, within
 
 
@@ -50,6 +54,38 @@ def test_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(every, [cosines[i, j] for i, j in pairs], atol=1e-6)
 
 
-def test_one_vector_has_no_neighbours() -> None:
-    nothing: list[Pairs] = list(alike(1, lambda rows: np.ones((len(rows), 3), np.float32), 0.5))
-    assert nothing == []
+def pairs_in(found: Iterable[Pairs]) -> list[tuple[int, int]]:
+    return [pair for part in found for pair in zip(part.first.tolist(), part.second.tolist(), strict=True)]
+
+
+def test_vectors_by_cells_are_nearly_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "_AT_ONCE", 5000)  # in many pieces
+    chance = np.random.default_rng(1)
+    middle = chance.normal(size=(1500, 100))
+    vectors = middle[chance.integers(0, 1500, 3000)] + chance.normal(size=(3000, 100)) * 0.3
+    vectors[100:110] = vectors[100]  # the same ones
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    read = [0]
+
+    def some(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        read[0] += len(rows)
+        return np.asarray(vectors[rows], np.float32)
+
+    expected = set(pairs_in(alike(3000, some, 0.9)))
+    found = pairs_in(alike_by_cells(3000, some, 0.9))
+    assert len(found) == len(set(found)), "a pair came twice"
+    assert set(found) <= expected
+    assert {(i, j) for i in range(100, 110) for j in range(i + 1, 110)} <= set(found)
+    assert len(expected) > 1000
+    assert len(found) > 0.98 * len(expected)
+    assert found == pairs_in(alike_by_cells(3000, some, 0.9)), "the same again"
+    few = pairs_in(alike_by_cells(3000, some, 0.9, probes=1))
+    assert 0.3 * len(expected) < len(few) < len(found), "one cell alone misses more"
+
+
+@pytest.mark.parametrize("every", [alike, alike_by_cells])
+def test_few_vectors(every: Callable[..., Iterator[Pairs]]) -> None:
+    ones = np.ones((5, 3), np.float32) / np.float32(3**0.5)
+    assert pairs_in(every(1, lambda rows: ones[rows], 0.5)) == []
+    assert pairs_in(every(2, lambda rows: ones[rows], 0.5)) == [(0, 1)]
+    assert len(pairs_in(every(5, lambda rows: ones[rows], 0.9))) == 10

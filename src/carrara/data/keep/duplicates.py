@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from carrara.data.keep.cells import alike_by_cells
 from carrara.data.keep.colours import Colours, one_picture
 from carrara.data.keep.neighbours import Index, Pairs, Vectors, alike, within
 from carrara.data.perceptual_hash import Glances, glances, glances_at
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 RADIUS = 8  # bits of 64; docs/data.md has what it finds and what it misses
 COSINE = 0.9
+EXACT = (
+    50_000  # pictures of which each is compared with each by its features; above, with those of a few cells
+)
 _CHUNK = 4096
 
 By = Literal["hash", "features"]
@@ -95,7 +99,10 @@ def by_glances(
 
 
 def by_features(dataset: Dataset, column: str, cosine: float = COSINE) -> Likeness:
-    """What is alike by the unit vectors in ``column``: those whose cosine is at least ``cosine``."""
+    """What is alike by the unit vectors in ``column``: those whose cosine is at least ``cosine``.
+
+    Of more than ``EXACT`` rows nearly all such pairs, see `alike_by_cells`.
+    """
 
     def read(rows: Index) -> Vectors:
         flat = dataset.take_arrow(rows, [column])[column].combine_chunks().flatten().to_numpy()
@@ -103,7 +110,8 @@ def by_features(dataset: Dataset, column: str, cosine: float = COSINE) -> Likene
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)
 
-    found = list(alike(len(dataset), read, cosine))
+    pairs_of = alike if len(dataset) <= EXACT else alike_by_cells
+    found = list(pairs_of(len(dataset), read, cosine))
     first, second, score = _pairs(found)
     return Likeness(np.arange(len(dataset)), first, second, score, np.zeros(len(first), bool), "features")
 

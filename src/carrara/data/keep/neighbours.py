@@ -17,6 +17,7 @@ _BANDS, _WIDTH = 4, 16
 _AT_ONCE = 1 << 20  # pairs looked at
 _SHORT = 64  # numbers of a vector that are compared first
 _STRIP = 1024
+SLACK = 1e-4  # of float32, and of vectors that were kept as float16
 _LEARNED_FROM = 8192  # vectors that the directions are learned from
 
 Index = npt.NDArray[np.int64]
@@ -60,23 +61,32 @@ def alike(count: int, read: Callable[[Index], Vectors], cosine: float) -> Iterat
     ``cosine``; what is held of each is 64 numbers."""
     if count < 2:
         return
-    sample = read(np.unique(np.linspace(0, count - 1, min(count, _LEARNED_FROM)).astype(np.int64)))
-    _, directions = np.linalg.eigh(sample.T.astype(np.float64) @ sample)
-    longest = directions[:, ::-1][:, : _SHORT - 1].astype(np.float32)
-    short = np.concatenate([_shortened(read(part), longest) for part in _parts(count)])
-    slack = 1e-4  # of float32, and of vectors that were kept as float16
+    short = shortened(count, read)
     for left, right in itertools.combinations_with_replacement(_parts(count), 2):
-        bound = short[left] @ short[right].T >= cosine - slack
+        bound = short[left] @ short[right].T >= cosine - SLACK
         if left[0] == right[0]:
             bound = np.triu(bound, 1)
         i, j = np.nonzero(bound)
-        for start in range(0, len(i), _STRIP * 4):
-            found = left[i[start : start + _STRIP * 4]], right[j[start : start + _STRIP * 4]]
-            rows, places = np.unique(np.concatenate(found), return_inverse=True)
-            vectors, middle = read(rows), len(found[0])
-            score = np.einsum("nd,nd->n", vectors[places[:middle]], vectors[places[middle:]])
-            if (near := score >= cosine).any():
-                yield Pairs(found[0][near], found[1][near], score[near])
+        yield from checked(left[i], right[j], read, cosine)
+
+
+def shortened(count: int, read: Callable[[Index], Vectors]) -> Vectors:
+    """Of all unit vectors 64 numbers each, ``[count 64]``; their products bound the cosines from above."""
+    sample = read(np.unique(np.linspace(0, count - 1, min(count, _LEARNED_FROM)).astype(np.int64)))
+    _, directions = np.linalg.eigh(sample.T.astype(np.float64) @ sample)
+    longest = directions[:, ::-1][:, : _SHORT - 1].astype(np.float32)
+    return np.concatenate([_shortened(read(part), longest) for part in _parts(count)])
+
+
+def checked(i: Index, j: Index, read: Callable[[Index], Vectors], cosine: float) -> Iterator[Pairs]:
+    """Those of the pairs (i, j) whose cosine is as high as it should be, by the whole vectors."""
+    for start in range(0, len(i), _STRIP * 4):
+        found = i[start : start + _STRIP * 4], j[start : start + _STRIP * 4]
+        rows, places = np.unique(np.concatenate(found), return_inverse=True)
+        vectors, middle = read(rows), len(found[0])
+        score = np.einsum("nd,nd->n", vectors[places[:middle]], vectors[places[middle:]])
+        if (near := score >= cosine).any():
+            yield Pairs(found[0][near], found[1][near], score[near])
 
 
 def _shortened(vectors: Vectors, longest: Vectors) -> Vectors:
