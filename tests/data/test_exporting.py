@@ -1,15 +1,19 @@
-"""What is exported in any format comes in again as the same table; a killed export leaves nothing."""
+"""What is exported in any format comes in again as the same table; a killed export goes on behind what is whole."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from carrara.data.amend import amend
 from carrara.data.exporters import folder as folder_format
 from carrara.data.exporters import webdataset as webdataset_format
 from carrara.data.exporting import export_pictures, exporters
@@ -66,15 +70,18 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return take_in(root / "in", root / "data", licence="CC0")
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_import_of_an_export_is_the_same_table(
-    form: str, mixed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_format, "FOLDER_ROWS", 7)
     monkeypatch.setattr(webdataset_format, "SHARD_ROWS", 7)
     for module in ("exporters.parquet", "exporters.hf"):
         monkeypatch.setattr(f"carrara.data.{module}.FILE_BYTES", 3000)
     monkeypatch.setattr("carrara.data.arrow_rows.BATCH_ROWS", 4)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.usefixtures("small_shards")
+def test_import_of_an_export_is_the_same_table(form: str, mixed: Dataset, tmp_path: Path) -> None:
     reports = list(export_pictures(mixed, tmp_path / "out", form))
     assert reports[-1].done == reports[-1].total == len(mixed) == 30
     again = take_in(tmp_path / "out", tmp_path / "again")
@@ -132,20 +139,97 @@ def test_what_cannot_be_exported(mixed: Dataset, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "mine"]
 
 
+@pytest.mark.usefixtures("small_shards")
 def test_a_killed_export(
     mixed: Dataset, tmp_path: Path, start_python: Callable[[str], "subprocess.Popen[bytes]"]
 ) -> None:
     process = start_python(f"""
 import os, signal
 from pathlib import Path
+from carrara.data.exporters import webdataset
 from carrara.data.exporting import export_pictures
 from carrara.data.table import Dataset
+webdataset.SHARD_ROWS = 7
 for report in export_pictures(Dataset.open({str(mixed.path)!r}), Path({str(tmp_path / "out")!r}), "webdataset"):
     if report.done == 20:
         os.kill(os.getpid(), signal.SIGKILL)
 """)
     assert process.wait(200) == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    list(export_pictures(mixed, tmp_path / "out", "webdataset"))
+    first, *_ = export_pictures(mixed, tmp_path / "out", "webdataset")
+    assert first.done == 14
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert len(take_in(tmp_path / "out", tmp_path / "again")) == 30
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def stopped(dataset: Dataset, out: Path, form: str, at: int) -> int:
+    """An export that is given up; how many rows it began behind."""
+    reports = export_pictures(dataset, out, form)
+    first = next(reports).done
+    with closing(reports):
+        next(report for report in reports if report.done >= at)
+    assert not out.exists()
+    return first
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.usefixtures("small_shards")
+def test_what_is_finished_of_an_export_is_kept(
+    form: str, mixed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(export_pictures(mixed, tmp_path / "whole", form))
+    out, part = tmp_path / "out", tmp_path / ".out.part"
+    assert stopped(mixed, out, form, 11) == 0
+    with closing(export_pictures(mixed, out, form)) as reports:
+        next(reports)
+        with pytest.raises(UserError, match="another process is exporting to"):
+            next(export_pictures(mixed, out, form))
+    kept = stopped(mixed, out, form, 20)
+    assert 4 <= kept < 11
+    (tmp_path / ".out.part" / "stray").touch()
+    # Killed between the journal and the moving of a shard, between the last shard and the name …
+    journal = tmp_path / ".out.part.jsonl"
+    *_, last = map(json.loads, journal.read_text().splitlines())
+    (part / ".shard").mkdir(exist_ok=True)
+    for name in {name.partition("/")[0] for name in last["files"]}:
+        (part / name).rename(part / ".shard" / name)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.rename", refusing(os.rename, out))
+        with pytest.raises(UserError, match=r"cannot write .*out: no more.*the same command goes on"):
+            list(export_pictures(mixed, out, form))
+    # … and twice so.
+    with monkeypatch.context() as patch:
+        patch.setattr("os.rename", refusing(os.rename, out))
+        with pytest.raises(UserError, match="cannot write"):
+            list(export_pictures(mixed, out, form))
+    assert [report.done for report in export_pictures(mixed, out, form)] == [30]
+    assert tree(out) == tree(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def refusing(rename: Callable[..., None], target: Path) -> Callable[..., None]:
+    def refused(old: Path, new: Path) -> None:
+        if new == target:
+            raise OSError(5, "no more")
+        rename(old, new)
+
+    return refused
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_what_no_longer_holds_is_written_again(mixed: Dataset, tmp_path: Path) -> None:
+    shutil.copytree(mixed.path, tmp_path / "data")
+    dataset, out = Dataset.open(tmp_path / "data"), tmp_path / "out"
+    stopped(dataset, out, "webdataset", 29)
+    amend(dataset, {"caption": {9: "another word"}})
+    assert stopped(dataset, out, "webdataset", 29) == 7
+    (tmp_path / ".out.part" / "pictures-000002.tar").write_bytes(b"cut off")
+    assert stopped(dataset, out, "webdataset", 29) == 14
+    assert stopped(dataset, out, "parquet", 15) == 0  # nothing of another format
+    list(export_pictures(dataset, out, "webdataset"))
+    list(export_pictures(dataset, tmp_path / "whole", "webdataset"))
+    assert tree(out) == tree(tmp_path / "whole")

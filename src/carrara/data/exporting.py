@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
 import pkgutil
-import shutil
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from carrara.data.beside import KINDS
+from carrara import __version__
+from carrara.data.beside import KINDS, id_column
 from carrara.data.boxes import COLUMN as BOXES
 from carrara.data.rows import CAPTIONED_BY, MORE_CAPTIONS, UNSTATED, caption_language
+from carrara.data.shards import Shards
 from carrara.data.table import Dataset
 from carrara.errors import UserError, nearest
-from carrara.model_folder import sync
 
 AT_A_TIME = 32 * 2**20  # bytes that are read at once
 MOST_ROWS = 1024
@@ -40,13 +43,14 @@ class Picture:
     """A row: its bytes, what is said of it under the names that importers know, and the pictures beside it.
 
     ``said`` has every column, None where nothing is said; a caption of no stated language is its ``text``, with
-    ``language`` "und". ``suffix`` and those of ``beside`` say what the bytes are.
+    ``language`` "und". ``suffix`` and those of ``beside`` say what the bytes are; ``digest`` is of all of it.
     """
 
     number: int
     image: bytes
     width: int
     height: int
+    digest: bytes
     said: dict[str, str | None] = field(default_factory=dict)
     beside: dict[str, bytes] = field(default_factory=dict)
 
@@ -84,8 +88,9 @@ def exporters() -> dict[str, Any]:
 def export_pictures(dataset: Dataset, destination: Path, form: str) -> Generator[Exported, None, None]:
     """Writes all pictures with what is said of them into a new folder, which appears when all of it is there.
 
-    A killed export leaves nothing under that name, and the next one starts over. UserError where the format is none,
-    the folder holds something or the disk does not take it.
+    What is finished of a killed export lies beside it, in shards that are kept for as long as the data set says the
+    same of their rows: the next one of the same format goes on behind them, and ends in the same bytes. UserError
+    where the format is none, the folder holds something or the disk does not take it.
     """
     known = exporters()
     if form not in known:
@@ -93,29 +98,27 @@ def export_pictures(dataset: Dataset, destination: Path, form: str) -> Generator
     destination = Path(os.path.abspath(destination))  # "." has no name
     if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
         raise UserError(f"{destination} is there already; expected a new name, or an empty folder")
-    part = destination.with_name(f".{destination.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    exporter, named, total = known[form], columns(dataset), len(dataset)
     try:
-        part.mkdir(parents=True)
-        for done in known[form].write(pictures(dataset), columns(dataset), part):
-            yield Exported(done, len(dataset))
-        _onto_the_disk(part)
-        if destination.is_dir():
-            destination.rmdir()
-        os.rename(part, destination)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {destination}: {error.strerror or error}") from None
-        raise
+        with closing(Shards(destination)) as shards:
+            shards.take_up(f"{form} {__version__} {' '.join(named)}", partial(digests, dataset))
+            yield Exported(shards.done, total)
+            rows = pictures(dataset, shards.done)
+            while shards.done < total:
+                with shards.another() as shard:
+                    for count in exporter.write(shard.noting(rows), named, shard.folder, len(shards.kept)):
+                        yield Exported(shards.done + count, total)
+            shards.finish(partial(_finish, exporter, named))
+    except OSError as error:
+        raise UserError(
+            f"cannot write {destination}: {error.strerror or error} (what is finished of it is kept, and the same "
+            "command goes on)"
+        ) from None
 
 
-def _onto_the_disk(folder: Path) -> None:
-    """All at once where that can be asked for: of a hundred thousand files one after the other takes minutes."""
-    if hasattr(os, "sync"):
-        os.sync()
-    else:
-        sync(folder)
+def _finish(exporter: Any, named: tuple[str, ...], folder: Path, digest: str) -> None:
+    if hasattr(exporter, "finish"):
+        exporter.finish(folder, named, digest)
 
 
 def columns(dataset: Dataset) -> tuple[str, ...]:
@@ -126,19 +129,45 @@ def columns(dataset: Dataset) -> tuple[str, ...]:
     return (*text, *sorted(spoken), *more)
 
 
-def pictures(dataset: Dataset) -> Iterator[Picture]:
-    """Every row in order, some megabytes at a time."""
+def pictures(dataset: Dataset, start: int = 0) -> Iterator[Picture]:
+    """Every row in order from one on, some megabytes at a time."""
     named = columns(dataset)
     beside = [name for name in named if name in KINDS]
-    stored = ["caption" if n == "text" else n for n in named if n not in (*beside, "language")]
-    start, count = 0, 16
+    stored, told = _stored(dataset)
+    count = 16
     while start < len(dataset):
         rows = np.arange(start, min(start + count, len(dataset)))
-        found = dataset.take_arrow(rows, ["id", "image", "width", "height", *stored, *beside])
+        found = dataset.take_arrow(rows, ["image", *told, *beside])
         for row, values in zip(rows, found.to_pylist(), strict=True):
-            yield _picture(int(row), values, stored, beside)
+            yield _picture(int(row), values, stored, beside, _digest(values, told))
         start += len(rows)
         count = int(min(MOST_ROWS, 4 * count, max(1, AT_A_TIME * len(rows) // max(1, found.nbytes))))
+
+
+def digests(dataset: Dataset) -> Iterator[bytes]:
+    """The `Picture.digest` of every row in order, for which no picture is read."""
+    _, told = _stored(dataset)
+    for start in range(0, len(dataset), MOST_ROWS):
+        rows = np.arange(start, min(start + MOST_ROWS, len(dataset)))
+        for values in dataset.take_arrow(rows, told).to_pylist():
+            yield _digest(values, told)
+
+
+class Stored(NamedTuple):
+    """Columns that words are taken from, and those that together tell all of a row."""
+
+    words: list[str]
+    all: list[str]
+
+
+def _stored(dataset: Dataset) -> Stored:
+    named = columns(dataset)
+    words = ["caption" if n == "text" else n for n in named if n not in (*KINDS, "language")]
+    return Stored(words, ["id", "width", "height", *words, *(id_column(n) for n in named if n in KINDS)])
+
+
+def _digest(values: dict[str, Any], told: Sequence[str]) -> bytes:
+    return hashlib.sha256(json.dumps([values[name] for name in told]).encode()).digest()
 
 
 def suffix_of(data: bytes) -> str:
@@ -148,7 +177,9 @@ def suffix_of(data: bytes) -> str:
     return next((suffix for start, suffix in _STARTS.items() if data.startswith(start)), "avif")
 
 
-def _picture(row: int, values: dict[str, Any], stored: Sequence[str], beside: Sequence[str]) -> Picture:
+def _picture(
+    row: int, values: dict[str, Any], stored: Sequence[str], beside: Sequence[str], digest: bytes
+) -> Picture:
     said = {name: values[name] for name in stored}
     if said["group"] == values["id"]:  # which is what it is without a group
         said["group"] = None
@@ -156,4 +187,4 @@ def _picture(row: int, values: dict[str, Any], stored: Sequence[str], beside: Se
         text = said.pop("caption")
         said = {"text": text, "language": UNSTATED if text else None, **said}
     found = {name: values[name] for name in beside if values[name] is not None}
-    return Picture(row, values["image"], values["width"], values["height"], said, found)
+    return Picture(row, values["image"], values["width"], values["height"], digest, said, found)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from carrara.data.exporting import Picture, suffix_of
 
 FOLDER_ROWS = 1000
+_TABLE = "metadata.jsonl"
+_LINES = "*.lines"  # what it will hold of each folder
 
 
-def write(pictures: Iterator[Picture], columns: tuple[str, ...], folder: Path) -> Iterator[int]:
+def write(pictures: Iterator[Picture], columns: tuple[str, ...], folder: Path, number: int) -> Iterator[int]:
     """``000000/000000000.png`` and so on, a thousand a folder; the text beside is for programs that read no table."""
-    with open(folder / "metadata.jsonl", "w", encoding="utf-8") as table:
-        for done, picture in enumerate(pictures, 1):
-            inside = folder / f"{picture.number // FOLDER_ROWS:06d}"
-            inside.mkdir(exist_ok=True)
+    inside = folder / f"{number:06d}"
+    inside.mkdir()
+    with open(folder / f"{inside.name}.lines", "w", encoding="utf-8") as table:
+        for done, picture in enumerate(itertools.islice(pictures, FOLDER_ROWS), 1):
             stem = f"{picture.number:09d}"
             (inside / f"{stem}.{picture.suffix}").write_bytes(picture.image)
             for kind, data in picture.beside.items():
@@ -26,3 +31,16 @@ def write(pictures: Iterator[Picture], columns: tuple[str, ...], folder: Path) -
             line = {"file_name": f"{inside.name}/{stem}.{picture.suffix}", **picture.document()}
             table.write(json.dumps(line, ensure_ascii=False) + "\n")
             yield done
+
+
+def finish(folder: Path, columns: tuple[str, ...], digest: str) -> None:
+    """One table of all; their lines go when it is whole."""
+    if not (folder / _TABLE).exists():
+        part = folder / f"{_TABLE}.part"
+        with open(part, "wb") as table:
+            for lines in sorted(folder.glob(_LINES)):
+                with open(lines, "rb") as some:
+                    shutil.copyfileobj(some, table)
+        os.replace(part, folder / _TABLE)
+    for lines in folder.glob(_LINES):
+        lines.unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,29 +13,27 @@ from carrara.data.exporting import Picture
 FILE_BYTES = 512 * 2**20
 
 
-def write(pictures: Iterator[Picture], columns: tuple[str, ...], folder: Path) -> Iterator[int]:
-    """Arrow files and the two tables about them; the split is a column, so that rows keep their order."""
+def write(pictures: Iterator[Picture], columns: tuple[str, ...], folder: Path, number: int) -> Iterator[int]:
+    """An Arrow file; the split is a column, so that rows keep their order."""
     import pyarrow as pa
 
-    writer: Any = None
-    written: list[Path] = []
-    size, digest = 0, hashlib.sha256()  # `datasets` keeps what it computes under this name
-    try:
-        for rows, done, more in batches(_hashed(pictures, digest), columns):
-            if writer is None or size >= FILE_BYTES:
-                if writer is not None:
-                    writer.close()
-                written.append(folder / f"{len(written)}.arrow")
-                writer, size = pa.ipc.new_stream(str(written[-1]), schema(columns)), 0
+    size = 0
+    with pa.ipc.new_stream(str(folder / f"{number:05d}.arrow"), schema(columns)) as writer:
+        for rows, done, more in batches(pictures, columns):
             writer.write_batch(rows)
             size += more
             yield done
-    finally:
-        if writer is not None:
-            writer.close()
-    names = [f"data-{k:05d}-of-{len(written):05d}.arrow" for k in range(len(written))]
-    for path, name in zip(written, names, strict=True):
-        path.rename(folder / name)
+            if size >= FILE_BYTES:
+                return
+
+
+def finish(folder: Path, columns: tuple[str, ...], digest: str) -> None:
+    """The files get the names that say of how many they are, and the two tables about them are written."""
+    count = len(list(folder.glob("*.arrow")))
+    names = [f"data-{k:05d}-of-{count:05d}.arrow" for k in range(count)]
+    for k, name in enumerate(names):
+        if not (folder / name).exists():
+            (folder / f"{k:05d}.arrow").rename(folder / name)
     described = {
         "features": features(columns),
         "description": "",
@@ -46,7 +43,7 @@ def write(pictures: Iterator[Picture], columns: tuple[str, ...], folder: Path) -
     }
     state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in names],
-        "_fingerprint": digest.hexdigest()[:16],
+        "_fingerprint": digest[:16],  # `datasets` keeps what it computes under this name
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,
@@ -55,9 +52,3 @@ def write(pictures: Iterator[Picture], columns: tuple[str, ...], folder: Path) -
     }
     for name, content in (("dataset_info.json", described), ("state.json", state)):
         (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
-
-
-def _hashed(pictures: Iterator[Picture], digest: Any) -> Iterator[Picture]:
-    for picture in pictures:
-        digest.update(repr((picture.said, sorted(picture.beside.items()))).encode() + picture.image)
-        yield picture

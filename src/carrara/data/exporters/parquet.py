@@ -11,24 +11,19 @@ from carrara.data.exporting import Picture
 FILE_BYTES = 512 * 2**20
 
 
-def write(pictures: Iterator[Picture], columns: tuple[str, ...], folder: Path) -> Iterator[int]:
+def write(pictures: Iterator[Picture], columns: tuple[str, ...], folder: Path, number: int) -> Iterator[int]:
     """``pictures-00000.parquet`` and so on, a row group a batch."""
     from pyarrow.parquet import ParquetWriter
 
-    file: ParquetWriter | None = None
-    files = size = 0
-    try:
+    size = 0
+    # The pictures are compressed already.
+    compression = {"image.bytes": "NONE"}
+    with ParquetWriter(
+        folder / f"pictures-{number:05d}.parquet", schema(columns), compression=compression
+    ) as file:
         for batch in batches(pictures, columns):
-            if file is None or size >= FILE_BYTES:
-                if file is not None:
-                    file.close()
-                # The pictures are compressed already.
-                path = folder / f"pictures-{files:05d}.parquet"
-                file = ParquetWriter(path, schema(columns), compression={"image.bytes": "NONE"})
-                files, size = files + 1, 0
             file.write_batch(batch.rows)
             size += batch.size
             yield batch.done
-    finally:
-        if file is not None:
-            file.close()
+            if size >= FILE_BYTES:
+                return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import tarfile
 from collections.abc import Iterator
@@ -14,27 +15,19 @@ SHARD_BYTES = 2**30
 SHARD_ROWS = 10_000
 
 
-def write(pictures: Iterator[Picture], columns: tuple[str, ...], folder: Path) -> Iterator[int]:
+def write(pictures: Iterator[Picture], columns: tuple[str, ...], folder: Path, number: int) -> Iterator[int]:
     """``pictures-000000.tar`` and so on; the same data set gives the same bytes."""
-    shard: tarfile.TarFile | None = None
-    shards = rows = size = done = 0
-    try:
-        for done, picture in enumerate(pictures, 1):
-            if shard is None or rows >= SHARD_ROWS or size >= SHARD_BYTES:
-                if shard is not None:
-                    shard.close()
-                shard = tarfile.open(folder / f"pictures-{shards:06d}.tar", "w")  # noqa: SIM115 - closed below
-                shards, rows, size = shards + 1, 0, 0
-            rows += 1
+    size = 0
+    with tarfile.open(folder / f"pictures-{number:06d}.tar", "w") as shard:
+        for done, picture in enumerate(itertools.islice(pictures, SHARD_ROWS), 1):
             size += len(picture.image) + sum(map(len, picture.beside.values()))
             for suffix, data in _files(picture):
                 info = tarfile.TarInfo(f"{picture.number:09d}.{suffix}")
                 info.size = len(data)
                 shard.addfile(info, io.BytesIO(data))
             yield done
-    finally:
-        if shard is not None:
-            shard.close()
+            if size >= SHARD_BYTES:
+                return
 
 
 def _files(picture: Picture) -> Iterator[tuple[str, bytes]]:
