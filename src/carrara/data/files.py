@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -41,7 +42,10 @@ class File(NamedTuple):
     def read(self) -> bytes:
         """All bytes; BadPicture where they are too many."""
         with self.open() as file:
-            data = file.read(MAX_BYTES + 1)
+            # As many as there should be: Python makes room for all that it is asked for.
+            data = file.read(min(self.size, MAX_BYTES) + 1)
+            if self.size < len(data) <= MAX_BYTES:  # it has grown
+                data += file.read(MAX_BYTES + 1 - len(data))
         if len(data) > MAX_BYTES:
             raise BadPicture(f"{max(self.size, len(data))} bytes; at most {MAX_BYTES} are read")
         return data
@@ -129,12 +133,11 @@ class Listing:
             yield from bad
             if name in words:
                 said = said.over(words[name])
-            split, label = _told_by_folders(name)
+            split, label = _told_by_folders(name.rpartition("/")[0])
+            if split or label:
+                said = said.over(Words(label=label, split=split))
             yield Row(
-                source=printable(name),
-                read=file.read,
-                beside=beside.get(name, {}),
-                **said.over(Words(label=label, split=split)).told(licence),
+                source=printable(name), read=file.read, beside=beside.get(name, {}), **said.told(licence)
             )
 
     def _by_picture(self) -> dict[str, dict[str, Beside]]:
@@ -159,9 +162,10 @@ def _belongs(name: str) -> Belongs:
     return Belongs(of, kind) if kind in KINDS and os.path.basename(of) else Belongs("", "")
 
 
-def _told_by_folders(name: str) -> tuple[str | None, str | None]:
-    """The split and the label that the folders of a picture say: ``train/cat/1.png`` is a cat to train on."""
-    *folders, _ = name.split("/")
+@functools.lru_cache(maxsize=64)
+def _told_by_folders(folder: str) -> tuple[str | None, str | None]:
+    """The split and the label that the folders of a picture say: ``train/cat`` has cats to train on."""
+    folders = folder.split("/") if folder else []
     split = next((f.lower() for f in folders if f.lower() in _SPLITS), None)
     label = folders[-1] if folders and folders[-1].lower() not in _SPLITS else None
     held_out = None if split is None else "train" if split == "train" else "held_out"
@@ -213,6 +217,8 @@ def hidden(name: str) -> bool:
 
 def printable(name: str) -> str:
     """A file name as valid Unicode: bytes that are not UTF-8 are written as \\xNN."""
+    if name.isascii():
+        return name
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half a surrogate pair that stands for no byte

@@ -21,7 +21,7 @@ from carrara.data.beside import KINDS
 from carrara.data.boxes import COLUMN
 from carrara.data.fetching import fetched
 from carrara.data.files import printable
-from carrara.data.looking import looked_at
+from carrara.data.looking import MANY, looked_at
 from carrara.data.rows import (
     Rejected,
     Row,
@@ -235,7 +235,8 @@ def take_in(items: Iterator[Row | Rejected], job: Job, writer: Writer) -> Iterat
     pictures = 0
     for item in itertools.islice(items, writer.consumed):  # these were written before a kill
         pictures += isinstance(item, Row)
-    for item, looked in looked_at(items, detect=job.options.languages == "detect"):
+    apart = job.total - writer.consumed >= MANY and getattr(importers()[job.importer], "LOOSE", False)
+    for item, looked in looked_at(items, detect=job.options.languages == "detect", apart=apart):
         if isinstance(looked, Rejected):
             writer.reject(looked.source, looked.reason)
         else:

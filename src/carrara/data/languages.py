@@ -10,6 +10,8 @@ import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from carrara.data.rows import UNSTATED, Row
 
 if TYPE_CHECKING:
@@ -47,4 +49,6 @@ def _identifier() -> LanguageIdentifier:
 
     found = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     found.set_languages([language for language in found.labels if language not in _LEFT_OUT])
+    # Numbers of one feature side by side: as numpy leaves them, they lie as far apart as features are many.
+    found.nb_ptc = np.ascontiguousarray(found.nb_ptc)
     return found

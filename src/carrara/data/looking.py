@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
+from carrara.data.apart import Lookers
 from carrara.data.beside import check, id_column
 from carrara.data.boxes import COLUMN, canonical
 from carrara.data.captions import MAX_TEXT
@@ -36,7 +37,10 @@ from carrara.data.table_files import size_of
 THREADS = max(
     1, min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 )
+PROCESSES = 8  # who writes the table keeps up with no more
 TOGETHER = 8  # handing over costs about as much as a small picture
+TOGETHER_APART = 32  # … and to another process twice that
+MANY = 4000  # pictures, from which starting processes for them is worth it
 HELD = 256 * 2**20  # bytes of pictures that wait for their turn, from which no further one is read
 PART = 32 * 2**20  # bytes of those that are looked at together, from which the others wait
 
@@ -51,13 +55,22 @@ class Looked(NamedTuple):
 Item = Row | Rejected
 
 
-def looked_at(items: Iterable[Item], *, detect: bool) -> Iterator[tuple[Item, Looked | Rejected]]:
-    """Each item in order with what came of looking at it; ``detect`` finds the languages of captions."""
+def looked_at(
+    items: Iterable[Item], *, detect: bool, apart: bool = False
+) -> Iterator[tuple[Item, Looked | Rejected]]:
+    """Each item in order with what came of looking at it; ``detect`` finds the languages of captions.
+
+    ``apart`` looks at them in processes of their own, which takes a second or two to start: rows that can be pickled.
+    """
     held = _Held()
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="carrara-import")
+    lookers = Lookers(min(THREADS, PROCESSES)) if apart else None
+    threads = THREADS if lookers is None else min(THREADS, PROCESSES)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="carrara-import")
     waiting: deque[tuple[list[Item], Future[list[Looked | Rejected]]]] = deque()
     left = iter(items)
-    parts = enumerate(iter(lambda: list(itertools.islice(left, TOGETHER)), []))
+    parts = enumerate(
+        iter(lambda: list(itertools.islice(left, TOGETHER if lookers is None else TOGETHER_APART)), [])
+    )
 
     def in_turn() -> Iterator[tuple[Item, Looked | Rejected]]:
         part, future = waiting.popleft()
@@ -66,19 +79,21 @@ def looked_at(items: Iterable[Item], *, detect: bool) -> Iterator[tuple[Item, Lo
             yield item, looked
             held.less(_size(looked))
         for item in part[len(found) :]:  # too large to wait together
-            yield item, _look(item, detect)
+            yield item, _look(item, detect) if lookers is None else lookers.look([item], detect, PART)[0]
         held.next()
 
     try:
         for turn, part in parts:
-            waiting.append((part, pool.submit(_look_at_some, part, turn, held, detect)))
-            if len(waiting) > 3 * THREADS:
+            waiting.append((part, pool.submit(_look_at_some, part, turn, held, detect, lookers)))
+            if len(waiting) > 3 * threads:
                 yield from in_turn()
         while waiting:
             yield from in_turn()
     finally:
         held.stop()
         pool.shutdown(cancel_futures=True)
+        if lookers is not None:
+            lookers.close()
 
 
 class _Held:
@@ -118,16 +133,32 @@ class _Held:
             self._changed.notify_all()
 
 
-def _look_at_some(part: list[Item], turn: int, held: _Held, detect: bool) -> list[Looked | Rejected]:
+def _look_at_some(
+    part: list[Item], turn: int, held: _Held, detect: bool, lookers: Lookers | None
+) -> list[Looked | Rejected]:
     """What came of looking at the first of them: at all, unless they are large."""
-    found, size = list[Looked | Rejected](), 0
+    if lookers is not None:
+        found = lookers.look(part, detect, PART) if held.wait(turn) else []
+        held.more(sum(map(_size, found)))
+        return found
+    found, size = [], 0
     for item in part:
         if size >= PART or not held.wait(turn):
             break
-        looked = _look(item, detect)
-        found.append(looked)
-        size += _size(looked)
-        held.more(_size(looked))
+        found.append(_look(item, detect))
+        size += _size(found[-1])
+        held.more(_size(found[-1]))
+    return found
+
+
+def look_in_part(part: list[Item], detect: bool, most: int) -> list[Looked | Rejected]:
+    """What comes of looking at the first of them, which together have at least ``most`` bytes, or at all."""
+    found, size = list[Looked | Rejected](), 0
+    for item in part:
+        if size >= most:
+            break
+        found.append(_look(item, detect))
+        size += _size(found[-1])
     return found
 
 

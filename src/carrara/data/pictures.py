@@ -57,6 +57,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 _PLANAR, _BITS = 284, 258  # tags of a TIFF; Pillow reads such a one of 16 bits as if it had 8, to nonsense
 TINY = 32  # pixels of a side, below which a picture is worth a flag
 LARGE = 64_000_000  # pixels, above which it is
@@ -108,9 +109,18 @@ def look(data: bytes) -> Looked:
             found, _ = planes.read(lambda: _open(data), mode, channels_of(mode), _as_seen)
             width, height = found.shape[2], found.shape[1]
         else:
-            picture = _open(data)
+            width, height = picture.size
+            if jpeg := picture.format == "JPEG":  # one page, so it stands where it stood
+                # All bits are read and checked also where few pixels are made of them.
+                picture.draft(None, (1, 1))
+            else:
+                picture = _open(data)
             picture.load()
-            width, height = _as_seen(picture).size
+            seen = _as_seen(picture).size
+            if not jpeg:
+                width, height = seen
+            elif planes.orientation(picture) in _SIDEWAYS:
+                width, height = height, width
         if min(width, height) < TINY:
             flags.append("tiny")
         if width * height > LARGE:

@@ -31,10 +31,11 @@ COLUMNS = (
     CAPTIONED_BY, "nsfw", "punsafe", "pwatermark",
 )  # fmt: skip
 _UNSAFE, _WATERMARKED = 0.5, 0.8  # from which LAION's two probabilities count as a claim
+_FLAGGING = ("flags", "nsfw", "punsafe", "pwatermark")
 _FLAG = re.compile(r"[\w:.-]{1,64}")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen, it would take four times as long to make
 class Words:
     """What is said about one picture; ``unlabelled`` says that it has no class, whatever its folder is called."""
 
@@ -54,6 +55,8 @@ class Words:
 
     def over(self, other: Words) -> Words:
         """These words, with another's where these say nothing; a text that is said here is not said twice."""
+        if other == NOTHING:
+            return self
         mine = {*self.captions.values(), *self.more}
         captions = {k: v for k, v in other.captions.items() if k != UNSTATED or v not in mine}
         return Words(
@@ -90,19 +93,25 @@ class Words:
         }
 
 
+NOTHING = Words()
+
+
 def row_words(row: Mapping[str, str | None], where: str) -> Words:
     """The words in one row of a table by its columns' names, in any case; UserError where its split is none."""
     said = {name.lower(): value for name, value in row.items()}
-    first, *more = [*_texts(next((v for n in TEXTS if (v := said.get(n))), None)), None]
-    spoken = (tidy(next((v for n in LANGUAGES if (v := said.get(n))), None)) or "").lower().replace("_", "-")
+    texts = _texts(_first(said, TEXTS))
+    spoken = (tidy(_first(said, LANGUAGES)) or "").lower().replace("_", "-")
     unknown = spoken in _UNKNOWN
     captions: dict[str, str | None] = {
-        spoken if LANGUAGE.fullmatch(spoken) and not unknown else UNSTATED: first
+        spoken if spoken and LANGUAGE.fullmatch(spoken) and not unknown else UNSTATED: texts[0]
+        if texts
+        else None
     }
     for column, value in said.items():
-        language = column.removeprefix("caption_").replace("_", "-")
-        if column.startswith("caption_") and LANGUAGE.fullmatch(language):
-            captions[language] = value
+        if column.startswith("caption_"):
+            language = column.removeprefix("caption_").replace("_", "-")
+            if LANGUAGE.fullmatch(language):
+                captions[language] = value
     split = tidy(said.get("split"))
     if split is not None:
         split = "held_out" if split.lower() in HELD_OUT else split.lower()
@@ -115,15 +124,23 @@ def row_words(row: Mapping[str, str | None], where: str) -> Words:
         group=tidy(said.get("group")),
         category=tidy(said.get("category")),
         split=split,
-        licence=tidy(next((v for n in LICENCES if (v := said.get(n))), None)),
-        boxes=next((text for name in BOXES if (text := tidy(said.get(name)))), None),
+        licence=tidy(_first(said, LICENCES)),
+        boxes=next((text for name in BOXES if name in said and (text := tidy(said[name]))), None),
         url=tidy(said.get("url")),
         flags=_flags(said),
-        more=tuple(text for text in (*more[:-1], *_texts(said.get(MORE_CAPTIONS))) if text),
+        more=tuple(text for text in (*texts[1:], *_texts(said.get(MORE_CAPTIONS))) if text),
         captioned_by=tidy(said.get(CAPTIONED_BY)),
         settled=unknown,
         unlabelled="label" in said and said["label"] is None,
     )
+
+
+def _first(said: Mapping[str, str | None], names: tuple[str, ...]) -> str | None:
+    """The first of these that says something."""
+    for name in names:
+        if value := said.get(name):
+            return value
+    return None
 
 
 def plain(value: Any) -> str | None:
@@ -173,6 +190,8 @@ def _texts(value: str | None) -> list[str]:
 
 def _flags(said: Mapping[str, str | None]) -> tuple[str, ...]:
     """What the source says one may want to filter by; LAION's columns among it."""
+    if said.keys().isdisjoint(_FLAGGING):
+        return ()
     flags = set(_FLAG.findall(said.get("flags") or ""))
     if (said.get("nsfw") or "").lower() in ("nsfw", "unsafe", "true", "yes", "1"):
         flags.add("nsfw_claimed")

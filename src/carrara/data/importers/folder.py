@@ -21,6 +21,8 @@ from carrara.data.rows import BadPicture, Rejected, Row, Survey
 from carrara.data.table import ABOUT
 from carrara.errors import UserError
 
+LOOSE = True  # rows are files by their paths, so that other processes can read them
+
 
 def matches(source: str) -> bool:
     """The source is an existing folder."""
@@ -114,7 +116,7 @@ def walk(root: Path) -> Iterator[Listing]:
 
 def _names(root: Path, folder: str) -> tuple[list[str], list[str]]:
     """The names in a folder: of files and whatever else, and of folders to look into. OSError as it comes."""
-    files, folders = [], []
+    files, folders = list[str](), list[str]()
     with os.scandir(root / folder) as entries:
         for entry in entries:
             try:

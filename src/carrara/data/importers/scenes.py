@@ -25,7 +25,6 @@ from carrara.data.boxes import Box, write
 from carrara.data.importers.emoji import LICENCE, picture_folder
 from carrara.data.importing import Options
 from carrara.data.rows import Rejected, Row, Survey
-from carrara.tensors import mix
 
 SIDE = 128
 COUNT = 4000
@@ -117,6 +116,8 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
 
 def compose(number: int) -> Scene:
     """The scene of this number, always the same: one to four different things that hardly overlap."""
+    from carrara.tensors import mix  # and with it torch, which no other import needs
+
     draw = random.Random(mix(CODE, number))
     colour = draw.choice(list(COLOURS))
     shade = draw.choice((0.0, draw.uniform(-0.35, 0.35)))

@@ -1,0 +1,98 @@
+"""Pictures are looked at in the order of their source, in threads or processes, and few wait for their turn."""
+
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carrara.data import looking
+from carrara.data.importers.folder import rows
+from carrara.data.importing import Options, import_pictures
+from carrara.data.looking import Looked, looked_at
+from carrara.data.rows import Rejected, Row
+from carrara.data.table import Dataset
+
+from .conftest import png
+
+
+def test_processes_and_threads_see_the_same(folder: Path) -> None:
+    (folder / "x13.png").write_bytes(b"broken")
+    (folder / "x2.txt").write_text("Ein Hund läuft über die grüne Wiese, und die Sonne scheint.")
+    found = [
+        list(looked_at(rows(str(folder), Options()), detect=True, apart=apart)) for apart in (False, True)
+    ]
+    assert [looked for _, looked in found[0]] == [looked for _, looked in found[1]]
+    assert [item.source for item, _ in found[1]] == [f"x{k}.png" for k in range(30)]
+    second = found[1][2][1]
+    assert isinstance(second, Looked)
+    assert "caption_de" in second.record
+
+
+def test_what_breaks_a_process_is_one_bad_picture() -> None:
+    items = [Row(source=f"{k}", read=partial(png, k)) for k in range(3)]
+    items.insert(1, Row(source="killer", read=partial(os._exit, 9)))
+    found = [looked for _, looked in looked_at(items, detect=False, apart=True)]
+    assert [isinstance(looked, Looked) for looked in found] == [True, False, True, True]
+    assert isinstance(found[1], Rejected)
+    assert "ended the process" in found[1].reason
+
+
+def test_a_fault_of_our_own_is_no_bad_picture() -> None:
+    items = [Row(source="x", read=partial(divmod, 1, 0))]
+    for apart in (False, True):
+        with pytest.raises((ZeroDivisionError, RuntimeError)):
+            list(looked_at(items, detect=False, apart=apart))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_few_bytes_wait_for_their_turn(apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only some are read while nobody takes the first ones, then all come in order."""
+    monkeypatch.setattr(looking, "HELD", 4000)
+    monkeypatch.setattr(looking, "PART", 2000)
+    monkeypatch.setattr(looking, "TOGETHER", 6)
+    monkeypatch.setattr(looking, "TOGETHER_APART", 6)
+    size, most, full = max(len(png(k)) for k in range(60)), [0], threading.Event()
+    held: Any = looking._Held
+    more = held.more
+
+    def noted(self: Any, size: int) -> None:
+        more(self, size)
+        most[0] = max(most[0], self._bytes)
+        if self._bytes >= 4000:
+            full.set()
+
+    monkeypatch.setattr(held, "more", noted)
+    items = [Row(source=f"{k}", read=partial(png, k)) for k in range(60)]
+    reports = looked_at(items, detect=False, apart=apart)
+    found = [next(reports)[0].source]
+    assert full.wait(60)
+    found += [item.source for item, _ in reports]
+    assert found == [f"{k}" for k in range(60)]
+    assert most[0] <= 4000 + looking.THREADS * (2000 + size)
+
+
+def test_who_stops_early_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looking, "HELD", 1)
+    before = threading.active_count()
+    reports = looked_at((Row(source=f"{k}", read=partial(png, k)) for k in range(200)), detect=False)
+    next(reports)
+    reports.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+def test_an_import_of_many_is_the_same_as_of_few(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(import_pictures(folder, tmp_path / "few"))
+    used: list[int] = []
+    lookers: Callable[[int], Any] = looking.Lookers
+    monkeypatch.setattr(looking, "Lookers", lambda count: used.append(count) or lookers(count))
+    monkeypatch.setattr("carrara.data.importing.MANY", 10)
+    list(import_pictures(folder, tmp_path / "many"))
+    assert len(used) == 1
+    tables = [Dataset.open(tmp_path / name) for name in ("few", "many")]
+    assert tables[0].arrow(tables[0].columns).equals(tables[1].arrow(tables[1].columns))
