@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from carrara.data.archives import unsafe
 from carrara.data.files import below, printable
 from carrara.data.importers.parquet import ROWS, Place, from_batches, layout_of, unread
 from carrara.data.importing import Options
+from carrara.data.nested import Flat, flat, more_pictures, pictures_in
 from carrara.data.rows import Rejected, Row, Survey
 from carrara.data.words import split_named
 from carrara.errors import UserError
@@ -37,8 +40,9 @@ def survey(source: str, options: Options) -> Survey:
         digest.update(f"{below(Path(source), path)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
         with _mapped(path) as file:
             reader = _opened(path, file)
-            layout_of(path, reader.schema)
-            total += _rows_in(path)
+            shape = _shape(reader.schema)
+            root = shape.roots[layout_of(path, shape.rows.schema).image]
+            total += _total(path, partial(pictures_in, root=root))
     return Survey(total, digest.hexdigest())
 
 
@@ -48,35 +52,98 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
         name = printable(below(Path(source), path))
         with _mapped(path) as file:
             reader = _opened(path, file)
-            layout = layout_of(path, reader.schema)
+            schema = _shape(reader.schema).rows.schema
+            layout = layout_of(path, schema)
             yield from unread(layout, name)
+            for other in more_pictures(schema):
+                if other not in (layout.image, *layout.beside):
+                    reason = f"pictures are taken from the column {printable(layout.image)!r} alone"
+                    yield Rejected(name, f"the column {printable(other)!r} is not read: {reason}")
             # "train" or "test" as the folder of a split, or as the only split says
             split = split_named(name.rpartition("/")[0]) or split_named(
                 str(_json(path.parent / STATE).get("_split"))
             )
-            place = Place(name, split, 0, _rows_in(path) - 1)
-            yield from from_batches(_batches(reader, layout.columns), layout, place, options, set())
+            place = Place(name, split, 0, _total(path, len) - 1)
+            named = _Named(place)
+            batches = _batches(reader, layout.columns, named)
+            for item in from_batches(batches, layout, place, options, set()):
+                yield from named.lacking()
+                yield named.as_in_source(item)
+            yield from named.lacking()
 
 
-def _batches(reader: pa.RecordBatchStreamReader, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+class _Called(NamedTuple):
+    name: str
+    row: str
+
+
+class _Named:
+    """What rows are called: by their numbers in the file, of a list of pictures with their places in it."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._next = 0  # row of the file
+        self._count = 0  # of what `from_batches` takes for rows
+        self._names: dict[str, _Called] = {}
+        self._lacking: list[Rejected] = []
+
+    def take(self, some: Flat, rows: int) -> None:
+        """Notes the names of so many more rows of the file."""
+        file = self._place.file
+        self._names = {
+            f"{file}:{self._count + k}": _Called(f"{file}:{name}", f"{file}:{name.partition('.')[0]}")
+            for k, name in enumerate(some.names)
+        }
+        self._lacking += (Rejected(f"{file}:{name}", "the row holds no pictures") for name in some.without)
+        self._count += len(some.names)
+        self._next += rows
+
+    def lacking(self) -> Iterator[Rejected]:
+        """The rows without pictures that were come by."""
+        lacking, self._lacking = self._lacking, []
+        yield from lacking
+
+    def as_in_source(self, item: Row | Rejected) -> Row | Rejected:
+        """A row or a reason by its name in the file; pictures of one row are not split apart."""
+        called = self._names.get(item.source)
+        if called is None:  # the rest of a damaged file
+            rest = f"-{self._place.last}" if self._place.last > self._next else ""
+            return replace(item, source=f"{self._place.file}:{self._next}{rest}")
+        if isinstance(item, Row) and called.name != called.row:
+            return replace(item, source=called.name, group=item.group or called.row)
+        return replace(item, source=called.name)
+
+
+def _shape(schema: pa.Schema) -> Flat:
+    """What becomes of the columns."""
+    import pyarrow as pa
+
+    return flat(pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema))
+
+
+def _batches(
+    reader: pa.RecordBatchStreamReader, columns: Sequence[str], named: _Named
+) -> Iterator[pa.RecordBatch]:
     """Some rows of the columns at a time: a batch of a file may be of thousands."""
+    first = 0
     for whole in reader:
-        batch = whole.select(list(dict.fromkeys(columns)))
-        batch.validate(full=True)  # offsets that lie would be followed out of the file
-        for start in range(0, batch.num_rows, ROWS):
-            yield batch.slice(start, ROWS)
+        whole.validate(full=True)  # offsets that lie would be followed out of the file
+        for start in range(0, whole.num_rows, ROWS):
+            some = flat(whole.slice(start, ROWS), first + start)
+            named.take(some, min(ROWS, whole.num_rows - start))
+            yield some.rows.select(list(dict.fromkeys(columns)))
+        first += whole.num_rows
 
 
-def _rows_in(path: Path) -> int:
+def _total(path: Path, count: Callable[[pa.RecordBatch], int]) -> int:
+    """The sum over a file's batches as far as it is whole; mapped, so nothing is read but what is counted by."""
     import pyarrow as pa
 
     total = 0
     try:
         with _mapped(path) as file:
-            for batch in _opened(
-                path, file
-            ):  # mapped: nothing is read but what the numbers of rows lie between
-                total += batch.num_rows
+            for batch in _opened(path, file):
+                total += count(batch)
     except (OSError, pa.ArrowException):  # `rows` says where it ends
         pass
     return total
