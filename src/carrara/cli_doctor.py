@@ -29,9 +29,10 @@ def doctor(
     guidance: Annotated[float | None, typer.Option(help="and the guidance.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All that was looked at, as JSON.")] = False,
 ) -> None:
-    """Look for what keeps a diffusion model from good pictures; status 1 where something is found."""
+    """Look for what keeps a model from good pictures, or a space from finding; status 1 where something is found."""
     from carrara.data.table import Dataset
     from carrara.evaluation.doctor.examine import document, examine, serious_first
+    from carrara.evaluation.doctor.joint import JointPatient, examine_joint
     from carrara.evaluation.doctor.patient import Patient
     from carrara.generation.generate import settings_for
     from carrara.recipes.catalogue import named
@@ -48,21 +49,23 @@ def doctor(
             f"{run} is the run of an autoencoder, which `carrara inspect autoencoder {run} DATA` looks at; expected "
             "that of a diffusion model"
         )
-    if isinstance(recipe, ContrastiveRecipe):
-        raise UserError(
-            f"{run} is the run of a space of texts and pictures; expected that of a diffusion model"
-        )
-    patient = Patient(run, recipe, Dataset.open(dataset) if dataset else None)
+    data = Dataset.open(dataset) if dataset else None
     given = {"sampler": sampler, "steps": steps, "grid": grid, "guidance": guidance}
-    if picture:
-        given = _of_picture(picture, patient.model) | {k: v for k, v in given.items() if v is not None}
-    settings = settings_for(patient.model, given)
+    if isinstance(recipe, ContrastiveRecipe):
+        if picture or any(given.values()):
+            raise UserError(f"{run} is the run of a space of texts and pictures, which samples nothing")
+        looks = examine_joint(JointPatient(run, recipe, data))
+    else:
+        patient = Patient(run, recipe, data)
+        if picture:
+            given = _of_picture(picture, patient.model) | {k: v for k, v in given.items() if v is not None}
+        looks = examine(patient, settings_for(patient.model, given))
     checks = []
     if as_json:
-        checks = [check for _, check in examine(patient, settings)]
+        checks = [check for _, check in looks]
     else:
         with Bar("doctor") as bar:
-            for done, check in examine(patient, settings):
+            for done, check in looks:
                 checks.append(check)
                 bar.show(done, check.name)
     checks = list(serious_first(checks))

@@ -53,16 +53,16 @@ def plan(
     changes = [*(change or []), *([f'train.budget="{budget}"'] if budget else [])]
     opened = open_autoencoder(autoencoder) if autoencoder else None
     chosen = named(recipe, changes, network=opened.config if opened else None)
-    if isinstance(chosen, ContrastiveRecipe):
-        raise UserError(
-            "the towers of a contrastive recipe train in a minute on any machine: nothing is to be planned"
-        )
     pictures = Dataset.open(dataset) if dataset else None
     if isinstance(chosen, AutoencoderRecipe):
         chosen = with_network(chosen, opened)
+    elif isinstance(chosen, ContrastiveRecipe):
+        if opened:
+            raise UserError("a contrastive recipe needs no autoencoder: leave --autoencoder away")
     elif pictures:
         chosen = fitted(chosen, pictures)
-    if latent and (opened or isinstance(chosen, AutoencoderRecipe) or chosen.pixels):
+    no_latent = isinstance(chosen, AutoencoderRecipe | ContrastiveRecipe) or chosen.pixels
+    if latent and (opened or no_latent):
         raise UserError(
             "--latent stands for an autoencoder: leave it away where there is one, or none is needed"
         )

@@ -59,7 +59,9 @@ def test_it_learns_and_finds_what_no_caption_names(data: Dataset, tmp_path: Path
     assert passport["languages"] == ["de", "und"]
     table = passport["held_out"]["by_language"]
     assert table.keys() == {"de", "und"}
-    assert "5 held-out pairs" in passport["held_out"]["protocol"]
+    assert passport["held_out"]["protocol"] == (
+        "recall among 3 held-out pairs drawn by chance; 2 others chose the best state"
+    )
     assert any("held-out pairs" in report.note for report in reports)
     joint = open_embedder(tmp_path / "run")
     assert joint.joint
@@ -75,6 +77,21 @@ def test_it_learns_and_finds_what_no_caption_names(data: Dataset, tmp_path: Path
     assert again.texts is not None
     np.testing.assert_array_equal(again.texts(["red"]), joint.texts(["red"]))
     np.testing.assert_allclose(np.linalg.norm(joint.texts(["red", "blau"]), axis=1), 1, rtol=1e-5)
+
+
+def test_who_chooses_is_not_who_measures() -> None:
+    rows = np.arange(1000, 1300)
+    choosing, measured = contrasting.halves(rows, recipe())
+    assert len(choosing) == len(measured) == 150
+    assert sorted([*choosing, *measured]) == rows.tolist()
+    assert 1100 < choosing.mean() < 1200, "by chance, not the first"
+    assert (np.diff(choosing) > 0).all()
+    again = contrasting.halves(rows, recipe())
+    assert (again[0] == choosing).all()
+    few = contrasting.halves(rows, recipe(pairs=20))
+    assert (len(few[0]), len(few[1]), len({*few[0], *few[1]})) == (20, 20, 40)
+    for count, wanted in ((0, (0, 0)), (1, (0, 0)), (3, (3, 0)), (5, (2, 3))):
+        assert tuple(map(len, contrasting.halves(rows[:count], recipe()))) == wanted
 
 
 def test_a_resumed_training_is_the_same_to_the_bit(data: Dataset, tmp_path: Path) -> None:

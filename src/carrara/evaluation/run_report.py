@@ -73,20 +73,24 @@ def _held_out(lines: Sequence[Mapping[str, float]]) -> str:
     parts = []
     if any("held_out_psnr" in line for line in lines):
         parts.append(_row([_chart("PSNR in dB", [Line("PSNR", _points(lines, "held_out_psnr"))])]))
+    pairs = any("recall_5" in line for line in lines)
     named = {"held_out": "with the condition", "held_out.unconditional": "without it"}
+    if pairs:
+        named = {"held_out": "pairs that choose the best state"}
     over = [Line(words, _points(lines, name)) for name, words in named.items()]
     over = [line for line in over if line.points]
     bins = {name: words for name, words in named.items() if any(f"{name}.t" in k for m in lines for k in m)}
     if over:
-        charts = [_chart("loss over the run", over)]
+        charts = [_chart("1 less the mean reciprocal rank" if pairs else "loss over the run", over)]
         by_time = [Line(words, _bins(lines, name)) for name, words in bins.items()]
         if by_time:
             charts.append(_chart("loss by time t, as last measured", by_time, across="t: 0 data, 1 noise"))
         parts.append(_row(charts) + f"<p>{legend(charts[0])}</p>")
         values = [y for _, y in over[0].points]
+        fixed = "Pairs of all languages, found in both directions" if pairs else "Fixed times, fixed noise"
         parts.append(
-            f'<p class="muted">Last {values[-1]:.4f}, best {min(values):.4f}. Fixed times, fixed noise, averaged '
-            "weights: comparable within the run.</p>"
+            f'<p class="muted">Last {values[-1]:.4f}, best {min(values):.4f}. {fixed}, averaged weights: '
+            "comparable within the run.</p>"
         )
     return "".join(parts)
 

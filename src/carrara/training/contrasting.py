@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -44,8 +45,9 @@ if TYPE_CHECKING:
     from carrara.data.table import Dataset
 
 MODULE = "towers"
+Rows = npt.NDArray[np.int64]
 _LANGUAGE = 1  # stream of a sample's randomness
-_SCALE = (0.0, math.log(100.0))  # theirs: similarities are never scaled up more than a hundredfold
+SCALE = (0.0, math.log(100.0))  # theirs: similarities are never scaled up more than a hundredfold
 _LOOK, _KNOWN = "contrast.look", "contrast.known."  # in the state's numbers
 
 
@@ -65,7 +67,11 @@ class ContrastiveRecipe(Config):
     looks: int = Field(
         10, ge=1, le=1000, description="How often held-out pairs are looked at in a run, evenly."
     )
-    pairs: int = Field(1000, ge=2, description="At most how many held-out pictures that is done with.")
+    pairs: int = Field(
+        1000,
+        ge=2,
+        description="At most how many held-out pictures that is done with; as many others measure the best.",
+    )
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
@@ -110,7 +116,7 @@ class Pairs:
         seen, *read = [str(column) for column in found]
         return seen, dict(zip(self.captions, read, strict=True))
 
-    def rows(self, split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def rows(self, split: str) -> Rows:
         """The pictures of a split that have any of the captions."""
         some = " OR ".join(f"{column} IS NOT NULL" for column in self.captions.values())
         return self.dataset.indices(split, some)
@@ -143,7 +149,7 @@ class ContrastiveTask:
         held_out: Mapping[str, Tensor],
         device: torch.device,
     ) -> None:
-        """``held_out`` has the stored vectors ``[n d]`` of held-out pairs by column; empty where none are."""
+        """``held_out`` has the stored vectors ``[n d]`` of the pairs that choose, by column; empty where none are."""
         self.recipe, self.towers, self.seen, self.read = recipe, towers, seen, read
         self.held_out, self.device = held_out, device
         self.modules: Mapping[str, nn.Module] = {MODULE: towers}
@@ -162,15 +168,7 @@ class ContrastiveTask:
         # Two pictures with the same words are no contradiction: either is right for both.
         same = _same(text).to(self.device)
         pictures, words = self.towers(picture.to(self.device), text.to(self.device))
-        scale = self.towers.scale.clamp(*_SCALE).exp()
-        with torch.autocast(self.device.type, enabled=False):
-            scores = scale * pictures.float() @ words.float().T  # [b b]
-            loss = _softmax(scores, same) if self.recipe.loss == "softmax" else self._sigmoid(scores, same)
-        return {"contrastive": loss}
-
-    def _sigmoid(self, scores: Tensor, same: Tensor) -> Tensor:
-        signs = same.to(scores.dtype) * 2 - 1
-        return -F.logsigmoid(signs * (scores + self.towers.bias)).sum(1).mean()
+        return {"contrastive": pair_loss(self.towers, pictures, words, same, self.recipe.loss)}
 
     def between(self, state: TrainingState) -> str:
         """At even shares of the budget, and once more after the last step, held-out pairs are looked at."""
@@ -195,6 +193,18 @@ class ContrastiveTask:
     def measures(self) -> Mapping[str, float]:
         """As last measured; "held_out" is 1 less the mean reciprocal rank."""
         return self._measures
+
+
+def pair_loss(
+    towers: Towers, pictures: Tensor, words: Tensor, same: Tensor, kind: Literal["softmax", "sigmoid"]
+) -> Tensor:
+    """The mean over pairs of unit vectors ``[b d]``; in ``same`` [b b] those are true that belong together."""
+    with torch.autocast(pictures.device.type, enabled=False):
+        scores = towers.scale.clamp(*SCALE).exp() * pictures.float() @ words.float().T  # [b b]
+        if kind == "softmax":
+            return _softmax(scores, same)
+        signs = same.to(scores.dtype) * 2 - 1
+        return -F.logsigmoid(signs * (scores + towers.bias)).sum(1).mean()
 
 
 def _softmax(scores: Tensor, same: Tensor) -> Tensor:
@@ -229,7 +239,7 @@ def held_out_measures(
 
 def by_language(
     towers: Towers, seen: str, read: Mapping[str, str], vectors: Mapping[str, Tensor]
-) -> dict[str, dict[str, np.ndarray[Any, np.dtype[np.int64]]]]:
+) -> dict[str, dict[str, Rows]]:
     """Of each language the ranks from text to picture and from picture to text, among the pairs that it has."""
     pictures = lifting(towers.pictures)(vectors[seen].float().numpy())
     found = {}
@@ -249,7 +259,8 @@ def by_language(
 def train_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path) -> Iterator[Report]:
     """Reports while it trains, on stored vectors (see `Pairs.needed`); in the end ``folder/model`` has the towers.
 
-    They are those that did best on held-out pairs, or the last average where none are held out.
+    They are those that did best on one half of the held-out pairs, or the last average where none are held out; what
+    the passport tells of them was measured on the other half.
     """
     pairs = Pairs(recipe, dataset)
     seen, read = pairs.columns()
@@ -263,7 +274,8 @@ def train_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path)
     placement = Placement.choose(precision=recipe.train.precision)
     torch.manual_seed(recipe.train.seed)
     towers = Towers(recipe.towers, pairs.pictures.width, pairs.texts.width)
-    train, held_out = pairs.rows("train"), pairs.rows("held_out")[: recipe.pairs]
+    train = pairs.rows("train")
+    choosing, measured = halves(pairs.rows("held_out"), recipe)
     if len(train) < 2:
         raise UserError(
             f"{dataset.path} has {len(train)} captioned pictures to train on; expected two or more"
@@ -272,7 +284,7 @@ def train_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path)
     towers.pictures.measure(few[seen].float())
     captions = torch.cat([few[name].float() for name in read.values()])
     towers.texts.measure(captions[captions.abs().amax(1) > 0])
-    known = stored_vectors(dataset, (seen, *read.values()), held_out) if len(held_out) > 1 else {}
+    known = stored_vectors(dataset, (seen, *read.values()), choosing) if len(choosing) else {}
     task = ContrastiveTask(recipe, towers, seen, read, known, placement.device)
     state = TrainingState(task.modules, recipe.train, placement)
     towers.train()
@@ -292,19 +304,34 @@ def train_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path)
     else:
         state.averages[MODULE].copy_to(towers)
     towers.eval()
-    if known:
-        told["held_out"] = _metrics(by_language(towers, seen, read, known), len(held_out))
+    if len(measured):
+        others = stored_vectors(dataset, (seen, *read.values()), measured)
+        told["held_out"] = _metrics(by_language(towers, seen, read, others), len(measured), len(choosing))
     run.finish(partial(save, **told))
 
 
-def _metrics(found: Mapping[str, Any], pairs: int) -> dict[str, Any]:
+def halves(rows: Rows, recipe: ContrastiveRecipe) -> tuple[Rows, Rows]:
+    """Of the held-out pictures those that choose the best state, and those that it is measured on, as chance has it.
+
+    At most ``recipe.pairs`` each, by the recipe's seed. Of fewer than four all choose and nothing is measured; one
+    alone has nothing to be told apart from, and cannot choose.
+    """
+    drawn = np.random.default_rng(recipe.train.seed).permutation(rows)
+    if len(drawn) < 4:
+        return (np.sort(drawn) if len(drawn) > 1 else drawn[:0]), drawn[:0]
+    each = min(recipe.pairs, len(drawn) // 2)
+    return np.sort(drawn[:each]), np.sort(drawn[each : each + recipe.pairs])
+
+
+def _metrics(found: Mapping[str, Any], pairs: int, choosing: int) -> dict[str, Any]:
     table = {
         language: {
             way: {f"recall_{k}": round(v, 4) for k, v in recall(part).items()} for way, part in ways.items()
         }
         for language, ways in found.items()
     }
-    return {"protocol": f"recall among {pairs} held-out pairs", "by_language": table}
+    protocol = f"recall among {pairs} held-out pairs drawn by chance; {choosing} others chose the best state"
+    return {"protocol": protocol, "pairs": pairs, "by_language": table}
 
 
 def stored_vectors(dataset: Dataset, columns: Sequence[str], rows: Any) -> dict[str, Tensor]:

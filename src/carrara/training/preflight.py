@@ -19,10 +19,13 @@ from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.conditions.contract import Latent
 from carrara.data.loader import IN_MEMORY, Loaded
 from carrara.errors import UserError
+from carrara.evaluation.embedders.encode import embedded
+from carrara.evaluation.embedders.opening import open_embedder
 from carrara.generation.model import latent_of
 from carrara.training.autoencoding import AutoencoderRecipe
 from carrara.training.budget import Budget
 from carrara.training.conditioning import TrainingRows
+from carrara.training.contrasting import ContrastiveRecipe, Pairs, Rows
 from carrara.training.diffusing import DiffusionRecipe
 from carrara.training.feed import check_size, multiple_of
 from carrara.training.imagined import Imagined, imagine
@@ -31,6 +34,7 @@ from carrara.training.machine import Memory, disk_free, memory, resident
 from carrara.training.parallel import Placement
 from carrara.training.rehearsal import (
     AutoencoderRehearsal,
+    ContrastiveRehearsal,
     DiffusionRehearsal,
     MadeUp,
     Rehearsal,
@@ -41,10 +45,11 @@ from carrara.training.rehearsal import (
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
 
-Recipe = AutoencoderRecipe | DiffusionRecipe
+Recipe = AutoencoderRecipe | ContrastiveRecipe | DiffusionRecipe
 
 _PART = 0.9  # of the free memory that a suggestion fills
 _LONGEST = 60.0  # seconds that the first step of a trial may take, by its FLOPs
+_SCORES = 8  # tables of a batch's scores, float32, that a contrastive loss and its gradient have at once
 _CHECKPOINTS = 2  # besides those kept: the best one, and the one that is being written
 
 
@@ -68,6 +73,8 @@ class Subject:
         """``latent`` [c h w] stands for an autoencoder of factor 8; UserError where neither is there but needed."""
         if isinstance(recipe, AutoencoderRecipe):
             return Subject(recipe, None, recipe.size, dataset)
+        if isinstance(recipe, ContrastiveRecipe):
+            return Subject(recipe, None, 0, dataset)
         if recipe.pixels:
             autoencoder = recipe.pixels.autoencoder()
         if autoencoder:
@@ -166,6 +173,8 @@ def plan(subject: Subject, *, seconds: float = 10.0, place: Path = Path()) -> Pl
     placement = Placement.choose(precision=config.precision)
     build, notes = _rehearsal(subject, placement)
     step = imagine(build, config, placement)
+    if isinstance(recipe, ContrastiveRecipe):
+        step = _with_scores(step, config.batch)
     parameters = dict(step.parameters)
     if subject.autoencoder and not getattr(recipe, "pixels", None):
         parameters["autoencoder"] = sum(p.numel() for p in subject.autoencoder.module.parameters())
@@ -173,7 +182,7 @@ def plan(subject: Subject, *, seconds: float = 10.0, place: Path = Path()) -> Pl
     needed = step.peak(config.batch // config.accumulate, config.accumulate)
     if placement.device.type == "cpu":  # a GPU's memory does not hold them
         needed += _kept_pictures(subject)
-    fits = _fitting(step, config.batch, free.free)
+    fits = _fitting(step, config.batch, free.free, pairwise=isinstance(recipe, ContrastiveRecipe))
     disk = _disk(subject, step)
     refusals = []
     if needed > free.free:
@@ -194,7 +203,7 @@ def plan(subject: Subject, *, seconds: float = 10.0, place: Path = Path()) -> Pl
     else:
         took = budget.seconds or 0.0
         seen = took * trial.rate
-    pictures = len(subject.dataset.indices("train")) if subject.dataset else None
+    pictures = len(_trained_on(subject.recipe, subject.dataset)) if subject.dataset else None
     return Plan(
         parameters,
         step.gradients // 4,
@@ -219,6 +228,11 @@ def _rehearsal(subject: Subject, placement: Placement) -> tuple[Callable[[], Reh
     recipe, latent, size = subject.recipe, subject.latent, subject.size
     if isinstance(recipe, AutoencoderRecipe):
         return lambda: AutoencoderRehearsal(recipe, placement.device), []
+    if isinstance(recipe, ContrastiveRecipe):
+        chosen = recipe
+        widths = open_embedder(recipe.pictures).width, open_embedder(recipe.texts).width
+        notes = ["pictures and captions are embedded once before; that takes time of its own (data encode)"]
+        return lambda: ContrastiveRehearsal(chosen, *widths, placement.device), notes
     assert latent is not None
     data: Any = TrainingRows(subject.dataset) if subject.dataset else MadeUp()
     conditions, notes = learn(recipe.model, data, latent)
@@ -230,15 +244,31 @@ def _rehearsal(subject: Subject, placement: Placement) -> tuple[Callable[[], Reh
     return lambda: DiffusionRehearsal(model, conditions, context, latent, size, placement.device), notes
 
 
-def _fitting(step: Imagined, batch: int, free: int) -> list[tuple[int, int]]:
-    """(batch, accumulate) that fit, with as large parts as do: the recipe's batch, and the largest power of two."""
+def _trained_on(recipe: Recipe, dataset: Dataset) -> Rows:
+    """The rows that it learns from."""
+    if isinstance(recipe, ContrastiveRecipe):
+        return Pairs(recipe, dataset).rows("train")
+    return dataset.indices("train")
+
+
+def _with_scores(step: Imagined, batch: int) -> Imagined:
+    """Each of a batch is compared with each: its scores grow with its square, which a few pictures do not show."""
+    scores = _SCORES * batch**2 * 4
+    return replace(step, least=step.least + scores, base=step.base + scores)
+
+
+def _fitting(step: Imagined, batch: int, free: int, *, pairwise: bool = False) -> list[tuple[int, int]]:
+    """(batch, accumulate) that fit, with as large parts as do: the recipe's batch, and the largest power of two.
+
+    The latter is not told where a step is ``pairwise``: its peak is for the recipe's batch alone.
+    """
     found = []
     room = _PART * free
     parts = [n for n in range(1, batch + 1) if batch % n == 0 and step.peak(batch // n, n) <= room]
     if parts:
         found.append((batch, parts[0]))
     largest = max((2**k for k in range(17) if step.peak(2**k, 1) <= room), default=0)
-    if largest and (largest, 1) not in found:
+    if largest and (largest, 1) not in found and not pairwise:
         found.append((largest, 1))
     return found
 
@@ -260,10 +290,15 @@ def _too_large(
 
 
 def _kept_pictures(subject: Subject) -> int:
-    """Bytes of decoded pictures that the loader keeps in RAM, where it feeds pictures."""
+    """Bytes of decoded pictures that the loader keeps in RAM, where it feeds pictures; or of vectors."""
     recipe, dataset = subject.recipe, subject.dataset
     if dataset is None or (isinstance(recipe, DiffusionRecipe) and not recipe.pixels):
         return 0
+    if isinstance(recipe, ContrastiveRecipe):
+        pairs = Pairs(recipe, dataset)
+        numbers = sum(embedder.width for embedder, _ in pairs.needed())
+        size = len(pairs.rows("train")) * numbers * 2
+        return size if size <= IN_MEMORY else 0
     channels = (
         recipe.network.image_channels
         if isinstance(recipe, AutoencoderRecipe)
@@ -284,6 +319,10 @@ def _disk(subject: Subject, step: Imagined) -> dict[str, int]:
         found["snapshots"] = step.weights // 2 * len(config.posthoc) * config.snapshots
     if isinstance(recipe, DiffusionRecipe) and not recipe.pixels and subject.dataset and subject.latent:
         found["latents"] = _latents(recipe, subject.dataset, subject)
+    if isinstance(recipe, ContrastiveRecipe) and subject.dataset:
+        needed = Pairs(recipe, subject.dataset).needed()
+        lacking = [embedder for embedder, of in needed if embedded(subject.dataset, embedder, of) is None]
+        found["vectors"] = len(subject.dataset) * sum(embedder.width for embedder in lacking) * 2
     return found
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from carrara.conditions.contract import Latent, Size
 from carrara.context import Context
 from carrara.errors import UserError
+from carrara.evaluation.embedders.towers import Towers
 from carrara.generation.model import ModelConfig, bind, build_network
 from carrara.training import adversary
 from carrara.training.discriminator import LOSSES, fooled
@@ -22,6 +23,7 @@ from carrara.training.losses import reconstruction_terms
 if TYPE_CHECKING:
     from carrara.data.loader import Loaded
     from carrara.training.autoencoding import AutoencoderRecipe
+    from carrara.training.contrasting import ContrastiveRecipe
     from carrara.training.diffusing import DiffusionRecipe
     from carrara.training.loop import TrainingState
 
@@ -200,6 +202,26 @@ def contexts(conditions: nn.ModuleDict, size: Size, device: torch.device) -> Cal
 def _value(encoder: Any) -> Any:
     """A caption as long as any; of other forms the null, which has the same shapes."""
     return " ".join(_word(k) for k in range(400)) if encoder.form == "text" else None
+
+
+class ContrastiveRehearsal(Rehearsal):
+    """A space of texts and pictures, over vectors of these widths."""
+
+    def __init__(self, recipe: ContrastiveRecipe, pictures: int, texts: int, device: torch.device) -> None:
+        super().__init__(device)
+        self.recipe, self.widths = recipe, (pictures, texts)
+        self.towers = Towers(recipe.towers, pictures, texts)
+        self.modules = {"towers": self.towers}
+        self.parts = [Part("pictures", self.towers.pictures), Part("texts", self.towers.texts)]
+
+    def terms(self, update: str, count: int) -> Mapping[str, Tensor]:
+        """The loss of pairs that have nothing to do with each other."""
+        from carrara.training.contrasting import pair_loss
+
+        given = [torch.randn(count, width, device=self.device) for width in self.widths]
+        pictures, words = self.towers(*given)
+        same = torch.eye(count, dtype=torch.bool, device=self.device)
+        return {"contrastive": pair_loss(self.towers, pictures, words, same, self.recipe.loss)}
 
 
 class AutoencoderRehearsal(Rehearsal):

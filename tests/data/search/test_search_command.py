@@ -29,6 +29,16 @@ def test_from_import_to_search(here: Here, pictures: Path, tmp_path: Path) -> No
     assert "efficientnet_lite0: pictures in seen_" in train.out
     assert "text to picture" in train.out
     assert "next: carrara data encode data --embedder run" in train.out
+    examined = here("doctor", "run", "data", "--json")
+    checks = {check["check"]: check for check in json.loads(examined.out)["checks"]}
+    assert not any(check["skipped"] for check in checks.values()), checks
+    assert "held-out pairs" in checks["pairs find each other"]["saw"]
+    assert checks["spread of the space"]["findings"] == []
+    assert checks["amount of data"]["findings"][0]["name"] == "few_pairs"
+    assert examined.status == 1
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "1 less the mean reciprocal rank" in page
+    assert "noise" not in page
     done = here("data", "encode", "data", "--embedder", "run", "--embedder", "ngrams", "--features")
     assert done.status == 0, done.err
     again = here("data", "encode", "data", "--embedder", "run")
@@ -92,13 +102,25 @@ def test_mistakes_are_one_line(
     assert message in here("data", *arguments).refusal
 
 
-def test_the_recipe_is_not_for_other_commands(here: Here, pictures: Path, tmp_path: Path) -> None:
-    assert "nothing is to be planned" in here("plan", "contrastive").refusal
+def test_what_is_not_for_this_recipe(here: Here, pictures: Path, tmp_path: Path) -> None:
+    plan = here("plan", "contrastive", "--set", "texts=ngrams", "--seconds", 0, "--json")
+    assert plan.status == 0, plan.err
+    told = json.loads(plan.out)
+    assert told["parameters"]["pictures"] > told["parameters"]["texts"] > 100_000
+    assert told["seconds"] == 60
+    assert told["fits"] == [{"batch": 256, "accumulate": 1}]
+    larger = here(
+        "plan", "contrastive", "--set", "texts=ngrams", "--set", "train.batch=65536", "--seconds", 0, "--json"
+    )
+    scores = 8 * 4 * (65536**2 - 256**2)
+    assert json.loads(larger.out)["memory"]["peak"] > told["memory"]["peak"] + scores
+    assert "leave it away" in here("plan", "contrastive", "--latent", "4x8x8").refusal
     recipe = named("contrastive")
     assert isinstance(recipe, ContrastiveRecipe)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.toml").write_text(to_toml(recipe))
-    assert "expected that of a diffusion model" in here("doctor", "run").refusal
+    assert "no model yet" in here("doctor", "run").refusal
+    assert "samples nothing" in here("doctor", "run", "--steps", 9).refusal
     assert here("data", "import", pictures, "data").status == 0
     refused = here("train", "contrastive", "data", "--out", "other", "--autoencoder", tmp_path)
     assert "leave --autoencoder and --start away" in refused.refusal
