@@ -29,6 +29,8 @@ RANKS = {
             "cli_keep",
             "cli_browse",
             "cli_export",
+            "cli_engine",
+            "cli_index",
             "cli_models",
             "cli_sample",
             "cli_train",

@@ -11,7 +11,9 @@ import typer
 
 from carrara.cli_browse import browse
 from carrara.cli_copies import data_dedup, data_split
+from carrara.cli_engine import HERE, Engine, Hands, Workers, hands
 from carrara.cli_export import data_export
+from carrara.cli_index import data_index
 from carrara.cli_keep import data_caption, data_filter, data_stats
 from carrara.cli_search import search
 from carrara.cli_versions import data_clean, data_tag, data_versions
@@ -75,6 +77,8 @@ def data_import(
     ] = 60,
     at_once: Annotated[int, typer.Option(min=1, max=256, help="Of urls: downloads at a time.")] = 16,
     per_host: Annotated[int, typer.Option(min=1, max=64, help="Of urls: of these, from one host.")] = 4,
+    engine: Engine = "local",
+    workers: Workers = None,
 ) -> None:
     """Import captioned pictures into a data set; again, it continues or adds what is new."""
     summary = import_into(
@@ -92,6 +96,7 @@ def data_import(
         seconds=seconds,
         at_once=at_once,
         per_host=per_host,
+        engine=hands(engine, workers).importing(),
     )
     for line in summary.lines():
         console.print(line, soft_wrap=True)
@@ -118,6 +123,8 @@ def data_encode(
     crops: Annotated[
         int, typer.Option(help="Of pictures that are not square: 1 is the centre, 3 also start and end.")
     ] = 1,
+    engine: Engine = "local",
+    workers: Workers = None,
 ) -> None:
     """Encode every picture once, for training on latents or for search; again, it continues or adds what is new."""
     from carrara.cli_search import chosen_embedders, embed_all
@@ -128,14 +135,15 @@ def data_encode(
         raise UserError(
             "nothing to encode with: give --with AUTOENCODER, --features, --meaning or --embedder"
         )
-    if autoencoder is not None:
-        _encode_latents(Dataset.open(dataset), autoencoder, flip, crops)
-    elif flip or crops != 1:
+    if autoencoder is None and (flip or crops != 1):
         raise UserError("--flip and --crops are for latents: give --with AUTOENCODER")
-    embed_all(Dataset.open(dataset), chosen)
+    with hands(engine, workers) as working:
+        if autoencoder is not None:
+            _encode_latents(Dataset.open(dataset), autoencoder, flip, crops, working)
+        embed_all(Dataset.open(dataset), chosen, working)
 
 
-def _encode_latents(pictures: Dataset, autoencoder: Path, flip: bool, crops: int) -> None:
+def _encode_latents(pictures: Dataset, autoencoder: Path, flip: bool, crops: int, hands: Hands) -> None:
     from carrara.cli_models import open_autoencoder
     from carrara.data.channels import check_channels
     from carrara.data.latents import encoded, measured_scale, variants
@@ -151,7 +159,7 @@ def _encode_latents(pictures: Dataset, autoencoder: Path, flip: bool, crops: int
     placement = Placement.choose()
     if there is None:
         console.print(f"encoding {len(pictures)} pictures ({placement})", soft_wrap=True)
-        encode_missing(pictures, opened, placement, wanted)
+        encode_missing(pictures, opened, placement, wanted, path=autoencoder, hands=hands)
         there = encoded(pictures, opened, wanted) or []
         done = "encoded"
     else:
@@ -169,6 +177,7 @@ data.command("filter")(data_filter)
 data.command("caption")(data_caption)
 
 
+data.command("index")(data_index)
 data.command("search")(search)
 data.command("browse")(browse)
 
@@ -194,6 +203,8 @@ def encode_missing(
     *,
     rows: npt.NDArray[np.int64] | None = None,
     size: tuple[int, int] | None = None,
+    path: Path = Path(),
+    hands: Hands = HERE,
 ) -> None:
     """Encodes with a bar a variant what is not there already, of some rows at (height, width) or of all."""
     from carrara.data.latents import encode
@@ -209,6 +220,7 @@ def encode_missing(
             autocast=placement.autocast,
             rows=rows,
             size=size,
+            by=hands.latents(path, variant),
         )
         with Bar(title) as bar, closing(reports):
             for report in reports:

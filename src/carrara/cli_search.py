@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from carrara.cli_engine import HERE, Hands
 from carrara.console import Bar, console
 from carrara.errors import UserError
 
@@ -88,7 +89,7 @@ def chosen_embedders(features: bool, meaning: bool, others: Sequence[str]) -> li
     return [*([PICTURES] if features else []), *([TEXTS] if meaning else []), *others]
 
 
-def embed_all(dataset: Dataset, chosen: Sequence[str]) -> None:
+def embed_all(dataset: Dataset, chosen: Sequence[str], hands: Hands = HERE) -> None:
     """Embeds, with a bar each, what these embedders can and is missing, and says where it is."""
     from carrara.evaluation.embedders.opening import open_embedder
 
@@ -98,9 +99,10 @@ def embed_all(dataset: Dataset, chosen: Sequence[str]) -> None:
         if embedder.pictures is None and not columns:
             raise UserError(f"{dataset.path} has no captions whose meaning could be stored")
         if embedder.pictures is not None and not embedder.joint:
-            _glance(dataset)
+            _glance(dataset, hands)
         # In a joint space the pictures are what is found; a text comes with the question.
-        _embed(dataset, embedder, ["image"] if embedder.pictures is not None else columns)
+        of = ["image"] if embedder.pictures is not None else columns
+        _embed(dataset, embedder, of, given, hands)
 
 
 def run_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, out: Path) -> None:
@@ -129,29 +131,39 @@ def run_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, out: Path) -> N
     console.print(f"next: carrara data encode {dataset.path} --embedder {out}", soft_wrap=True)
 
 
-def _embed(dataset: Dataset, embedder: Embedder, columns: Sequence[str]) -> None:
+def _embed(
+    dataset: Dataset,
+    embedder: Embedder,
+    columns: Sequence[str],
+    given: str = "",
+    hands: Hands = HERE,
+) -> None:
+    """``given`` is how others than this process open the embedder."""
     from carrara.evaluation.embedders.encode import embed, embedded, index
 
     for of in columns:
         what = "pictures" if of == "image" else f"texts of {of}"
         there = embedded(dataset, embedder, of)
         if there is None:
-            with Bar(f"{embedder.name}, {what}") as bar, closing(embed(dataset, embedder, of)) as reports:
+            with (
+                Bar(f"{embedder.name}, {what}") as bar,
+                closing(embed(dataset, embedder, of, by=hands.vectors(given, of))) as reports,
+            ):
                 for report in reports:
                     if report.column is None:
                         bar.show(
                             report.done / report.total, f"{report.done} done", total=report.total, unit="rows"
                         )
             there = embedded(dataset, embedder, of)
-        index(dataset, embedder, of)
+        index(dataset, embedder, of, hands.indexes())
         console.print(f"{embedder.name}: {what} in {there}", soft_wrap=True)
 
 
-def _glance(dataset: Dataset) -> None:
+def _glance(dataset: Dataset, hands: Hands) -> None:
     """The perceptual hashes, for what is nearly the same picture."""
     from carrara.data.perceptual_hash import derive_glances
 
-    with Bar("perceptual hashes") as bar, closing(derive_glances(dataset)) as reports:
+    with Bar("perceptual hashes") as bar, closing(derive_glances(dataset, by=hands.glances())) as reports:
         for report in reports:
             if report.column is None:
                 bar.show(report.done / report.total, f"{report.done} done", total=report.total)

@@ -56,16 +56,16 @@ class RayEngine:
 
     def run(self, job: Job, writer: Writer) -> Iterator[Progress]:
         """Brings what the journal of ``writer`` does not name yet."""
-        with cluster(self.workers) as workers:
+        with cluster(self.workers) as team:
             # What one process would ask of a host at a time, all of them together do.
             polite = job.options.model_copy(
                 update={
-                    "at_once": max(1, job.options.at_once // workers),
-                    "per_host": max(1, job.options.per_host // workers),
+                    "at_once": max(1, job.options.at_once // team.workers),
+                    "per_host": max(1, job.options.per_host // team.workers),
                 }
             )
             job = job._replace(source=standing(job.source), options=polite)
-            with closing(_Run(job, writer, workers)) as run:
+            with closing(_Run(job, writer, team.workers)) as run:
                 yield from run.reports()
 
 

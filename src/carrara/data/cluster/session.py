@@ -13,8 +13,8 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from carrara.errors import UserError
 
@@ -43,26 +43,68 @@ def check_installed() -> None:
         )
 
 
+class Team(NamedTuple):
+    """How many workers there are to be, and of what each gets how much."""
+
+    workers: int
+    processors: int
+    gpus: float
+
+
+class _Kept:
+    """A connection that several uses share, and the first of them makes."""
+
+    def __init__(self) -> None:
+        self.open = ExitStack()
+        self.team: Team | None = None
+
+
+_kept: list[_Kept] = []
+
+
 @contextmanager
-def cluster(workers: int | None = None) -> Iterator[int]:
-    """Ray, and how many workers there are to be: as many as asked, or as it has processors.
+def keeping() -> Iterator[None]:
+    """What `cluster` starts within stays until the end of this."""
+    kept = _Kept()
+    _kept.append(kept)
+    try:
+        with kept.open:
+            yield
+    finally:
+        _kept.remove(kept)
+
+
+@contextmanager
+def cluster(workers: int | None = None) -> Iterator[Team]:
+    """Ray, and as many workers as asked, or as it has processors.
 
     Where this process is connected already, that connection is used and kept. UserError where the cluster cannot
     be reached.
     """
+    if not _kept:
+        with _connected(workers) as team:
+            yield team
+        return
+    if _kept[-1].team is None:
+        _kept[-1].team = _kept[-1].open.enter_context(_connected(workers))
+    yield _kept[-1].team
+
+
+@contextmanager
+def _connected(workers: int | None) -> Iterator[Team]:
     check_installed()
     with _environment(_QUIET):
         import ray
 
         if ray.is_initialized():
-            yield workers or _processors()
-            return
-        if address := os.environ.get(ADDRESS):
+            yield _joining(workers)
+        elif address := os.environ.get(ADDRESS):
             with _joined(address):
-                yield workers or _processors()
+                yield _joining(workers)
         else:
-            with _started(workers or cores()):
-                yield workers or cores()
+            here, wanted = cores(), workers or cores()
+            with _started(max(here, wanted)):
+                yield Team(wanted, max(1, here // wanted), _gpus_each(wanted))
 
 
 def cores() -> int:
@@ -70,8 +112,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def gpus_each(workers: int) -> float:
-    """The share of a GPU that each worker gets; 0 where the cluster has none."""
+def _joining(workers: int | None) -> Team:
+    """No more than there are processors: a further one would wait for ever."""
+    import ray
+
+    there = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    wanted = min(workers or there, there)
+    return Team(wanted, 1, _gpus_each(wanted))
+
+
+def _gpus_each(workers: int) -> float:
     import ray
 
     return float(min(1.0, ray.cluster_resources().get("GPU", 0) / workers))
@@ -178,9 +228,3 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _processors() -> int:
-    import ray
-
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from carrara.data.commits import committed
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     import lance
 
     from carrara.data.table import Dataset
+
+# Makes an index that is not there: of a column of this table, of a kind, under a name, with settings.
+Build = Callable[["lance.LanceDataset", str, str, str, dict[str, Any]], None]
 
 _STALE = 0.02  # share of rows outside of an index from which on freshening it pays
 
@@ -34,7 +38,15 @@ def is_stale(indexed: int | None, total: int) -> bool:
     return indexed is None or total - indexed > _STALE * total
 
 
-def make_index(dataset: Dataset, column: str, kind: str, **settings: Any) -> bool:
+def build(table: lance.LanceDataset, column: str, kind: str, name: str, settings: dict[str, Any]) -> None:
+    """A `Build` by this process."""
+    if kind == "INVERTED":
+        table.create_scalar_index(column, kind, name=name, **settings)
+    else:
+        table.create_index(column, kind, name=name, **settings)
+
+
+def make_index(dataset: Dataset, column: str, kind: str, build: Build = build, **settings: Any) -> bool:
     """Whether it had something to do. UserError where the table cannot be written."""
     indexed, total = covers(dataset, column), len(dataset)
     if not is_stale(indexed, total):
@@ -43,10 +55,8 @@ def make_index(dataset: Dataset, column: str, kind: str, **settings: Any) -> boo
     def change(table: lance.LanceDataset) -> None:
         if indexed is not None:
             table.optimize.optimize_indices(index_names=[_name(column)])
-        elif kind == "INVERTED":
-            table.create_scalar_index(column, kind, name=_name(column), **settings)
         else:
-            table.create_index(column, kind, name=_name(column), **settings)
+            build(table, column, kind, _name(column), settings)
 
     try:
         committed(dataset.store, change)

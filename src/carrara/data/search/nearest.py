@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carrara.data.search.asking import Rows, Scores, ask
-from carrara.data.search.indexing import covers, make_index
+from carrara.data.search.indexing import Build, build, covers, make_index
 
 if TYPE_CHECKING:
     from carrara.data.search.vectors import VectorColumn
@@ -37,7 +37,7 @@ class Effort:
         return Effort(cells, min(cells, max(16, min(32, cells // 8))), max(10, 2560 // width))
 
 
-def index_vectors(dataset: Dataset, column: VectorColumn) -> bool:
+def index_vectors(dataset: Dataset, column: VectorColumn, build: Build = build) -> bool:
     """Makes or freshens the column's index where it has enough rows for one; whether there was something to do."""
     rows = len(dataset)
     if rows * column.width <= EXACT:
@@ -48,7 +48,7 @@ def index_vectors(dataset: Dataset, column: VectorColumn) -> bool:
         "num_bits": 1,
         "sample_rate": 64,
     }  # more samples take long in half floats
-    return make_index(dataset, column.column, "IVF_RQ", metric="cosine", **settings)
+    return make_index(dataset, column.column, "IVF_RQ", build, metric="cosine", **settings)
 
 
 def nearest(

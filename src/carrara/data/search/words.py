@@ -13,7 +13,7 @@ import numpy as np
 from carrara.data.rows import MORE_CAPTIONS, UNSTATED
 from carrara.data.search.asking import Rows, Scores, ask
 from carrara.data.search.contract import Ranked
-from carrara.data.search.indexing import covered, is_stale, make_index
+from carrara.data.search.indexing import Build, build, covered, is_stale, make_index
 
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
@@ -44,9 +44,9 @@ def unindexed(dataset: Dataset) -> list[str]:
     return [c for c in _columns(dataset) if is_stale(there.get(c), total)]
 
 
-def index_words(dataset: Dataset) -> list[str]:
+def index_words(dataset: Dataset, build: Build = build) -> list[str]:
     """Makes or freshens the index of every caption column; returns the columns for which it did something."""
-    return [c for c in unindexed(dataset) if make_index(dataset, c, "INVERTED", **_SETTINGS)]
+    return [c for c in unindexed(dataset) if make_index(dataset, c, "INVERTED", build, **_SETTINGS)]
 
 
 def indexed(dataset: Dataset) -> bool:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from carrara.data.channels import check_channels
 from carrara.data.derive import Derive, Progress, derive, derived
+from carrara.data.search.indexing import Build, build
 from carrara.data.search.nearest import index_vectors
 from carrara.data.search.vectors import PICTURES, SEEN, meaning, vector_columns, vector_key
 from carrara.errors import UserError
@@ -52,10 +53,12 @@ def embed(
         yield from _texts(dataset, embedder, of, by)
 
 
-def index(dataset: Dataset, embedder: Embedder, of: str) -> bool:
+def index(dataset: Dataset, embedder: Embedder, of: str, build: Build = build) -> bool:
     """Makes or freshens the index of a column of vectors where it has enough rows for one."""
     column = embedded(dataset, embedder, of)
-    return any(index_vectors(dataset, found) for found in vector_columns(dataset) if found.column == column)
+    return any(
+        index_vectors(dataset, found, build) for found in vector_columns(dataset) if found.column == column
+    )
 
 
 def _pictures(dataset: Dataset, embedder: Embedder, by: Derive) -> Generator[Progress, None, None]:
