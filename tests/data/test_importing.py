@@ -314,6 +314,33 @@ def test_the_same_picture_under_two_names(folder: Path, tmp_path: Path) -> None:
     assert entry["caption"] == "three again"  # nothing is lost
 
 
+def test_the_second_row_of_a_file_never_speaks_for_it(
+    tmp_path: Path, make_png: MakePng, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in the first import nor in a later one, nor where that was stopped between the two rows."""
+    root, data = tmp_path / "s", tmp_path / "data"
+    root.mkdir()
+    for k, name in enumerate("abcd"):
+        (root / f"{name}.png").write_bytes(make_png(k))
+    table = root / "list.csv"
+    table.write_text("path,caption\na.png,one\nb.png,first\na.png,two\n")
+    assert (run(table, data).kept, Dataset.open(data).column("caption")) == (2, ["one", "first"])
+    table.write_text("path,caption\na.png,one\nc.png,third\nb.png,corrected\nd.png,fourth\na.png,two\n")
+    monkeypatch.setattr(writer, "BATCH_ROWS", 1)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(writer.Writer, "commit", never_mind)
+        with pytest.raises(UserError, match="had to stop"):
+            run(table, data)
+    run(table, data)
+    dataset = Dataset.open(data)
+    assert dataset.column("caption") == ["one", "corrected", "third", "fourth"]
+    assert rejected(data) == {"a.png": "the same picture as a.png"}
+
+
+def never_mind(_: object) -> None:
+    raise OSError("the disk is full")
+
+
 def test_a_grown_and_corrected_folder(folder: Path, tmp_path: Path, make_png: MakePng) -> None:
     """New pictures come at the end, new words in place; rows keep their numbers and their split."""
     run(folder, tmp_path / "data")

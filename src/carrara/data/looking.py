@@ -63,7 +63,7 @@ def looked_at(
     ``apart`` looks at them in processes of their own, which takes a second or two to start: rows that can be pickled.
     """
     held = _Held()
-    lookers = Lookers(min(THREADS, PROCESSES)) if apart else None
+    lookers = Lookers(min(THREADS, PROCESSES)) if apart and THREADS > 1 else None
     threads = THREADS if lookers is None else min(THREADS, PROCESSES)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="carrara-import")
     waiting: deque[tuple[list[Item], Future[list[Looked | Rejected]]]] = deque()

@@ -9,16 +9,18 @@ with the same ticket goes on after the last batch in the journal.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
+from array import array
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from carrara.data.beside import KINDS
 from carrara.data.commits import Values, append, committed, update
-from carrara.data.known import AMENDED, IDS, Known, Record, is_said, short
+from carrara.data.known import AMENDED, IDS, Known, KnownPictures, Names, Record, is_said, short
 from carrara.data.rows import caption_language, chosen_by_hash, group_hash
 from carrara.data.store import TABLE, Store, lock, newest, release
 from carrara.data.table import DERIVED_FROM, DERIVED_KEY
@@ -56,8 +58,10 @@ class Writer:
         self._updates: list[Record] = []
         self._bytes = 0
         self._pending: list[dict[str, Any]] = []  # rejections that the journal does not hold yet
-        self._known: dict[bytes, bytes] = {}
-        self._sources: list[str] = []  # of those that this import brought
+        self._known = KnownPictures()
+        self._sources = Names()  # of those that this import brought
+        self._met = bytearray()  # a byte for each row of the table: whether this import has met it
+        self._newly_met = array("q")  # of these, what the journal does not hold yet
         self._amended: dict[str, str] = {}
         self._read: set[str] = set()  # data files of which the rows are known
         self._splits: dict[str, str] = {}  # of the groups that the source names
@@ -84,7 +88,7 @@ class Writer:
         """Takes one picture: a new one, one whose words changed, or one that is here already."""
         self.consumed += 1
         record["group"] = record["group"] or record["id"]
-        known = self._known_of(record["id"])
+        known = self._known.get(record["id"])
         if known is None:
             self._append(record)
         else:
@@ -93,11 +97,14 @@ class Writer:
     def _meet(self, record: Record, known: Known) -> None:
         """Takes a picture that is known: under another name, or with other words than before."""
         name = record["id"]
-        if known.fresh or known.source != short(record["source"]):
+        same = known.source == short(record["source"])
+        if known.fresh or not same or self._met[known.row : known.row + 1] == b"\1":
             self.duplicates += 1
             said = {k: v for k, v in record.items() if caption_language(k) is not None and v}
-            self.note({"file": record["source"], "reason": f"{SAME}{self._source_of(known)}", **said})
+            source = record["source"] if same else self._source_of(known)
+            self.note({"file": record["source"], "reason": f"{SAME}{source}", **said})
             return
+        self._mark(known.row)
         amended = self._amended.get(name, "").split()
         if short(record["group"]) == known.group:
             record["split"] = record["split"] or ("held_out" if known.held_out else "train")
@@ -105,10 +112,16 @@ class Writer:
             record["split"] = record["split"] or self._split_of(record["group"])
         now = Known.of(record, known.row, amended)
         if not now.says(known):
-            self._known[bytes.fromhex(name)] = now.packed()
+            self._known.put(name, now)
             self._keep_beside(record)
             self._updates.append({k: v for k, v in record.items() if k not in ("image", *KINDS)})
             self.updated += 1
+
+    def _mark(self, row: int) -> None:
+        """This import met a picture of the table: a second one of its name and bytes does not speak for it."""
+        self._met.extend(bytes(max(0, row + 1 - len(self._met))))
+        self._met[row] = 1
+        self._newly_met.append(row)
 
     def _append(self, record: Record) -> None:
         group = record["group"]
@@ -172,11 +185,12 @@ class Writer:
             "first": self._first,
             "updates": self._updates,
             "rejected": self._pending,
+            "met": self._newly_met.tolist(),
             "counts": [self.added, self.updated, self.duplicates],
             **what,
         }
         self._later += self._updates
-        self._updates, self._pending = [], []
+        self._updates, self._pending, self._newly_met = [], [], array("q")
         return line
 
     def _note_down(self, line: dict[str, Any]) -> None:
@@ -248,10 +262,10 @@ class Writer:
                         self._amended[name] = amended
                     known = Known.of(record, row, (amended or "").split())
                     row += 1
-                    before = self._known_of(name)
+                    before = self._known.get(name)
                     if before is not None and before.fresh:
                         met[name] = known
-                    self._known[bytes.fromhex(name)] = known.packed()
+                    self._known.put(name, known)
                     split = (
                         record["split"] if group == name else self._splits.setdefault(group, record["split"])
                     )
@@ -360,15 +374,11 @@ class Writer:
         rows = table.to_table(columns=["id", "group"]).to_pylist()
         update(table, {"split": {r["id"]: "held_out" for r in rows if r["group"] == self._first[1]}})
 
-    def _known_of(self, name: str) -> Known | None:
-        packed = self._known.get(bytes.fromhex(name))
-        return None if packed is None else Known.unpacked(packed)
-
     def _remember(self, name: str, source: str) -> None:
         """One that this import brings; what it says is only needed to tell a change, which cannot come yet."""
-        self._sources.append(source)
+        self._sources.add(source)
         known = Known(b"", short(source), b"", False, -len(self._sources))
-        self._known[bytes.fromhex(name)] = known.packed()
+        self._known.put(name, known)
 
     def _source_of(self, known: Known) -> str:
         if known.fresh:
@@ -377,13 +387,15 @@ class Writer:
 
     def _read_journal(self) -> None:
         """Takes up what an import with the same ticket left, if all that it wrote is still there."""
-        lines = list(whole_lines(self.folder / JOURNAL))
+        journal = self.folder / JOURNAL
+        needed = ("ticket", "fragments", "instead")  # and not all names at once
+        lines = [{k: line[k] for k in needed if k in line} for line in whole_lines(journal)]
         fragments = fragments_of(lines)
         if not lines or lines[0].get("ticket") != self.ticket or not self._all_there(fragments):
             if lines:
-                (self.folder / JOURNAL).unlink()
+                journal.unlink()
             return
-        for line in lines[1:]:
+        for line in itertools.islice(whole_lines(journal), 1, None):
             self.consumed = line["consumed"]
             self.added, self.updated, self.duplicates = line["counts"]
             self.rejected += line["rejected"]
@@ -391,14 +403,15 @@ class Writer:
             self._first = tuple(line["first"]) if line["first"] else None
             for name, source in line.get("ids", {}).items():
                 self._remember(name, source)
+            for row in line.get("met", ()):
+                self._mark(row)
             for record in line["updates"]:
-                known = self._known_of(record["id"])
+                known = self._known.get(record["id"])
                 amended = self._amended.get(record["id"], "").split()
-                self._known[bytes.fromhex(record["id"])] = Known.of(
-                    record, known.row if known else 0, amended
-                ).packed()
+                self._known.put(record["id"], Known.of(record, known.row if known else 0, amended))
             self._splits |= line.get("groups", {})
             self._hashed |= set(line.get("hashed", []))
+        self._newly_met = array("q")
         self._fragments = fragments
         if fragments:
             self._read.clear()  # what others added meanwhile is to be compared with these
