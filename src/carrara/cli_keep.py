@@ -137,17 +137,19 @@ def data_caption(
             if report.total and not as_json:
                 bar.show(report.done / report.total, f"{report.kept} named", total=report.total)
     empty = f", {last.empty} got none" if last.empty else ""
+    overtaken = f", {last.overtaken} were named by others meanwhile" if last.overtaken else ""
     if as_json:
-        print_json(
-            {"asked": last.total, "captioned": last.kept, "empty": last.empty, "version": pictures.version}
-        )
+        counts = {"captioned": last.kept, "empty": last.empty, "overtaken": last.overtaken}
+        print_json({"asked": last.total, **counts, "version": pictures.version})
     elif not last.total:
         console.print(
             f"nothing to do: every picture has a caption in {language!r} (--all names them anew)",
             soft_wrap=True,
         )
     else:
-        console.print(f"{last.kept} captions in {language!r} by {speaker.name}{empty}", soft_wrap=True)
+        console.print(
+            f"{last.kept} captions in {language!r} by {speaker.name}{empty}{overtaken}", soft_wrap=True
+        )
 
 
 def opened(path: Path) -> Dataset:

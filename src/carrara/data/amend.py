@@ -17,12 +17,18 @@ if TYPE_CHECKING:
     import lance
 
 
-def amend(dataset: Dataset, changes: Mapping[str, Mapping[int, str | None]]) -> None:
+def amend(
+    dataset: Dataset,
+    changes: Mapping[str, Mapping[int, str | None]],
+    *,
+    was: Mapping[str, Mapping[int, str | None]] | None = None,
+) -> None:
     """Sets values: column, row number, the value or None for none; ``dataset`` then is at the version that has them.
 
     Columns are those of words: captions (a new language's is made), label, group, category, split, licence, url,
     flags, boxes. A later import of a source that says otherwise leaves what was set here as it is. What was
-    derived from these words is emptied for these rows. ValueError for other columns; UserError for a split that
+    derived from these words is emptied for these rows. Rows that others have changed meanwhile, from what ``was``
+    there, are left as they are. ValueError for other columns; UserError for a split that
     is none, or a data set opened at an old version.
     """
     for column, told in changes.items():
@@ -40,22 +46,35 @@ def amend(dataset: Dataset, changes: Mapping[str, Mapping[int, str | None]]) -> 
     values: dict[str, dict[str, Any]] = {
         column: {ids[row]: value for row, value in told.items()} for column, told in changes.items() if told
     }
-    columns_of = {known: {c for c, told in values.items() if known in told} for known in ids.values()}
 
     def change(table: lance.LanceDataset) -> None:
+        left = {ids[row] for row in _changed(table, was or {})}
+        told = {c: {k: v for k, v in some.items() if k not in left} for c, some in values.items()}
+        columns_of = {k: {c for c, some in told.items() if k in some} for k in ids.values() if k not in left}
         before = table.take(rows, columns=[AMENDED])[AMENDED].to_pylist()
         marked = {
             ids[row]: " ".join(sorted(columns_of[ids[row]].union((old or "").split())))
             for row, old in zip(rows, before, strict=True)
+            if ids[row] not in left
         }
         emptied = {
             field.name: {known: None for known, columns in columns_of.items() if columns & made_from(field)}
             for field in table.schema
             if made_from(field)
         }
-        update(table, {**values, AMENDED: marked, **{c: told for c, told in emptied.items() if told}})
+        if marked:
+            update(table, {**told, AMENDED: marked, **{c: some for c, some in emptied.items() if some}})
 
     with dataset.store.writing():
         add_columns(dataset.store, [pa.field(column, pa.string()) for column in (*values, AMENDED)])
         committed(dataset.store, change)
     dataset.refresh()
+
+
+def _changed(table: lance.LanceDataset, was: Mapping[str, Mapping[int, str | None]]) -> set[int]:
+    """The rows in which a column no longer says what it did."""
+    found = set[int]()
+    for column, told in was.items():
+        now = table.take(list(told), columns=[column])[column].to_pylist()
+        found |= {row for (row, old), new in zip(told.items(), now, strict=True) if new != old}
+    return found

@@ -1,14 +1,17 @@
 """Captioners of all three kinds; whatever one does, what it said before is kept."""
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from carrara.cli_keep import data_caption
+from carrara.data.amend import amend
 from carrara.data.importing import import_pictures
-from carrara.data.keep.captioning import Stopped, caption, from_python, to_name
+from carrara.data.keep.captioning import OfColumns, Progress, Stopped, caption, from_python, to_name
 from carrara.data.table import Dataset
 from carrara.errors import UserError
 
@@ -88,15 +91,15 @@ def test_killed_it_goes_on_after_the_last_batch(dataset: Dataset, plugin: Path) 
     with pytest.raises(UserError, match="another process is"):
         next(caption(dataset, speaker, rows, "en"))
     reports.close()  # as a kill does: nothing was written into the table
-    journal = dataset.path / "caption.partial" / "captions.jsonl"
+    (journal,) = (dataset.path / "caption.partial").iterdir()
     with open(journal, "a") as file:
-        file.write('{"id": "torn')
+        file.write('{"said": {"torn')
     dataset.refresh()
     assert dataset.table.count_rows(filter="caption_en IS NOT NULL") == 3
     asked: list[int] = []
 
     class Counting:
-        name = speaker.name
+        name, key = speaker.name, speaker.key
 
         def caption(self, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> list[str | None]:
             asked.extend(rows.tolist())
@@ -107,6 +110,64 @@ def test_killed_it_goes_on_after_the_last_batch(dataset: Dataset, plugin: Path) 
     assert (last.done, last.kept, last.empty) == (27, 23, 4)
     assert not journal.parent.exists()
     assert dataset.table.count_rows(filter="caption_en IS NULL") == 4
+
+
+def test_all_goes_on_after_a_failure(dataset: Dataset, plugin: Path) -> None:
+    stop = plugin.parent / "stop"
+    stop.touch()
+    with pytest.raises(Stopped, match="the 20 captions before are kept"):
+        data_caption(dataset.path, str(plugin), batch=5, every=True)
+    dataset.refresh()
+    assert dataset.table.count_rows(filter="caption_en = 'RGB 12 wide'") == 20
+    amend(dataset, {"caption_en": {3: "of a person"}})  # in between, for what was named before
+    stop.unlink()
+    asked: list[int] = []
+    speaker = from_python(dataset, str(plugin))
+    speaker = replace(speaker, name_them=lambda images: asked.append(len(images)) or ["later"] * len(images))
+    *_, last = caption(dataset, speaker, to_name(dataset, "en", every=True), "en", batch=5)
+    assert (sum(asked), last) == (10, Progress(30, 30, 10, 0))
+    assert Counter(dataset.column("caption_en")) == {"RGB 12 wide": 19, "of a person": 1, "later": 10}
+    assert not (dataset.path / "caption.partial").exists()
+
+
+def test_what_another_said_before_a_kill_is_not_believed(dataset: Dataset, plugin: Path) -> None:
+    rows = to_name(dataset, "de", every=False)
+    first, second = (OfColumns(dataset, sentence) for sentence in ("{width} wide", "{height} high"))
+    begun = caption(dataset, first, rows, "de", batch=10)
+    assert [next(begun).done for _ in range(3)] == [0, 10, 20]
+    begun.close()
+    *_, last = caption(dataset, second, rows, "de")
+    assert last == Progress(30, 30, 30, 0)
+    assert set(dataset.column("caption_de")) == {"10 high"}
+    again = caption(
+        dataset, first, rows, "de", batch=10
+    )  # which is still known, but is not what is there now
+    assert next(again).done == 20
+    assert list(again)[-1].overtaken == 20
+    assert Counter(dataset.column("caption_de")) == {"10 high": 20, "12 wide": 10}
+    before = from_python(dataset, str(plugin))
+    plugin.write_text(plugin.read_text() + "\n")
+    assert before.key != from_python(dataset, str(plugin)).key
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_words_of_others_meanwhile_are_left_alone(every: bool, dataset: Dataset, folder: Path) -> None:
+    rows = to_name(dataset, "en", every=every)
+    reports = caption(dataset, OfColumns(dataset, "{width} wide"), rows, "en", batch=10)
+    while next(reports).done < len(rows):
+        pass
+    (folder / "x20.en.txt").write_text("the source's")
+    list(import_pictures(folder, dataset.path, held_out=0))
+    other = Dataset.open(dataset.path)
+    at = other.column("source").index("x21.png")
+    amend(other, {"caption_en": {at: "a person's"}})
+    last = next(reports)
+    assert (last.kept, last.overtaken) == (len(rows) - 2, 2)
+    texts = dict(zip(dataset.column("source"), dataset.column("caption_en"), strict=True))
+    assert (texts["x20.png"], texts["x21.png"], texts["x22.png"]) == ("the source's", "a person's", "12 wide")
+    assert texts["x1.png"] == ("12 wide" if every else "mine 1")
+    who = dict(zip(dataset.column("source"), dataset.column("captioned_by"), strict=True))
+    assert (who["x20.png"], who["x21.png"], who["x22.png"]) == (None, None, "en:columns")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ table gets it all at the end, and remembers who said it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from carrara.data.keep.neighbours import Index
 from carrara.data.pictures import decode
 from carrara.data.rows import CAPTIONED_BY, BadPicture, caption_column, tidy
 from carrara.data.store import lock, release
+from carrara.data.unfinished import whole_lines
 from carrara.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -29,26 +31,31 @@ if TYPE_CHECKING:
     from carrara.data.table import Dataset
 
 _FOLDER = "caption.partial"
-_JOURNAL = "captions.jsonl"
 _SPELT = re.compile(r"[^\w.+-]+")
 
 
 class Captioner(Protocol):
-    """Something that names pictures; ``name`` is remembered with each caption, without spaces."""
+    """Something that names pictures; ``name`` is remembered with each caption, without spaces, and ``key`` is another
+    one where it may say something else."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
 
     def caption(self, rows: Index) -> list[str | None]: ...
 
 
 class Progress(NamedTuple):
-    """Rows done of how many; ``kept`` captions are new, ``empty`` are pictures that got none."""
+    """Rows done of how many; ``kept`` captions are new, ``empty`` are pictures that got none, and ``overtaken`` those
+    that somebody else named meanwhile, whose words stay."""
 
     done: int
     total: int
     kept: int
     empty: int
+    overtaken: int = 0
 
 
 class Stopped(UserError):
@@ -61,6 +68,7 @@ class OfPictures:
 
     dataset: Dataset
     name: str
+    key: str
     name_them: Any
 
     def caption(self, rows: Index) -> list[str | None]:
@@ -111,7 +119,7 @@ class OfColumns:
             raise UserError(f"the sentence {sentence!r} names no column in braces, like {{label}}")
         self._dataset, self._sentence = dataset, sentence
         self._columns = list(dict.fromkeys(name for name, _, _ in fields))
-        self.name = "columns"
+        self.name, self.key = "columns", sentence
 
     def caption(self, rows: Index) -> list[str | None]:
         """The sentence with each row's values."""
@@ -154,7 +162,9 @@ def from_python(dataset: Dataset, place: str) -> OfPictures:
     function = getattr(module, "caption", None)
     if not callable(function):
         raise UserError(f"{place} has no function caption(images), which gives a list of texts")
-    return OfPictures(dataset, spelt(path.stem if path.suffix == ".py" else place), function)
+    source = Path(getattr(module, "__file__", None) or place)
+    key = hashlib.sha256(source.read_bytes() if source.is_file() else place.encode()).hexdigest()
+    return OfPictures(dataset, spelt(path.stem if path.suffix == ".py" else place), key, function)
 
 
 def to_name(dataset: Dataset, language: str, *, every: bool) -> Index:
@@ -165,19 +175,20 @@ def to_name(dataset: Dataset, language: str, *, every: bool) -> Index:
 
 def caption(
     dataset: Dataset, captioner: Captioner, rows: Index, language: str, *, batch: int = 16
-) -> Generator[Progress, None, Progress]:
-    """Names ``rows`` in ``language``, and writes it into the table in one version; yields and returns how far it is.
+) -> Generator[Progress, None, None]:
+    """Names ``rows`` in ``language``, and writes it into the table in one version; yields how far it is.
 
-    Started again after a kill it goes on after the last batch. Stopped where the captioner fails, with all that
-    it said before in the table; UserError where another process captions the same data set.
+    Started again after a kill, or after the captioner failed, it goes on after the last batch. A row whose caption is
+    no longer the one that it had when it was named keeps what it has. Stopped where the captioner fails, with all
+    that it said before in the table; UserError where another process captions the same data set.
     """
     dataset.check_newest("be captioned")
     folder = dataset.store.work / _FOLDER
     held = lock(folder, make=True, doing=f"captioning {dataset.path}")
     try:
-        journal = _Journal(folder / _JOURNAL, {"by": captioner.name, "language": language})
+        journal = _Journal(folder, {"by": captioner.name, "language": language, "key": captioner.key})
         ids = dataset.take(rows, ["id"])["id"] if len(rows) else []
-        left = [k for k, known in enumerate(ids) if known not in journal.texts]
+        left = [k for k, known in enumerate(ids) if known not in journal.said]
         done = len(rows) - len(left)
         yield _progress(journal, done, len(rows))
         for start in range(0, len(left), batch):
@@ -188,95 +199,111 @@ def caption(
                 Exception
             ) as error:  # the captioner is not ours: whatever it raises ends this, and loses nothing
                 _keep(dataset, captioner, rows, ids, journal, language)
+                journal.add({}, kept=True)
                 first, last = rows[part[0]], rows[part[-1]]
                 where = f"row {first}" if first == last else f"rows {first} to {last}"
                 raise Stopped(
                     f"{captioner.name} failed at {where}: {type(error).__name__}: {_line(error)}; the "
                     f"{len(journal.made())} captions before are kept, and the same command goes on"
                 ) from error
-            journal.add({ids[k]: tidy(text) for k, text in zip(part, texts, strict=True)})
+            before = _captions(dataset, rows[part], language)
+            journal.add(
+                {ids[k]: Said(tidy(text), was) for k, text, was in zip(part, texts, before, strict=True)}
+            )
             done += len(part)
             yield _progress(journal, done, len(rows))
-        _keep(dataset, captioner, rows, ids, journal, language)
-        return _progress(journal, done, len(rows))
+        overtaken = _keep(dataset, captioner, rows, ids, journal, language)
+        journal.forget()
+        last = _progress(journal, done, len(rows))
+        yield last._replace(kept=last.kept - overtaken, overtaken=overtaken)
     finally:
         release(held)
 
 
+def _captions(dataset: Dataset, rows: Sequence[int] | Index, language: str) -> list[str | None]:
+    column = caption_column(language)
+    found: list[str | None] = [None] * len(rows)
+    return dataset.take(rows, [column])[column] if column in dataset.columns and len(rows) else found
+
+
 def _keep(
     dataset: Dataset, captioner: Captioner, rows: Index, ids: Sequence[str], journal: _Journal, language: str
-) -> None:
-    """Writes what the journal holds into the table, and forgets the journal."""
-    made = journal.made()
-    texts = {int(row): made[known] for row, known in zip(rows, ids, strict=True) if known in made}
-    if texts:
-        dataset.refresh()  # others may have added pictures meanwhile; a row keeps its number
-        there = list(texts)
-        before = (
-            dataset.take(there, [CAPTIONED_BY])[CAPTIONED_BY]
-            if CAPTIONED_BY in dataset.columns
-            else [None] * len(there)
-        )
-        said = {
-            row: " ".join(sorted([*_others(old, language), f"{language}:{captioner.name}"]))
-            for row, old in zip(there, before, strict=True)
-        }
-        amend(dataset, {caption_column(language): texts, CAPTIONED_BY: said})
-    journal.path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        journal.path.parent.rmdir()
+) -> int:
+    """Writes what the journal holds into the table, and returns how many were overtaken by others' words."""
+    made, column = journal.made(), caption_column(language)
+    told = {int(row): made[known] for row, known in zip(rows, ids, strict=True) if known in made}
+    if not told:
+        return 0
+    dataset.refresh()  # others may have added pictures meanwhile; a row keeps its number
+    there = list(told)
+    before = (
+        dataset.take(there, [CAPTIONED_BY])[CAPTIONED_BY]
+        if CAPTIONED_BY in dataset.columns
+        else [None] * len(there)
+    )
+    by = {
+        row: " ".join(sorted([*_others(old, language), f"{language}:{captioner.name}"]))
+        for row, old in zip(there, before, strict=True)
+    }
+    texts = {row: said.text for row, said in told.items()}
+    amend(
+        dataset,
+        {column: texts, CAPTIONED_BY: by},
+        was={column: {row: said.was for row, said in told.items()}},
+    )
+    return sum(now != texts[row] for row, now in zip(there, _captions(dataset, there, language), strict=True))
 
 
 def _others(words: str | None, language: str) -> list[str]:
     return [word for word in (words or "").split() if not word.startswith(f"{language}:")]
 
 
+class Said(NamedTuple):
+    """What a captioner said of a picture, None for nothing, and the caption that it had then."""
+
+    text: str | None
+    was: str | None
+
+
 class _Journal:
-    """The captions so far, a line each: whole lines only are believed, and only those of this captioner."""
+    """The captions so far, a line a batch: whole lines only are believed. Every captioner has one of its own."""
 
-    def __init__(self, path: Path, about: dict[str, str]) -> None:
-        self.path, self.texts = path, dict[str, str | None]()
-        lines = _lines(path)
-        if lines[:1] == [about]:
-            for line in lines[1:]:
-                self.texts[line["id"]] = line["text"]
-        else:
-            path.unlink(missing_ok=True)
-        part = path.with_suffix(".part")  # written again, so that a torn last line is gone
-        told = [about, *({"id": known, "text": text} for known, text in self.texts.items())]
-        part.write_text("".join(json.dumps(line) + "\n" for line in told), encoding="utf-8")
-        os.replace(part, path)
+    def __init__(self, folder: Path, about: dict[str, str]) -> None:
+        self.said = dict[str, Said]()
+        self._kept = set[str]()  # those that are in the table already
+        name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        self._path = folder / f"{name}.jsonl"
+        for line in whole_lines(self._path):
+            self.said |= {known: Said(*told) for known, told in line["said"].items()}
+            if line["kept"]:
+                self._kept |= self.said.keys()
 
-    def add(self, texts: dict[str, str | None]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(
-                "".join(json.dumps({"id": known, "text": text}) + "\n" for known, text in texts.items())
-            )
+    def add(self, said: dict[str, Said], *, kept: bool = False) -> None:
+        """Notes what was said, or that the table has all that was said before."""
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"said": said, "kept": kept}) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.texts |= texts
+        self.said |= said
 
-    def made(self) -> dict[str, str]:
-        return {known: text for known, text in self.texts.items() if text is not None}
+    def made(self) -> dict[str, Said]:
+        """The captions that the table has not yet."""
+        return {known: told for known, told in self.new().items() if told.text is not None}
 
+    def new(self) -> dict[str, Said]:
+        """What was said since the table got all."""
+        return {known: told for known, told in self.said.items() if known not in self._kept}
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    found = []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return []
-    for line in text.splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
+    def forget(self) -> None:
+        """All is in the table."""
+        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # other captioners have theirs there
+            self._path.parent.rmdir()
 
 
 def _progress(journal: _Journal, done: int, total: int) -> Progress:
     kept = len(journal.made())
-    return Progress(done, total, kept, len(journal.texts) - kept)
+    return Progress(done, total, kept, len(journal.new()) - kept)
 
 
 def spelt(name: str) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from carrara.data.table import Dataset
 
 TOKENS = 48  # of a caption at most
+_SMALL = 16 * 2**20  # bytes
 
 
 def from_folder(dataset: Dataset, folder: Path, *, device: Any = "cpu") -> OfPictures:
@@ -56,4 +57,14 @@ def from_folder(dataset: Dataset, folder: Path, *, device: Any = "cpu") -> OfPic
         return texts
 
     config = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()[:8]
-    return OfPictures(dataset, spelt(f"{folder.resolve().name}-{config}"), name_them)
+    return OfPictures(dataset, spelt(f"{folder.resolve().name}-{config}"), _key(folder), name_them)
+
+
+def _key(folder: Path) -> str:
+    """Another one where a file is another: small ones by what is in them, weights by size and time."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        about = path.stat()
+        digest.update(f"{path.name!r} {about.st_size} ".encode())
+        digest.update(path.read_bytes() if about.st_size < _SMALL else str(about.st_mtime_ns).encode())
+    return digest.hexdigest()
