@@ -113,6 +113,9 @@ def test_the_same_as_in_a_folder(
     assert (summary.added, summary.rejected) == (30, 1)
     assert run(folder, place).unchanged
     run(folder, tmp_path / "local")
+    assert (
+        ObjectStore(place[5:]).read("rejected.jsonl") == (tmp_path / "local" / "rejected.jsonl").read_text()
+    )
     local, dataset = Dataset.open(tmp_path / "local"), Dataset.open(Path(place))  # as a command line gives it
     assert str(dataset.path) == place
     assert dataset.hash == local.hash
@@ -200,4 +203,26 @@ def test_killed_and_continued(place: str, folder: Path, start_python: Callable[[
     assert len(left) == 1
     assert run(folder, place).added == 30
     assert Dataset.open(place).column("source") == [f"x{k}.png" for k in range(30)]
+    assert not list(Path(os.environ["XDG_CACHE_HOME"]).rglob("journal.jsonl"))
+
+
+def test_killed_here_and_done_elsewhere(
+    place: str,
+    folder: Path,
+    tmp_path: Path,
+    start_python: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What tells how to go on is on the first machine: another begins anew, and nothing is left of the first."""
+    assert start_python(KILLED.format(source=str(folder), destination=place)).wait(100) < 0
+    files = set(ObjectStore(place[5:]).names("pictures.lance/data"))
+    assert files
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+        assert run(folder, place).added == 30
+        assert str(tmp_path / "another machine") in capsys.readouterr().out
+    assert run(folder, place).unchanged
+    assert Dataset.open(place).column("source") == [f"x{k}.png" for k in range(30)]
+    assert files.isdisjoint(ObjectStore(place[5:]).names("pictures.lance/data"))
     assert not list(Path(os.environ["XDG_CACHE_HOME"]).rglob("journal.jsonl"))

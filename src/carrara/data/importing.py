@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from pydantic import Field
 
 from carrara.config import Config, parse
+from carrara.console import console
 from carrara.data import told
 from carrara.data.beside import KINDS
 from carrara.data.boxes import COLUMN
@@ -181,10 +182,15 @@ def import_pictures(
     try:
         if not chosen.retry and (
             same := _same(store, entry)
-        ):  # by another process meanwhile, or by one killed in its very last step
+        ):  # by another process or machine meanwhile, or by one killed in its very last step
             writer.finish()
             yield _nothing_to_do(store, survey.total, same)
             return
+        if store.path != store.work:
+            console.print(
+                f"until it is complete, what tells how to continue it lies on this machine, in {writer.folder}",
+                soft_wrap=True,
+            )
         job = Job(name, source, where, chosen, survey.total)
         if engine is not None:
             yield from engine.run(job, writer)

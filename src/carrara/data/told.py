@@ -40,18 +40,32 @@ def tell(store: Store, told: dict[str, Any], rejected: list[dict[str, str]]) -> 
     if _remote(store):
         name = hashlib.sha256(json.dumps([told["importer"], told["source"]]).encode()).hexdigest()[:16]
         store.write(f"{SOURCES}/{name}.json", json.dumps({"told": told, "rejected": rejected}, indent=1))
+        _list_rejected(store)
         if store.read(ABOUT) is None:
             store.write(ABOUT, tomli_w.dumps({"format": FORMAT}))
         return
     with store.writing():
         lines = [line for line in (store.read(REJECTED) or "").split("\n") if line]  # a name may hold U+2028
         kept = [line for line in lines if json.loads(line)["from"] != told["source"]]
-        kept += [json.dumps({"from": told["source"], **entry}, ensure_ascii=False) for entry in rejected]
-        store.write(REJECTED, "".join(line + "\n" for line in kept))
+        store.write(REJECTED, "".join(line + "\n" for line in [*kept, *_lines(told, rejected)]))
         known = about(store) or {"format": FORMAT}
         same = (told["importer"], told["source"])
         others = [s for s in known.get("sources", []) if (s["importer"], s["source"]) != same]
         store.write(ABOUT, tomli_w.dumps({**known, "sources": [*others, told]}))
+
+
+def _list_rejected(store: Store) -> None:
+    """One list of what all sources had; again where another source was told meanwhile."""
+    listed: list[str] = []
+    while (names := store.names(SOURCES)) != listed:
+        known = [json.loads(text) for name in names if (text := store.read(name))]
+        lines = [line for one in known for line in _lines(one["told"], one["rejected"])]
+        store.write(REJECTED, "".join(line + "\n" for line in lines))
+        listed = names
+
+
+def _lines(told: dict[str, Any], rejected: list[dict[str, str]]) -> list[str]:
+    return [json.dumps({"from": told["source"], **entry}, ensure_ascii=False) for entry in rejected]
 
 
 def _remote(store: Store) -> bool:

@@ -219,7 +219,8 @@ class Writer:
             committed(self.store, self._hold_one_out)
 
     def finish(self) -> None:
-        """Forgets the journal: the import is complete and told everywhere."""
+        """Forgets the journal: the import is complete and told everywhere; what it had not published is removed."""
+        forget(self.store, self._fragments)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
