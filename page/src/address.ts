@@ -39,13 +39,15 @@ export function write(asked: Asked, row: number | null): string {
   return text ? `?${text}` : location.pathname;
 }
 
-/** The command that finds the same, to make a data set of it. */
-export function command(path: string, asked: Asked, picture: boolean, condition: string | null): string {
+/** The command that finds the same, to make a data set of it; "" where nothing is asked. */
+export function command(path: string, asked: Asked, picture: boolean, condition: string | null, limit: number): string {
   const quote = (text: string) => (/^[\w./:@-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+  if (!picture && !asked.words && !asked.like)
+    return condition ? ["carrara data filter", quote(path), "NEW --where", quote(condition)].join(" ") : "";
   const parts = ["carrara data search", quote(path)];
   if (picture) parts.push("--picture FILE");
   if (asked.like) parts.push("--like", quote(asked.like));
   if (asked.by) parts.push("--by", quote(asked.by));
   if (condition) parts.push("--where", quote(condition));
-  return [...parts, "--limit 1000 --into NEW", ...(asked.words ? ["--", quote(asked.words)] : [])].join(" ");
+  return [...parts, `--limit ${limit} --into NEW`, ...(asked.words ? ["--", quote(asked.words)] : [])].join(" ");
 }

@@ -94,14 +94,20 @@ export function App() {
         .then((found) => {
           if (asking.current.answer !== mine) return;
           mine.pages.set(page, found.hits);
-          mine.found = page === 0 || !mine.found ? found : { ...found, remarks: mine.found.remarks, verdict: mine.found.verdict };
+          const more = found.more && (mine.found?.more ?? true); // the last page may have come before this one
+          mine.found = page === 0 || !mine.found ? { ...found, more } : { ...found, more, remarks: mine.found.remarks, verdict: mine.found.verdict };
           const seenSoFar = page * PAGE + found.hits.length;
           if (found.total !== null) mine.total = found.total;
           else if (!found.more) mine.total = seenSoFar;
           else mine.total = Math.max(mine.total, Math.min(MOST, seenSoFar + PAGE));
           setError("");
           setAnswer({ ...mine });
-        }, tell)
+        })
+        .catch((fault: unknown) => {
+          tell(fault);
+          // What was found before answers another question.
+          if (asking.current.answer === mine && !mine.pages.size) setAnswer({ ...mine });
+        })
         .finally(() => {
           under.delete(page);
           setWaiting((n) => n - 1);
@@ -239,6 +245,7 @@ export function App() {
   const found = answer.found;
   const filters = Object.values(asked.chosen).reduce((sum, values) => sum + values.length, asked.where ? 1 : 0);
   const searched = Boolean(picture || asked.words || asked.like);
+  const limit = Math.max(1, found?.more ? Math.min(MOST, found.pictures) : answer.total);
   const status = !found
     ? ""
     : searched
@@ -260,7 +267,7 @@ export function App() {
         >
           {picture && (
             <span class="chip">
-              <img src={picked} alt="the picture that is looked for" />
+              <img key={picked} src={picked} alt="the picture that is looked for" onError={(event) => (event.currentTarget.hidden = true)} />
               <button type="button" aria-label="Without this picture" onClick={() => change({ ...asked, by: "" })}>
                 ×
               </button>
@@ -330,7 +337,8 @@ export function App() {
             asked={asked}
             // What stands in the box is asked along, so that a click does not undo what was typed.
             change={(next) => change(picture || asked.like ? next : { ...next, words: words.trim() }, picture)}
-            command={command(about?.path ?? "DATASET", asked, picture !== null, found?.condition ?? null)}
+            command={command(about?.path ?? "DATASET", asked, picture !== null, found?.condition ?? null, limit)}
+            most={searched && found?.more ? limit : 0}
           />
         </nav>
         <div class="results">

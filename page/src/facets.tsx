@@ -12,9 +12,10 @@ interface Props {
   asked: Asked;
   change: (asked: Asked) => void;
   command: string;
+  most: number; // the command's limit where there is no end in sight; 0 where it takes what is found
 }
 
-export function Facets({ facets, asked, change, command }: Props) {
+export function Facets({ facets, asked, change, command, most }: Props) {
   const [where, setWhere] = useState(asked.where); // what is being written is not yet asked
   useEffect(() => setWhere(asked.where), [asked.where]);
   const toggle = (name: string, value: string) => {
@@ -47,8 +48,18 @@ export function Facets({ facets, asked, change, command }: Props) {
       </form>
       <details>
         <summary>Keep what is found</summary>
-        <p>This command makes a data set of it:</p>
-        <code class="command">{command}</code>
+        {command ? (
+          <>
+            <p>
+              {most
+                ? `A search ranks every picture that could fit. This command makes a data set of the best ${count(most)}; give a smaller --limit for fewer:`
+                : "This command makes a data set of all of it:"}
+            </p>
+            <code class="command">{command}</code>
+          </>
+        ) : (
+          <p>Search, or choose a filter, first: nothing is left out yet.</p>
+        )}
       </details>
     </div>
   );

@@ -1,6 +1,7 @@
 """The page in a real browser, as a person uses it; skipped where there is no chromium."""
 
 import base64
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,3 +171,41 @@ def test_filters_on_a_narrow_screen(visit: Visit) -> None:
     page.get_by_label("Condition").fill("width > 'a lot'; no")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("cannot be read")
+
+
+def test_the_command_keeps_all_that_is_found(visit: Visit, data: Dataset) -> None:
+    page, expect = visit.page, sync_api.expect
+    page.goto("/")
+    page.get_by_text("Keep what is found").click()
+    kept = page.locator(".facets details")
+    expect(kept).to_contain_text("Search, or choose a filter, first")
+    page.get_by_label("it's 50%_").check()
+    expect(page.get_by_role("status")).to_contain_text("8 of 24 pictures")
+    expect(kept).to_contain_text("all of it")
+    command = shlex.split(kept.locator(".command").inner_text())
+    assert command[:6] == ["carrara", "data", "filter", str(data.path), "NEW", "--where"]
+    assert len(data.indices(None, command[6])) == 8
+    page.get_by_role("searchbox").fill("red disc")
+    page.keyboard.press("Enter")
+    visit.first("red disc")
+    command = shlex.split(kept.locator(".command").inner_text())
+    found = len(page.locator(".cell").all())
+    assert 0 < found < 8
+    assert command[4:] == ["--where", command[5], "--limit", str(found), "--into", "NEW", "--", "red disc"]
+
+
+def test_what_is_no_picture_is_said_and_nothing_else_is_shown(visit: Visit) -> None:
+    page, expect = visit.page, sync_api.expect
+    visit.refusals = True
+    page.goto("/")
+    expect(page.locator(".cell img")).to_have_count(24)
+    page.locator("input[type=file]").set_input_files(
+        {"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"}
+    )
+    expect(page.get_by_role("alert")).to_contain_text("not a picture")
+    expect(page.locator(".cell")).to_have_count(0)
+    expect(page.locator(".chip img")).to_be_hidden()
+    assert "found" not in visit.status()
+    page.keyboard.press("Escape")
+    expect(page.locator(".cell img")).to_have_count(24)
+    expect(page.get_by_role("alert")).to_have_count(0)
