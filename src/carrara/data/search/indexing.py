@@ -55,8 +55,12 @@ def make_index(dataset: Dataset, column: str, kind: str, build: Build = build, *
     def change(table: lance.LanceDataset) -> None:
         if indexed is not None:
             table.optimize.optimize_indices(index_names=[_name(column)])
-        else:
+            return
+        try:
             build(table, column, kind, _name(column), settings)
+        except RuntimeError as error:
+            if "already exists" not in str(error):  # another process was faster
+                raise
 
     try:
         committed(dataset.store, change)
