@@ -228,7 +228,7 @@ def main() -> None:
         result[system] = {
             "kernel_distance": round(best, 2),
             "each_way": {name: round(value, 2) for name, value in values.items()},
-            "samples": min(given.samples, len(made["pictures"])),
+            "samples": min(given.samples, *(len(made[name]) for name in values)),
             "seen": int(made["seen"]),
             "weights": int(made["weights"]),
             "minutes": round(float(made["minutes"]) if "minutes" in made.files else given.minutes, 2),
