@@ -238,7 +238,7 @@ def test_what_an_option_lets_in_is_looked_at_again(server: str, tmp_path: Path) 
     _, _, summary = take_in(tmp_path / "list.txt", tmp_path / "data")
     assert summary.lines()[:2] == [
         "nothing to do: the source is unchanged (1 in all)",
-        "1 of it are still left out, listed in rejected.jsonl; --retry tries them again",
+        "still left out of it: 1, listed in rejected.jsonl; --retry tries them again",
     ]
     _, why, summary = take_in(tmp_path / "list.txt", tmp_path / "data", ignore_robots_tag=True)
     assert (summary.added, summary.unchanged, why) == (1, False, {})

@@ -11,6 +11,7 @@ import pytest
 from carrara.data.importers import huggingface
 from carrara.data.importing import Summary, import_pictures
 from carrara.data.table import Dataset
+from carrara.errors import UserError
 
 from .conftest import png
 
@@ -77,6 +78,14 @@ def test_lists_of_pictures(listed: Callable[[pa.DataType], pa.DataType], tmp_pat
     dataset, why, _ = take_in(tmp_path / "set", tmp_path / "cut")
     assert len(dataset) == 2
     assert "rows that cannot be read" in why[f"{ONE}:3"]
+
+
+def test_a_column_without_a_name_in_letters(tmp_path: Path) -> None:
+    save(tmp_path / "set", pa.schema([("images", pa.list_(IMAGE))]), [{"images": [image(1)]}], {})
+    path = tmp_path / "set" / ONE
+    path.write_bytes(path.read_bytes().replace(b"images\0", b"\xff\xfeages\0"))
+    with pytest.raises(UserError, match=r"the columns of .* cannot be read: 'utf-8' codec"):
+        take_in(tmp_path / "set", tmp_path / "data")
 
 
 def test_dicts_within_dicts(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ class Summary:
             lines.append(f"{self.duplicates} were there already under another name")
         if self.rejected and self.unchanged:
             lines.append(
-                f"{self.rejected} of it are still left out, listed in {REJECTED}; --retry tries them again"
+                f"still left out of it: {self.rejected}, listed in {REJECTED}; --retry tries them again"
             )
         elif self.rejected:
             why = "; ".join(f"{count} x {reason}" for reason, count in list(self.reasons.items())[:3])

@@ -40,7 +40,7 @@ def survey(source: str, options: Options) -> Survey:
         digest.update(f"{below(Path(source), path)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
         with _mapped(path) as file:
             reader = _opened(path, file)
-            shape = _shape(reader.schema)
+            shape = _shape(path, reader.schema)
             root = shape.roots[layout_of(path, shape.rows.schema).image]
             total += _total(path, partial(pictures_in, root=root))
     return Survey(total, digest.hexdigest())
@@ -52,7 +52,7 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
         name = printable(below(Path(source), path))
         with _mapped(path) as file:
             reader = _opened(path, file)
-            schema = _shape(reader.schema).rows.schema
+            schema = _shape(path, reader.schema).rows.schema
             layout = layout_of(path, schema)
             yield from unread(layout, name)
             for other in more_pictures(schema):
@@ -114,11 +114,16 @@ class _Named:
         return replace(item, source=called.name)
 
 
-def _shape(schema: pa.Schema) -> Flat:
-    """What becomes of the columns."""
+def _shape(path: Path, schema: pa.Schema) -> Flat:
+    """What becomes of the columns. UserError where they cannot be read."""
     import pyarrow as pa
 
-    return flat(pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema))
+    try:
+        empty = [pa.array([], field.type) for field in schema]
+        return flat(pa.RecordBatch.from_arrays(empty, schema=schema))
+    except (UnicodeDecodeError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the columns of {path} cannot be read: {reason}") from None
 
 
 def _batches(
