@@ -112,9 +112,7 @@ HERE = Hands()
 def hands(engine: str, workers: int | None) -> Hands:
     """Those that the options name. UserError where there is no such engine, or Ray is not installed."""
     if engine not in ENGINES:
-        raise UserError(
-            f"no engine is called {engine!r}{nearest(engine, ENGINES)}; there are {', '.join(ENGINES)}"
-        )
+        raise UserError(f"no engine is called {engine!r}{nearest(engine, ENGINES)}")
     if engine == "local":
         if workers is not None:
             raise UserError("--workers is for --engine ray; this process uses every processor by itself")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from carrara.data.cluster.session import Team, cause, cluster, dismiss, is_lost
+from carrara.data.cluster.session import Team, cause, cluster, dismiss, is_lost, place_of
 from carrara.data.commits import add_columns, committed
 from carrara.data.derive import (
     STAGING,
@@ -279,7 +279,7 @@ class _Crew:
         import ray
 
         kind = ray.remote(Deriver).options(num_cpus=self.team.processors, num_gpus=self.team.gpus)
-        return kind.remote(self.dataset.store.path, self.column, self.work)
+        return kind.remote(place_of(self.dataset.store), self.column, self.work)
 
     def _mourn(self, piece: Piece) -> None:
         self.tries[piece.fragment] += 1

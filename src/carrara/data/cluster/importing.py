@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carrara.data.cluster.parts import Part, parts, shards_of, standing
-from carrara.data.cluster.session import cause, cluster, dismiss, is_lost
+from carrara.data.cluster.session import cause, cluster, dismiss, is_lost, place_of
 from carrara.data.cluster.worker import Brought, Worker
 from carrara.data.importing import Job, Options, Progress, importers
 from carrara.data.rows import Survey
@@ -129,7 +129,7 @@ class _Run:
         import ray
 
         kind = ray.remote(Worker).options(num_cpus=1, max_concurrency=HELD)
-        return kind.remote(self.writer.store.path, self.writer.ticket, self.job, self.notes.began)
+        return kind.remote(place_of(self.writer.store), self.writer.ticket, self.job, self.notes.began)
 
     def _hand_out(self, hand: _Hand) -> None:
         if hand.at_work is not None or len(hand.held) >= HELD:

@@ -14,14 +14,20 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ray.actor import ActorHandle
 
+    from carrara.data.store import Store
+
 ADDRESS = "RAY_ADDRESS"
+STARTS = 2
 _MEMORY = 512 * 2**20  # of the store that is shared by the processes of one machine
 # Ray's listeners bind to loopback where it is told that it has no cluster to be reached by.
 _ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
@@ -34,8 +40,6 @@ _QUIET = {
 
 def check_installed() -> None:
     """UserError where Ray or lance-ray is not there."""
-    from importlib.util import find_spec
-
     missing = [name for name in ("ray", "lance_ray") if find_spec(name) is None]
     if missing:
         raise UserError(
@@ -127,6 +131,11 @@ def _gpus_each(workers: int) -> float:
     return float(min(1.0, ray.cluster_resources().get("GPU", 0) / workers))
 
 
+def place_of(store: Store) -> Path:
+    """Where a data set lies, as a worker finds it, whatever folder that was started in."""
+    return store.path.absolute() if store.path == store.work else store.path
+
+
 def is_lost(error: BaseException) -> bool:
     """Whether a worker died, by whatever hand, rather than failed at its work."""
     from ray.exceptions import RayActorError
@@ -154,6 +163,21 @@ def _started(processors: int) -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="carrara-ray-")  # logs and sockets
     try:
         with _alone():
+            _start(processors, folder)
+            try:
+                yield
+            finally:
+                ray.shutdown()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(processors: int, folder: str) -> None:
+    """Starts it, a second time where a busy machine was too slow for Ray's patience."""
+    import ray
+
+    for attempt in range(STARTS):
+        try:
             with _forking():
                 ray.init(
                     address="local",
@@ -164,12 +188,12 @@ def _started(processors: int) -> Iterator[None]:
                     object_store_memory=_MEMORY,
                     _temp_dir=folder,
                 )
-            try:
-                yield
-            finally:
-                ray.shutdown()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            return
+        except Exception as error:  # Ray says so by a plain one
+            ray.shutdown()
+            if attempt + 1 == STARTS:
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"Ray cannot be started on this machine: {reason}") from None
 
 
 @contextmanager
