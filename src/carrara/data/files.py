@@ -41,13 +41,15 @@ class File(NamedTuple):
 
     def read(self) -> bytes:
         """All bytes; BadPicture where they are too many."""
+        if self.size > MAX_BYTES:
+            raise BadPicture(f"{self.size} bytes; at most {MAX_BYTES} are read")
         with self.open() as file:
             # As many as there should be: Python makes room for all that it is asked for.
-            data = file.read(min(self.size, MAX_BYTES) + 1)
+            data = file.read(self.size + 1)
             if self.size < len(data) <= MAX_BYTES:  # it has grown
                 data += file.read(MAX_BYTES + 1 - len(data))
         if len(data) > MAX_BYTES:
-            raise BadPicture(f"{max(self.size, len(data))} bytes; at most {MAX_BYTES} are read")
+            raise BadPicture(f"more than the {MAX_BYTES} bytes that are read")
         return data
 
 
