@@ -61,6 +61,16 @@ def test_rows_with_all_of_their_columns(
     assert derived(part, "length", KEY)
 
 
+def test_where_it_is_from_is_known_from_anywhere(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    subset(Dataset.open(Path("data")), np.arange(3), Path("part"), why="a few")
+    monkeypatch.chdir("/")
+    assert Dataset.open(tmp_path / "part").about["subset"]["of"] == str((tmp_path / "data").resolve())
+    assert capfd.readouterr() == ("", ""), "what the table notes for itself is no news to a user"
+
+
 def test_nothing_is_left_by_halves(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"no picture of .*data is left: label = 'x'"):
         subset(dataset, np.array([], np.int64), tmp_path / "part", why="label = 'x'")

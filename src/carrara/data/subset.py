@@ -42,7 +42,7 @@ def subset(dataset: Dataset, rows: npt.NDArray[np.int64], destination: Path, *, 
         "format": FORMAT,
         "sources": [],
         "subset": {
-            "of": str(dataset.path),
+            "of": whereabouts(dataset.store),
             "version": dataset.version,
             "why": why,
             "pictures": len(rows),
@@ -51,7 +51,7 @@ def subset(dataset: Dataset, rows: npt.NDArray[np.int64], destination: Path, *, 
     }
     if store.path != store.work:  # in object storage; it is a data set once the last object says so
         store.write(BEGUN, why)
-        _copy(dataset, rows, store.table, again=begun)
+        _copy(dataset, rows, store.table, again=begun and store.has_table())
         store.write(ABOUT, tomli_w.dumps(about))
         store.remove(BEGUN)
         return Dataset.open(destination)
@@ -68,6 +68,11 @@ def subset(dataset: Dataset, rows: npt.NDArray[np.int64], destination: Path, *, 
         shutil.rmtree(part, ignore_errors=True)
         raise
     return Dataset.open(destination)
+
+
+def whereabouts(store: Store) -> str:
+    """Where a data set lies, also for one who stands in another folder."""
+    return str(store.path.resolve() if store.path == store.work else store.path)
 
 
 def _holds_something(store: Store) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from carrara.data import told
 from carrara.data.store import store_at
+from carrara.data.subset import whereabouts
 from carrara.errors import UserError, nearest
 from carrara.evaluation.embedders.contract import Embedder
 
@@ -120,7 +121,7 @@ def _opened(name: str, place: str | None) -> Embedder:
 def _kept(dataset: Dataset) -> Iterator[Path]:
     """Where models are kept: beside the table, and beside those that it was made of."""
     yield dataset.store.work / _KEPT
-    about, seen = dataset.about, {str(dataset.store.path)}
+    about, seen = dataset.about, {whereabouts(dataset.store), str(dataset.store.path)}
     while (
         of := about.get("subset", {}).get("of")
     ) and of not in seen:  # a set may have taken its source's name
