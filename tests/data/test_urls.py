@@ -229,7 +229,9 @@ def test_a_table_of_urls(table: Path, server: str, tmp_path: Path) -> None:
 
 
 def test_nothing_private_unless_it_is_said(table: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no picture in .*list.csv could be read .*not a public address"):
+    with pytest.raises(
+        UserError, match=r"no picture in .*list.csv could be read .*not a public address.*; --retry asks"
+    ):
         take_in(table, tmp_path / "data")
     assert asked.total() == 0
     # What is refused is not kept from one who lets it.

@@ -202,7 +202,8 @@ def import_pictures(
                 if writer.rejected
                 else ""
             )
-            raise UserError(f"no picture in {source} could be read{reason}")
+            again = "; --retry asks for them again" if getattr(importer, "DOWNLOADS", False) else ""
+            raise UserError(f"no picture in {source} could be read{reason}{again}")
         writer.commit()
         skipped = len(writer.rejected) - writer.duplicates
         told.tell(store, {**entry, "rejected": skipped}, writer.rejected)
