@@ -6,8 +6,10 @@ import json
 import os
 import random
 import socket
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,3 +227,93 @@ def test_sources_with_any_bytes_changed(kind: str, tmp_path: Path) -> None:
     assert len(ends) > 1
     assert min(ends) >= -1  # a refusal is one line
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_of_traps(tmp_path: Path) -> None:
+    """Devices, sockets, holes, pipes for words, rows that name what is not theirs, a shard far down: all are named."""
+    root, outside = tmp_path / "in", tmp_path / "outside.png"
+    deep = root.joinpath(*"abcdefgh")
+    for folder in (root / "words", root / "pictures.lance", deep):
+        folder.mkdir(parents=True)
+    outside.write_bytes(png(0, (40, 36)))
+    names = [
+        "a.png",
+        "words/b.png",
+        "words/c.png",
+        "-rf.png",
+        "nul\u2028.png",
+        "pictures.lance/d.png",
+        "[x]/e.png",
+    ]
+    (root / "[x]").mkdir()
+    for k, name in enumerate([*names, "/".join([*"abcdefgh", "f.png"])]):
+        (root / name).write_bytes(png(k + 1, (40, 36)))
+    vast = b"IHDR" + struct.pack(">II5B", 60_000, 60_000, 8, 2, 0, 0, 0)
+    check = struct.pack(">I", zlib.crc32(vast)) + b"\0\0\0\x0aIDAT"
+    (root / "vast.png").write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + vast + check + b"\0" * 14)
+    (root / "hole.png").touch()
+    os.truncate(root / "hole.png", 3 * 2**30)
+    (root / "device.png").symlink_to("/dev/zero")
+    (root / "words" / "b.txt").symlink_to("/dev/zero")
+    os.mkfifo(root / "words" / "c.txt")
+    (root / "dot").symlink_to(".")
+    with socket.socket(socket.AF_UNIX) as one:
+        here = os.getcwd()
+        os.chdir(root)  # a socket's path is short
+        try:
+            one.bind("socket.png")
+        finally:
+            os.chdir(here)
+    rows = [
+        {"file_name": "b.png", "text": "\ud800 x"},
+        {"file_name": ["b.png"]},
+        {"file_name": "../a.png"},
+        {"file_name": f"{outside}"},
+        {"file_name": "b\0.png"},
+    ]
+    lines = [json.dumps(row).encode() for row in rows]
+    lines += [
+        b"null",
+        b'{"file_name":"c.png","text":' + b"[" * 100_000,
+        b'{"file_name":"c.png","a":' + b"9" * 5000,
+    ]
+    (root / "words" / "metadata.jsonl").write_bytes(b"\n".join(lines))
+    (deep / "shard.parquet").write_bytes(b"PAR1")
+    before = sorted(tmp_path.iterdir())
+    *_, last = import_pictures(root, tmp_path / "data")
+    assert last.summary is not None
+    assert last.summary.added == 8
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "data", *before]
+    told = (tmp_path / "data" / "rejected.jsonl").read_text().split("\n")[:-1]
+    why = {entry["file"]: entry["reason"] for entry in map(json.loads, told)}
+    expected = {
+        "vast.png": "more than 89478485 pixels",
+        "hole.png": "bytes; at most",
+        "device.png": "not a regular file",
+        "socket.png": "not a regular file",
+        "words/b.txt": "not a regular file",
+        "words/c.txt": "not a regular file",
+        "dot": "already looked into",
+        "a/b/c/d/e/f/g/h/shard.parquet": "not a picture (.parquet)",
+        **{f"metadata.jsonl line {k}": "is not among the pictures" for k in (2, 3, 4, 5)},
+        **{f"metadata.jsonl line {k}": "not a JSON object" for k in (6, 7, 8)},
+    }
+    assert {name: reason for name, reason in why.items() if expected.get(name, "?") not in reason} == {}
+    assert why.keys() == expected.keys()
+    data = Dataset.open(tmp_path / "data")
+    captions = dict(zip(data.column("source"), data.column("caption"), strict=True))
+    assert {name: text for name, text in captions.items() if text} == {"words/b.png": "\\ud800 x"}
+
+
+def test_shards_are_found_at_any_depth(tmp_path: Path) -> None:
+    deep = tmp_path / "in" / "a" / "b" / "c"
+    deep.mkdir(parents=True)
+    (tmp_path / "in" / ".cache").mkdir()
+    for folder, first in ((deep, 0), (deep.parent, 2), (tmp_path / "in" / ".cache", 4)):
+        pq.write_table(pa.table({"image": [png(first), png(first + 1)]}), folder / "p.parquet")
+    *_, last = import_pictures(tmp_path / "in", tmp_path / "data")
+    assert last.summary is not None
+    assert Dataset.open(tmp_path / "data").column("source") == [
+        *(f"a/b/c/p.parquet:{k}" for k in (0, 1)),
+        *(f"a/b/p.parquet:{k}" for k in (0, 1)),
+    ]
