@@ -1,6 +1,7 @@
 """Random reads from the table against loose files and tar shards, in one run; latents in batches and one by one.
 
 python bench/random_reads.py [--pictures 20000] [--reads 4096] [--side 128] [--folder PLACE] [--json FILE]
+(what the documentation tells: --pictures 200000 --json bench/results/random_reads_cpu.json)
 
 All read the same pictures in the same random order, 64 at a time, in one thread, from the system's cache, with and
 without decoding to 64 pixels by the same function. Shards are tars as WebDataset reads them: by an index of where
