@@ -225,6 +225,7 @@ def _super_resolution(trial: Trial, encoder: Any) -> Finding:
             "consistency": _mean_psnr(shrink(pictures, factor), small),
         }
 
+    shown = _spread(len(real))
     return Finding(
         "super-resolution",
         {
@@ -234,7 +235,7 @@ def _super_resolution(trial: Trial, encoder: Any) -> Finding:
         },
         {"factor": factor},
         obedience_plates.super_resolution(
-            small[:SHOWN], factor, {"bicubic": bicubic, "ours": made, "original": real}
+            small[shown], factor, {"bicubic": bicubic[shown], "ours": made[shown], "original": real[shown]}
         ),
     )
 
@@ -246,7 +247,8 @@ def _inpainting(trial: Trial, encoder: Any) -> Finding:
     holes = torch.stack([draw_hole(seed, *real.shape[-2:]) for seed in seeds])
     requests = [{str(encoder.column): Masked(*pair)} for pair in zip(real, holes, strict=True)]
     raw = trial.make(requests)
-    second = _pasted(real, trial.make(requests[:SHOWN], _LATER), holes[:SHOWN])
+    shown = _spread(len(real))
+    second = _pasted(real[shown], trial.make([requests[k] for k in shown], _LATER), holes[shown])
     features = trial.features(cut_around(real, holes, trial.model.size))
 
     def judged(pictures: Tensor) -> dict[str, float]:
@@ -267,11 +269,16 @@ def _inpainting(trial: Trial, encoder: Any) -> Finding:
             "mean colour": judged(mean_fill(real, holes)),
             "originals through the autoencoder": judged(again),
         },
-        {"share of the picture": float(holes.float().mean()), "psnr outside, before pasting": float(kept.mean())},
+        {
+            "share of the picture": float(holes.float().mean()),
+            "psnr outside, before pasting": float(kept.mean()),
+        },
         obedience_plates.inpainting(
-            real[:SHOWN], holes[:SHOWN], {"smooth": smooth, "ours": made, "ours, again": second, "original": real}
+            real[shown],
+            holes[shown],
+            {"smooth": smooth[shown], "ours": made[shown], "ours, again": second, "original": real[shown]},
         ),
-    )  # fmt: skip
+    )
 
 
 def _semantic_map(trial: Trial, encoder: Any) -> Finding:
@@ -289,7 +296,7 @@ def _semantic_map(trial: Trial, encoder: Any) -> Finding:
             "distance": kernel_distance(features, trial.features(pictures), paired=True),
         }
 
-    each = overlaps(asked, found, classes).tolist()
+    each, shown = overlaps(asked, found, classes).tolist(), _spread(len(real))
     return Finding(
         "map",
         {
@@ -299,7 +306,9 @@ def _semantic_map(trial: Trial, encoder: Any) -> Finding:
             "held-out pictures through the autoencoder": judged(again, reader.read(again)),
         },
         {f"overlap of class {k}": share for k, share in enumerate(each) if share == share},
-        obedience_plates.maps(maps[:SHOWN], classes, {"ours": made, "read off ours": found, "real": real}),
+        obedience_plates.maps(
+            maps[shown], classes, {"ours": made[shown], "read off ours": found[shown], "real": real[shown]}
+        ),
     )
 
 
@@ -332,6 +341,7 @@ def _layout(trial: Trial, encoder: Any) -> Finding:
             return figures
         return {**figures, "distance": kernel_distance(features, trial.features(pictures), paired=True)}
 
+    shown = _spread(len(real))
     return Finding(
         "layout",
         {
@@ -341,7 +351,7 @@ def _layout(trial: Trial, encoder: Any) -> Finding:
             "held-out pictures through the autoencoder": judged(find(again), again),
         },
         {"boxes asked for": sum(map(len, asked)), "a box is obeyed above": found_boxes.RIGHT},
-        obedience_plates.layouts(asked[:SHOWN], {"ours": made, "real": real}),
+        obedience_plates.layouts([asked[k] for k in shown], {"ours": made[shown], "real": real[shown]}),
     )
 
 
@@ -359,6 +369,11 @@ def _layouts(trial: Trial, rows: Rows) -> list[Layout]:
     known = trial.dataset.take(rows, ["boxes", "width", "height"])
     columns = (known[name] for name in ("boxes", "width", "height"))
     return [Layout(tuple(read_boxes(said)), w, h, False) for said, w, h in zip(*columns, strict=True)]
+
+
+def _spread(count: int) -> list[int]:
+    """Which of so many pictures a plate shows: not the first ones, as data often stands class by class."""
+    return [int(k) for k in np.linspace(0, count - 1, min(SHOWN, count))]
 
 
 def _pasted(real: Tensor, made: Tensor, holes: Tensor) -> Tensor:
