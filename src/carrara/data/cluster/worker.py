@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from carrara.data.cluster.parts import Part
 from carrara.data.importing import Job, take_in
 from carrara.data.known import Known, Record
 from carrara.data.store import Store, store_at
-from carrara.data.unfinished import folder_of
 from carrara.data.writer import Writer
 
 if TYPE_CHECKING:
@@ -98,8 +96,9 @@ class Worker:
     def forget(self, number: int) -> None:
         """Lets go of a part that is noted."""
         self._pictures.pop(number)
-        self._writers.pop(number).close()
-        shutil.rmtree(folder_of(self.store, self._ticket(number)), ignore_errors=True)
+        writer = self._writers.pop(number)
+        writer.finish()
+        writer.close()
 
     def _ticket(self, number: int) -> str:
         entry: dict[str, Any] = {**json.loads(self.ticket), "part": number}
