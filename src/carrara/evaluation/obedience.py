@@ -177,7 +177,8 @@ def _text(trial: Trial, encoder: Any) -> Finding:
     if not (captions := trial.dataset.captions):
         raise UserError(f"{trial.dataset.path} has no captions")
     rows = trial.rows("train", trial.references)
-    references, languages = trial.originals(rows), sorted(captions)
+    learned = [one for one in getattr(encoder.config, "languages", ()) if one in captions]
+    references, languages = trial.originals(rows), learned or sorted(captions)
     drawn = np.random.default_rng(trial.settings.seed).permutation(len(rows))[: trial.pictures]
     columns = {language: trial.values(rows, captions[language]) for language in languages}
     asked = [(p, languages[k % len(languages)]) for k, p in enumerate(drawn.tolist())]
