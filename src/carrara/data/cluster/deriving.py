@@ -68,6 +68,7 @@ class Asked(NamedTuple):
     channels: int
     bits: int
     crop: Crop
+    whole: bool  # whether every row is to have a value
 
 
 class Piece(NamedTuple):
@@ -90,11 +91,12 @@ class Done(NamedTuple):
 def on_ray(work: Work, workers: int | None = None) -> Derive:
     """`derive.derive` by workers: each opens what ``work`` opens, once, and computes what is asked of it there.
 
-    The pictures that lack a value get one, whoever imports meanwhile. UserError for an old version of a data set.
+    The pictures that lack a value get one, whoever imports meanwhile; of ``rows``, where these are given. UserError
+    for an old version of a data set.
     """
 
     def derive(
-        dataset: Dataset, name: str, key: Key, function: Function, **how: Any
+        dataset: Dataset, name: str, key: Key, function: Function, *, rows: Rows | None = None, **how: Any
     ) -> Generator[Progress, None, None]:
         dataset.check_newest("be encoded on Ray")
         dataset.refresh()
@@ -102,7 +104,7 @@ def on_ray(work: Work, workers: int | None = None) -> Derive:
         if column in dataset.columns and not made_under(dataset, column, key):
             drop(dataset, column)
         total = 0
-        if len(missing := rows_without(dataset, column, None)):
+        if len(missing := rows_without(dataset, column, rows)):
             folder = dataset.store.work / STAGING / column
             held = lock(folder, make=True, doing=f"writing to {dataset.path} what this one was to write")
             try:
@@ -115,7 +117,7 @@ def on_ray(work: Work, workers: int | None = None) -> Derive:
                         for done in crew.make(missing):
                             yield Progress(done, total)
                         dataset.refresh()
-                        missing = rows_without(dataset, column, None)
+                        missing = rows_without(dataset, column, rows)
             finally:
                 with suppress(OSError):  # values of a run without Ray may be there
                     folder.rmdir()
@@ -152,7 +154,7 @@ class Deriver:
         values = self._values(piece.rows)
         shape, flat = values.shape[1:], values.reshape(len(values), -1)
         made_of = changeable(self.dataset, self.asked.columns)
-        field = field_of(column, self.asked.key, flat, shape, made_of)
+        field = field_of(column, self.asked.key, flat, shape, made_of, whole=self.asked.whole)
         if column not in self.dataset.columns:
             with self.dataset.store.writing():
                 add_columns(self.dataset.store, [field])
@@ -209,13 +211,15 @@ def _asked(dataset: Dataset, column: str, work: Work) -> Asked:
         *,
         batch: int,
         columns: Sequence[str] = ("image",),
+        rows: Rows | None = None,
         size: Size | None = None,
         channels: int = 3,
         bits: int = 8,
         crop: Crop = "centre",
     ) -> Generator[Progress, None, None]:
         if column_name(name, key) == column:
-            raise Found(Asked(column, key, function, batch, columns, size, channels, bits, crop))
+            whole = rows is None
+            raise Found(Asked(column, key, function, batch, columns, size, channels, bits, crop, whole))
         yield from ()
 
     try:
