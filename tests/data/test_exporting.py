@@ -211,13 +211,60 @@ def test_what_is_finished_of_an_export_is_kept(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]
 
 
-def refusing(rename: Callable[..., None], target: Path) -> Callable[..., None]:
+def refusing(rename: Callable[..., None], target: Path, *, done: bool = False) -> Callable[..., None]:
+    """Fails where the target gets its name, or after that was done."""
+
     def refused(old: Path, new: Path) -> None:
+        if new != target or done:
+            rename(old, new)
         if new == target:
             raise OSError(5, "no more")
-        rename(old, new)
 
     return refused
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("lost", ["all", "one", "the last note", "nothing, but renamed"])
+@pytest.mark.usefixtures("small_shards")
+def test_of_what_was_finished_only_what_is_there_is_believed(
+    lost: str, form: str, mixed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, part, journal = (tmp_path / name for name in ("out", ".out.part", ".out.part.jsonl"))
+    list(export_pictures(mixed, tmp_path / "whole", form))
+    with monkeypatch.context() as patch:
+        patch.setattr("os.rename", refusing(os.rename, out, done="renamed" in lost))
+        with pytest.raises(UserError, match="cannot write"):
+            list(export_pictures(mixed, out, form))
+    if lost == "all":
+        shutil.rmtree(part)
+    elif lost == "one":
+        max(path for path in part.rglob("*") if path.is_file()).unlink()
+    elif lost == "the last note":  # killed before it was written
+        journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))
+    else:
+        out.rename(tmp_path / "elsewhere")
+        assert journal.exists()
+    list(export_pictures(mixed, out, form))
+    assert tree(out) == tree(tmp_path / "whole")
+    assert not part.exists()
+    assert not journal.exists()
+
+
+def test_an_interrupted_look_at_what_is_kept_throws_nothing_away(
+    mixed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webdataset_format, "SHARD_ROWS", 7)
+    out = tmp_path / "out"
+    stopped(mixed, out, "webdataset", 29)
+    with monkeypatch.context() as patch:
+        patch.setattr("carrara.data.exporting._digest", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(export_pictures(mixed, out, "webdataset"))
+    assert stopped(mixed, out, "webdataset", 29) == 28
+
+
+def interrupted(*_: Any) -> bytes:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.usefixtures("small_shards")

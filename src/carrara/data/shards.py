@@ -59,6 +59,7 @@ class Shards:
         self.kept: list[Kept] = []
         self._folder = destination.with_name(f".{destination.name}.part")
         self._journal = destination.with_name(f".{destination.name}.part.jsonl")
+        self._finished = False  # all of it is there, under the names that it will have
         self._lock = lock(self._folder, make=True, doing=f"exporting to {destination}")
 
     @property
@@ -72,18 +73,22 @@ class Shards:
         ``digests`` gives those of the rows, from the first on.
         """
         lines = list(whole_lines(self._journal))
-        finishing = lines[-1:] == [{"finishing": True}]
-        noted = [Kept(**line) for line in lines[1:] if "rows" in line]
         if lines[:1] == [{"about": about}]:
+            # All, for as long as this is not through: what closes it before throws nothing away.
+            self.kept = noted = [Kept(**line) for line in lines[1:] if "rows" in line]
             rows = digests()
-            for shard in noted:
-                digest = hashlib.sha256(b"".join(itertools.islice(rows, shard.rows))).hexdigest()
-                if digest != shard.digest or not (finishing or self._is_there(shard)):
-                    break
-                self.kept.append(shard)
-            if finishing and (len(self.kept) < len(noted) or next(rows, None) is not None):
-                self.kept = []  # its files have their last names already
-        if not (finishing and self.kept):
+            same = list(
+                itertools.takewhile(lambda shard: shard.digest == _digest_of(rows, shard.rows), noted)
+            )
+            self._finished = (
+                "finished" in lines[-1]
+                and len(same) == len(noted)
+                and next(rows, None) is None
+                and self._are_there(lines[-1]["finished"])
+            )
+            if not self._finished:
+                self.kept = list(itertools.takewhile(lambda shard: self._are_there(shard.files), same))
+        if not self._finished:
             self._leave_kept(about)
 
     @contextmanager
@@ -94,19 +99,19 @@ class Shards:
         shard.folder.mkdir()
         yield shard
         _onto_the_disk(shard.folder)
-        files = {
-            path.relative_to(shard.folder).as_posix(): path.stat().st_size
-            for path in sorted(shard.folder.rglob("*"))
-            if path.is_file()
-        }
-        self.kept.append(Kept(shard.rows, shard.digest.hexdigest(), files))
+        self.kept.append(Kept(shard.rows, shard.digest.hexdigest(), _sizes(shard.folder)))
         self._note(self.kept[-1]._asdict())
         self._move_up()
 
     def finish(self, last: Callable[[Path, str], None]) -> None:
-        """Gives the folder its name, after ``last(folder, digest of all)``, which may be done again after a kill."""
-        self._note({"finishing": True})
-        last(self._folder, hashlib.sha256("".join(shard.digest for shard in self.kept).encode()).hexdigest())
+        """Gives the folder its name, after ``last(folder, digest of all)``, which may give files other names.
+
+        After a kill in the midst of that, the shards whose files were renamed are no longer there.
+        """
+        if not self._finished:
+            digest = hashlib.sha256("".join(shard.digest for shard in self.kept).encode()).hexdigest()
+            last(self._folder, digest)
+            self._note({"finished": _sizes(self._folder)})
         _onto_the_disk(self._folder)
         if self.destination.is_dir():
             self.destination.rmdir()
@@ -120,9 +125,9 @@ class Shards:
             self._journal.unlink(missing_ok=True)
         release(self._lock)
 
-    def _is_there(self, shard: Kept) -> bool:
-        """Whether all files of a shard are; of the last one, some may not have been moved yet."""
-        for name, size in shard.files.items():
+    def _are_there(self, files: dict[str, int]) -> bool:
+        """Whether all files are, in these sizes; of the last shard, some may not have been moved yet."""
+        for name, size in files.items():
             paths = (self._folder / name, self._folder / _UNDER_WAY / name)
             if not any(path.is_file() and path.stat().st_size == size for path in paths):
                 return False
@@ -156,6 +161,16 @@ class Shards:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _digest_of(rows: Iterator[bytes], count: int) -> str:
+    return hashlib.sha256(b"".join(itertools.islice(rows, count))).hexdigest()
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Of all files in a folder, by name."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
 
 def _onto_the_disk(folder: Path) -> None:
