@@ -178,6 +178,19 @@ def test_who_asks_to_wait_is_waited_for(server: str, monkeypatch: pytest.MonkeyP
             fetch(f"{server}/busy:{wait.encode().hex()}", PATIENT, {})
 
 
+def test_who_leads_on_does_not_rest_for_who_asked_to(server: str) -> None:
+    resting: dict[str, float] = {}
+    other = server.replace("127.0.0.1", "localhost")  # which is another host by name
+    leads = [f"{server}/{to(f'{other}/{path}')}" for path in (f"busy:{b'90'.hex()}", "2")]
+    with pytest.raises(BadPicture, match=r"answered 429 and asked to wait (8|9)\d s"):
+        fetch(leads[0], PATIENT, resting)
+    assert fetch(f"{server}/1", PATIENT, resting) == png(1)
+    for url in (f"{other}/2", leads[1]):
+        with pytest.raises(BadPicture, match=r"its host has asked to wait (8|9)\d s"):
+            fetch(url, PATIENT, resting)
+    assert asked["/2"] == 0
+
+
 def test_one_certificate_store_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
 

@@ -44,8 +44,9 @@ class Manners(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a server said: a status, where it leads on to, the bytes, and after how many seconds to ask again."""
+    """What the server of ``url`` said: where it leads on to, the bytes, and after how many seconds to ask again."""
 
+    url: str
     status: int
     location: str | None
     data: bytes
@@ -56,24 +57,23 @@ def fetch(url: str, manners: Manners, resting: dict[str, float] | None = None) -
     """The bytes at a url. BadPicture says why there are none; what may pass by is tried again, each time later.
 
     A server that asks to wait is left alone until then, or for good where that is later than ``manners.seconds`` from
-    now; ``resting`` remembers it by host, as a moment of `time.monotonic`, for all other urls of it.
+    now; ``resting`` remembers it by host, as a moment of `time.monotonic`, for all urls that are or lead there.
     """
     resting = {} if resting is None else resting
     deadline = time.monotonic() + manners.seconds
     pause = PAUSE
     for attempt in range(1, TRIES + 1):
-        _rest(url, resting, deadline)
         try:
-            answer = _follow(url, manners, deadline)
+            answer = _follow(url, manners, deadline, resting)
             if answer.status == 200:
                 return answer.data
             if answer.status not in _AGAIN:
                 raise BadPicture(f"the server answered {answer.status}")
             fault = f"the server answered {answer.status}"
             if answer.after is not None:
-                resting[host_of(url)] = time.monotonic() + answer.after
+                resting[host_of(answer.url)] = time.monotonic() + answer.after
                 if attempt < TRIES:
-                    _rest(url, resting, deadline, who=f"{fault} and")
+                    _rest(answer.url, resting, deadline, who=f"{fault} and")
         except ssl.SSLCertVerificationError as error:
             raise BadPicture(f"its certificate does not hold: {error.verify_message}") from None
         except (OSError, http.client.HTTPException, Unreachable) as error:
@@ -97,8 +97,9 @@ def _rest(url: str, resting: dict[str, float], deadline: float, *, who: str = "i
     time.sleep(left)
 
 
-def _follow(url: str, manners: Manners, deadline: float) -> Answer:
+def _follow(url: str, manners: Manners, deadline: float, resting: dict[str, float]) -> Answer:
     for _ in range(REDIRECTS + 1):
+        _rest(url, resting, deadline)
         answer = _ask(url, manners, deadline)
         if answer.location is None:
             return answer
@@ -122,18 +123,18 @@ def _ask(url: str, manners: Manners, deadline: float) -> Answer:
             headers={"User-Agent": AGENT, "Accept": "image/*", "Accept-Encoding": "identity"},
         )
         with connection.getresponse() as reply:
-            return _heard(reply, manners)
+            return _heard(url, reply, manners)
     except TooMuch:
         raise BadPicture(f"more than {manners.most_bytes} bytes{_LARGER}") from None
     finally:
         connection.close()
 
 
-def _heard(reply: http.client.HTTPResponse, manners: Manners) -> Answer:
+def _heard(url: str, reply: http.client.HTTPResponse, manners: Manners) -> Answer:
     if reply.status in (301, 302, 303, 307, 308) and (location := reply.headers.get("Location")):
-        return Answer(reply.status, _utf8(location), b"", None)
+        return Answer(url, reply.status, _utf8(location), b"", None)
     if reply.status != 200:
-        return Answer(reply.status, None, b"", _seconds(reply.headers.get("Retry-After")))
+        return Answer(url, reply.status, None, b"", _seconds(reply.headers.get("Retry-After")))
     if manners.robots and (word := forbidden(reply.headers.get_all("X-Robots-Tag") or [])):
         raise BadPicture(f"its X-Robots-Tag says {word} (--ignore-robots-tag takes it all the same)")
     encoding = reply.headers.get("Content-Encoding", "identity").lower()
@@ -149,7 +150,7 @@ def _heard(reply: http.client.HTTPResponse, manners: Manners) -> Answer:
             raise BadPicture(f"more than {manners.most_bytes} bytes{_LARGER}")
     if length is not None and len(data) < length:
         raise http.client.IncompleteRead(bytes(data), length - len(data))
-    return Answer(200, None, bytes(data), None)
+    return Answer(url, 200, None, bytes(data), None)
 
 
 def forbidden(headers: list[str]) -> str | None:
