@@ -11,6 +11,7 @@ import pytest
 from carrara.cli_keep import data_caption
 from carrara.data.amend import amend
 from carrara.data.importing import import_pictures
+from carrara.data.keep import captioning
 from carrara.data.keep.captioning import OfColumns, Progress, Stopped, caption, from_python, to_name
 from carrara.data.table import Dataset
 from carrara.errors import UserError
@@ -128,6 +129,27 @@ def test_all_goes_on_after_a_failure(dataset: Dataset, plugin: Path) -> None:
     assert (sum(asked), last) == (10, Progress(30, 30, 10, 0))
     assert Counter(dataset.column("caption_en")) == {"RGB 12 wide": 19, "of a person": 1, "later": 10}
     assert not (dataset.path / "caption.partial").exists()
+
+
+def test_what_was_said_is_not_counted_anew_after_every_batch(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    class Counting(captioning.Said):
+        __slots__ = ()
+
+        @property
+        def text(self) -> str | None:  # type: ignore[override]
+            nonlocal looks
+            looks += 1
+            return self[0]
+
+    monkeypatch.setattr(captioning, "Said", Counting)
+    rows = to_name(dataset, "de", every=False)
+    *_, last = caption(dataset, OfColumns(dataset, "{width} wide"), rows, "de", batch=1)
+    assert last == Progress(30, 30, 30, 0)
+    assert 30 <= looks <= 5 * 30  # of thirty batches: a few times each
 
 
 def test_what_another_said_before_a_kill_is_not_believed(dataset: Dataset, plugin: Path) -> None:

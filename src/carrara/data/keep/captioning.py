@@ -199,12 +199,13 @@ def caption(
                 Exception
             ) as error:  # the captioner is not ours: whatever it raises ends this, and loses nothing
                 _keep(dataset, captioner, rows, ids, journal, language)
+                count = journal.named
                 journal.add({}, kept=True)
                 first, last = rows[part[0]], rows[part[-1]]
                 where = f"row {first}" if first == last else f"rows {first} to {last}"
                 raise Stopped(
                     f"{captioner.name} failed at {where}: {type(error).__name__}: {_line(error)}; the "
-                    f"{len(journal.made())} captions before are kept, and the same command goes on"
+                    f"{count} captions before are kept, and the same command goes on"
                 ) from error
             before = _captions(dataset, rows[part], language)
             journal.add(
@@ -270,13 +271,12 @@ class _Journal:
 
     def __init__(self, folder: Path, about: dict[str, str]) -> None:
         self.said = dict[str, Said]()
-        self._kept = set[str]()  # those that are in the table already
+        self.new = dict[str, Said]()  # what was said since the table got all
+        self.named = 0  # of those, the ones that got a caption
         name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         self._path = folder / f"{name}.jsonl"
         for line in whole_lines(self._path):
-            self.said |= {known: Said(*told) for known, told in line["said"].items()}
-            if line["kept"]:
-                self._kept |= self.said.keys()
+            self._hear({known: Said(*told) for known, told in line["said"].items()}, kept=line["kept"])
 
     def add(self, said: dict[str, Said], *, kept: bool = False) -> None:
         """Notes what was said, or that the table has all that was said before."""
@@ -284,15 +284,18 @@ class _Journal:
             file.write(json.dumps({"said": said, "kept": kept}) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        self._hear(said, kept=kept)
+
+    def _hear(self, said: dict[str, Said], *, kept: bool) -> None:
         self.said |= said
+        self.new |= said
+        self.named += sum(told.text is not None for told in said.values())
+        if kept:
+            self.new, self.named = {}, 0
 
     def made(self) -> dict[str, Said]:
         """The captions that the table has not yet."""
-        return {known: told for known, told in self.new().items() if told.text is not None}
-
-    def new(self) -> dict[str, Said]:
-        """What was said since the table got all."""
-        return {known: told for known, told in self.said.items() if known not in self._kept}
+        return {known: told for known, told in self.new.items() if told.text is not None}
 
     def forget(self) -> None:
         """All is in the table."""
@@ -302,8 +305,7 @@ class _Journal:
 
 
 def _progress(journal: _Journal, done: int, total: int) -> Progress:
-    kept = len(journal.made())
-    return Progress(done, total, kept, len(journal.new()) - kept)
+    return Progress(done, total, journal.named, len(journal.new) - journal.named)
 
 
 def spelt(name: str) -> str:
