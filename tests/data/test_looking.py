@@ -1,6 +1,8 @@
 """Pictures are looked at in the order of their source, in threads or processes, and few wait for their turn."""
 
+import errno
 import os
+import subprocess
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -9,16 +11,36 @@ from typing import Any
 
 import pytest
 
+from carrara.data import apart as processes
 from carrara.data import looking
 from carrara.data.importers.folder import rows
 from carrara.data.importing import Options, import_pictures
 from carrara.data.looking import Looked, looked_at
 from carrara.data.rows import Rejected, Row
 from carrara.data.table import Dataset
+from carrara.errors import UserError
 
 from .conftest import png
 
+# Says that it is ready, and dies in the middle of its first answer.
+DIES_ANSWERING = """
+import os, pickle, sys
+pickle.load(sys.stdin.buffer)
+said = pickle.dumps("ready")
+os.write(1, len(said).to_bytes(8, "big") + said)
+sys.stdin.buffer.read(8)
+os.write(1, (1000).to_bytes(8, "big") + b"x" * 500)
+os._exit(9)
+"""
 
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes at most."""
+    monkeypatch.setattr(looking, "THREADS", 2)
+
+
+@pytest.mark.usefixtures("two")
 def test_processes_and_threads_see_the_same(folder: Path) -> None:
     (folder / "x13.png").write_bytes(b"broken")
     (folder / "x2.txt").write_text("Ein Hund läuft über die grüne Wiese, und die Sonne scheint.")
@@ -32,13 +54,47 @@ def test_processes_and_threads_see_the_same(folder: Path) -> None:
     assert "caption_de" in second.record
 
 
+@pytest.mark.usefixtures("two")
 def test_what_breaks_a_process_is_one_bad_picture() -> None:
-    items = [Row(source=f"{k}", read=partial(png, k)) for k in range(3)]
+    items = [Row(source=f"{k}", read=partial(png, k)) for k in range(2)]
     items.insert(1, Row(source="killer", read=partial(os._exit, 9)))
     found = [looked for _, looked in looked_at(items, detect=False, apart=True)]
-    assert [isinstance(looked, Looked) for looked in found] == [True, False, True, True]
+    assert [isinstance(looked, Looked) for looked in found] == [True, False, True]
     assert isinstance(found[1], Rejected)
     assert "ended the process" in found[1].reason
+
+
+@pytest.mark.usefixtures("two")
+@pytest.mark.parametrize("how", ["no process", "no import"])
+def test_a_process_that_does_not_start_blames_no_picture(
+    how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if how == "no process":
+        monkeypatch.setattr(subprocess, "Popen", failing)
+    else:
+        monkeypatch.setattr(processes, "_PROGRAM", "raise SystemExit(1)")
+    items = [Row(source=f"{k}", read=partial(png, k)) for k in range(70)]
+    found = [looked for _, looked in looked_at(items, detect=False, apart=True)]
+    assert [isinstance(looked, Looked) for looked in found] == [True] * 70
+    assert capsys.readouterr().out.count("could not be started") == 1
+
+
+def failing(*_: object, **__: object) -> None:
+    raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
+def test_one_that_dies_in_its_answer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_PROGRAM", DIES_ANSWERING)
+    lookers = looking.Lookers(1)
+    items: list[Any] = [Row(source="x", read=partial(png, 0))]
+    assert "ended the process" in lookers.look(items, False, 1)[0].reason
+    once, started = [True], subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *a, **k: started(*a, **k) if once and once.pop() else failing()
+    )
+    with pytest.raises(UserError, match=r"at x or one of the next .* could be started: Resource"):
+        lookers.look(items, False, 1)
+    lookers.close()
 
 
 def test_a_fault_of_our_own_is_no_bad_picture() -> None:

@@ -5,57 +5,58 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import threading
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
+from carrara.console import console
 from carrara.data.rows import Rejected, Row
+from carrara.errors import UserError
 
-# Not as `multiprocessing` starts them, which would run a script that imports pictures once more.
+# Not as `multiprocessing` starts them, which would run a script that imports pictures once more. Ctrl-C is for the
+# import, which then asks no more.
 _PROGRAM = (
-    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
-    "from carrara.data.apart import serve; serve()"
+    "import pickle, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "sys.path[:] = pickle.load(sys.stdin.buffer); from carrara.data.apart import serve; serve()"
 )
 _LENGTH = 8  # bytes that say how many follow
 _DIED = (EOFError, OSError)
 
 
 class Lookers:
-    """So many processes, started as they are needed, that look at rows which can be pickled."""
+    """So many processes, started as they are needed, that look at rows which can be pickled.
+
+    In place of each that cannot be started, the thread that asks looks itself.
+    """
 
     def __init__(self, count: int) -> None:
-        self._free = SimpleQueue[_Process | None]()
+        self._free = SimpleQueue[_Process | _Here | None]()
         for _ in range(count):
             self._free.put(None)
         self._count = count
+        self._said = threading.Lock()  # taken for good by who says that one could not be started
 
     def look(self, part: list[Row | Rejected], detect: bool, most: int) -> list[Any]:
         """What `looking.look_at` makes of the first of them, in order: of all unless they come to ``most`` bytes."""
-        with suppress(*_DIED), self._one() as process:
-            found: list[Any] = process.ask((part, detect, most))
-            return found
-        # One of them broke it. Each by itself tells which, and costs a start only where it breaks another.
-        return [self._alone(item, detect, most) for item in part[:1]]
-
-    def _alone(self, item: Row | Rejected, detect: bool, most: int) -> Any:
-        with suppress(*_DIED), self._one() as process:
-            return process.ask(([item], detect, most))[0]
-        return Rejected(
-            item.source, "looking at it ended the process that did: the decoder breaks down, or memory"
-        )
-
-    @contextmanager
-    def _one(self) -> Iterator[_Process]:
-        """One that is free; where it dies, the next one asked for is another."""
         process = self._free.get()
         try:
-            process = process or _Process()
-            yield process
-        except _DIED:
+            process = process or self._started()
+            with suppress(*_DIED):
+                found: list[Any] = process.ask((part, detect, most))
+                return found
+            # One of them broke it. Each by itself tells which, and costs a start only where it breaks another.
+            process.end()
+            process = self._started_for(part[0])
+            with suppress(*_DIED):
+                return list(process.ask((part[:1], detect, most)))
+            process.end()
+            process = None
+            reason = "looking at it ended the process that did: the decoder breaks down, or memory"
+            return [Rejected(part[0].source, reason)]
+        except BaseException:  # it may be in the middle of an answer
             if process is not None:
                 process.end()
                 process = None
@@ -63,11 +64,52 @@ class Lookers:
         finally:
             self._free.put(process)
 
+    def _started(self) -> _Process | _Here:
+        try:
+            return _Process()
+        except _DIED as error:
+            if self._said.acquire(blocking=False):
+                console.print(
+                    f"a process that looks at pictures could not be started ({_why(error)}); "
+                    "this one looks at them itself",
+                    soft_wrap=True,
+                )
+            return _Here()
+
+    def _started_for(self, item: Row | Rejected) -> _Process:
+        """One for what may break this process."""
+        try:
+            return _Process()
+        except _DIED as error:
+            raise UserError(
+                f"looking at {item.source} or one of the next ended the process that did, and no other could be "
+                f"started: {_why(error)}; with more memory, or more processes allowed, the same import continues"
+            ) from None
+
     def close(self) -> None:
         """Ends them, when none is asked any more."""
         for _ in range(self._count):
             if (process := self._free.get()) is not None:
                 process.end()
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+class _Here:
+    """In place of a process: this one."""
+
+    def ask(self, what: Any) -> Any:
+        from carrara.data.looking import look_in_part
+
+        try:
+            return look_in_part(*what)
+        except OSError as error:  # nothing died
+            raise RuntimeError("a picture could not be looked at") from error
+
+    def end(self) -> None:
+        pass
 
 
 class _Process:
@@ -79,12 +121,20 @@ class _Process:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin, self._process.stdout
-        pickle.dump(sys.path, self._to)
+        try:
+            pickle.dump(sys.path, self._to)
+            self._to.flush()
+            _receive(self._from)  # it is ready: what ends it from now on is what it is asked
+        except BaseException as error:
+            self.end()
+            if isinstance(error, _DIED):
+                raise EOFError("it ended at once") from None
+            raise
 
     def ask(self, what: Any) -> Any:
         """Its answer; raises what it raised. EOFError or OSError where it died."""
         _send(self._to, what)
-        answer = _receive(self._from)
+        answer = pickle.loads(_receive(self._from))
         if isinstance(answer, BaseException):
             raise RuntimeError("a picture could not be looked at") from answer
         return answer
@@ -99,20 +149,20 @@ class _Process:
 
 def serve() -> None:
     """Answers what `_Process.ask` asks until nobody does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the import, which then asks no more
     asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints does not come between
     from carrara.data.looking import look_in_part
 
     with suppress(*_DIED):
+        _send(answers, "ready")
         while True:
-            part, detect, most = _receive(asked)
+            asked_now = _receive(asked)
+            answer: Any
             try:
-                _send(answers, look_in_part(part, detect, most))
-            except _DIED:
-                raise
+                answer = look_in_part(*pickle.loads(asked_now))
             except Exception as error:
-                _send(answers, RuntimeError(f"{type(error).__name__}: {error}"))
+                answer = RuntimeError(f"{type(error).__name__}: {error}")
+            _send(answers, answer)
 
 
 def _send(to: BinaryIO | Any, what: Any) -> None:
@@ -122,9 +172,14 @@ def _send(to: BinaryIO | Any, what: Any) -> None:
     to.flush()
 
 
-def _receive(of: BinaryIO | Any) -> Any:
-    length = of.read(_LENGTH)
-    if len(length) < _LENGTH:
+def _receive(of: BinaryIO | Any) -> bytes:
+    """What was sent, still pickled; EOFError where it is not whole."""
+    length = int.from_bytes(_exactly(of, _LENGTH), "big")
+    return _exactly(of, length)
+
+
+def _exactly(of: BinaryIO | Any, count: int) -> bytes:
+    data: bytes = of.read(count)
+    if len(data) < count:
         raise EOFError
-    data = of.read(int.from_bytes(length, "big"))
-    return pickle.loads(data)
+    return data
