@@ -1,6 +1,7 @@
 """A version has a number and may have a name; it can be opened as it was, trained on, kept or cleaned away."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -13,7 +14,9 @@ import pytest
 from carrara.data.amend import amend
 from carrara.data.derive import derive, derived
 from carrara.data.importing import import_pictures
+from carrara.data.store import store_at
 from carrara.data.table import Dataset
+from carrara.data.unfinished import sweep
 from carrara.data.versions import clean, tag, tags, untag, versions
 from carrara.errors import UserError
 from conftest import Here, small_autoencoder, steps
@@ -149,6 +152,40 @@ def test_cleaning_beside_an_import(
     dataset = Dataset.open(tmp_path / "data")
     assert dataset.column("source") == ["0.png", "1.png", "2.png", *(f"x{k}.png" for k in range(30))]
     assert all(dataset.column("image"))
+
+
+def test_cleaning_between_a_killed_import_and_its_repetition(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_png: MakePng
+) -> None:
+    """Everything was published but the journal is still there: what a version with a name reads is not removed."""
+    data, again = tmp_path / "data", tmp_path / "again"
+    again.mkdir()
+    (again / "a.png").write_bytes(make_png(70))
+    list(import_pictures(folder, data))
+    with monkeypatch.context() as patch:
+        patch.setattr("carrara.data.writer.Writer.finish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            list(import_pictures(again, data))
+    tag(Dataset.open(data), "trained")
+    before = Dataset.open(f"{data}@trained").arrow(["id", "image"])
+    assert clean(Dataset.open(data), older_than=timedelta(hours=1)).given_up == 0
+    list(import_pictures(again, data))  # the same once more, and it forgets its journal
+    assert Dataset.open(f"{data}@trained").arrow(["id", "image"]).equals(before)
+    assert len(Dataset.open(data)) == len(before)
+
+
+def test_looking_at_what_was_killed_does_not_make_it_young(folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    list(import_pictures(folder, data))
+    dead = data / "import.partial" / "dead"
+    dead.mkdir(parents=True)
+    (dead / "journal.jsonl").write_text('{"ticket": "of another"}\n')
+    week = time.time() - 7 * 86400
+    for path in (dead / "journal.jsonl", dead):
+        os.utime(path, (week, week))
+    assert sweep(store_at(data), which=lambda ticket: ticket == "of nobody") == 0
+    assert clean(Dataset.open(data), older_than=timedelta(days=1)).given_up == 1
+    assert not dead.exists()
 
 
 def test_a_run_remembers_and_keeps_the_version_that_it_saw(

@@ -6,13 +6,17 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from carrara.data.store import TABLE, Store, lock, newest, release
 from carrara.errors import UserError
+
+if TYPE_CHECKING:
+    import lance
 
 UNFINISHED = "import.partial"
 JOURNAL = "journal.jsonl"
@@ -38,7 +42,8 @@ def whole_lines(journal: Path) -> Iterator[dict[str, Any]]:
                 break
             whole += len(line)
             yield parsed
-        file.truncate(whole)
+        if whole < os.fstat(file.fileno()).st_size:  # else it would be young again, whoever only reads it
+            file.truncate(whole)
 
 
 def fragments_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -66,9 +71,10 @@ def sweep(store: Store, *, which: Callable[[str], bool], before: float = math.in
         except (UserError, FileNotFoundError):
             continue
         try:
+            if last_active(folder) > before:
+                continue
             lines = list(whole_lines(folder / JOURNAL))
-            ticket = str(lines[0].get("ticket")) if lines else NOBODYS
-            if last_active(folder) > before or not which(ticket):
+            if not which(str(lines[0].get("ticket")) if lines else NOBODYS):
                 continue
             forget(store, fragments_of(lines))
             shutil.rmtree(folder, ignore_errors=True)
@@ -84,7 +90,28 @@ def forget(store: Store, fragments: list[dict[str, Any]]) -> None:
     """Removes the files of fragments that no version of the table mentions."""
     if not fragments or not store.has_table():
         return
-    present = {file.path for part in newest(store).get_fragments() for file in part.data_files()}
-    for path in (file["path"] for fragment in fragments for file in fragment["files"]):
-        if path not in present:
-            store.remove(f"{TABLE}/data/{path}")
+    left = {file["path"] for fragment in fragments for file in fragment["files"]} - _files_of(newest(store))
+    if left:  # published and joined to others since: a version before that may still be read
+        left -= _files_of_versions(store)
+    for path in sorted(left):
+        store.remove(f"{TABLE}/data/{path}")
+
+
+def _files_of(table: lance.LanceDataset) -> set[str]:
+    return {file.path for part in table.get_fragments() for file in part.data_files()}
+
+
+def _files_of_versions(store: Store) -> set[str]:
+    """The data files of every version that is there."""
+
+    def there() -> set[int]:
+        return {int(version["version"]) for version in table.versions()}
+
+    table, found = newest(store), set[str]()
+    for number in there():
+        try:
+            found |= _files_of(table.checkout_version(number))
+        except (OSError, ValueError):
+            if number in there():  # it was not cleaned away meanwhile
+                raise
+    return found
