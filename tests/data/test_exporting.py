@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -127,16 +127,38 @@ def test_into_the_folder_where_one_is(
     assert len(take_in(tmp_path / "here", tmp_path / "again")) == len(mixed)
 
 
-def test_what_cannot_be_exported(mixed: Dataset, tmp_path: Path) -> None:
+def test_what_cannot_be_exported(mixed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"no format is called 'parket'; did you mean 'parquet'"):
         list(export_pictures(mixed, tmp_path / "out", "parket"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(UserError, match="is there already; expected a new name"):
         list(export_pictures(mixed, tmp_path / "out", "hf"))
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(
+        UserError, match=r"cannot write.*\(no shard of it was finished, and nothing is kept\)"
+    ):
         list(export_pictures(mixed, tmp_path / "out" / "mine" / "deep", "hf"))
-    assert [p.name for p in tmp_path.rglob("*")] == ["out", "mine"]
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == tmp_path / "disk")
+    with pytest.raises(UserError, match=r"disk is a mount point.*expected a new name, like .*/disk/hf$"):
+        list(export_pictures(mixed, tmp_path / "disk", "hf"))
+    monkeypatch.setattr(webdataset_format, "write", full)
+    with pytest.raises(UserError, match=r"cannot write .*full: No space.*nothing is kept\)"):
+        list(export_pictures(mixed, tmp_path / "full", "webdataset"))
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["disk", "mine", "out"]
+
+
+def full(*_: Any) -> Iterator[int]:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_link_to_an_empty_folder(mixed: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")
+    list(export_pictures(mixed, tmp_path / "link", "parquet"))
+    assert (tmp_path / "link").is_symlink()
+    assert [p.name for p in (tmp_path / "disk" / "real").iterdir()] == ["pictures-00000.parquet"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "link"]
 
 
 @pytest.mark.usefixtures("small_shards")

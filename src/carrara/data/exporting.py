@@ -90,15 +90,23 @@ def export_pictures(dataset: Dataset, destination: Path, form: str) -> Generator
 
     What is finished of a killed export lies beside it, in shards that are kept for as long as the data set says the
     same of their rows: the next one of the same format goes on behind them, and ends in the same bytes. UserError
-    where the format is none, the folder holds something or the disk does not take it.
+    where the format is none, the folder holds something or is a mount point, or the disk does not take it.
     """
     known = exporters()
     if form not in known:
         raise UserError(f"no format is called {form!r}{nearest(form, known)}")
-    destination = Path(os.path.abspath(destination))  # "." has no name
+    destination = Path(
+        os.path.realpath(destination)
+    )  # "." has no name, and a link to a folder is none to replace
     if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
         raise UserError(f"{destination} is there already; expected a new name, or an empty folder")
+    if os.path.ismount(destination):
+        raise UserError(
+            f"{destination} is a mount point, which no finished folder can replace; expected a new name, "
+            f"like {destination / form}"
+        )
     exporter, named, total = known[form], columns(dataset), len(dataset)
+    shards = None
     try:
         with closing(Shards(destination)) as shards:
             shards.take_up(f"{form} {__version__} {' '.join(named)}", partial(digests, dataset))
@@ -110,9 +118,10 @@ def export_pictures(dataset: Dataset, destination: Path, form: str) -> Generator
                         yield Exported(shards.done + count, total)
             shards.finish(partial(_finish, exporter, named))
     except OSError as error:
+        kept = "what is finished of it is kept, and the same command goes on"
+        none = "no shard of it was finished, and nothing is kept"
         raise UserError(
-            f"cannot write {destination}: {error.strerror or error} (what is finished of it is kept, and the same "
-            "command goes on)"
+            f"cannot write {destination}: {error.strerror or error} ({kept if shards and shards.kept else none})"
         ) from None
 
 
