@@ -95,9 +95,8 @@ def export_pictures(dataset: Dataset, destination: Path, form: str) -> Generator
     known = exporters()
     if form not in known:
         raise UserError(f"no format is called {form!r}{nearest(form, known)}")
-    destination = Path(
-        os.path.realpath(destination)
-    )  # "." has no name, and a link to a folder is none to replace
+    # "." has no name, and a link to a folder cannot be replaced by one.
+    destination = Path(os.path.realpath(destination))
     if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
         raise UserError(f"{destination} is there already; expected a new name, or an empty folder")
     if os.path.ismount(destination):
