@@ -314,6 +314,30 @@ def test_the_same_picture_under_two_names(folder: Path, tmp_path: Path) -> None:
     assert entry["caption"] == "three again"  # nothing is lost
 
 
+def test_pictures_of_the_table_under_other_names_are_named_together(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening the table for each costs a millisecond on a disk, and several round trips over a network."""
+    run(folder, tmp_path / "data")
+    opened: list[object] = []
+    open_newest = writer.newest
+    monkeypatch.setattr(writer, "newest", lambda store: opened.append(store) or open_newest(store))
+    counts = []
+    for few in (1, 30):
+        other = tmp_path / str(few)
+        other.mkdir()
+        for k in range(few):
+            (other / f"{few}-y{29 - k}.png").write_bytes((folder / f"x{29 - k}.png").read_bytes())
+        opened.clear()
+        last = run(other, tmp_path / "data")
+        assert last.summary is not None
+        assert last.summary.duplicates == few
+        counts.append(len(opened))
+    assert counts[0] == counts[1]
+    names = rejected(tmp_path / "data")
+    assert all(names[f"30-y{k}.png"] == f"the same picture as x{k}.png" for k in range(30))
+
+
 def test_the_second_row_of_a_file_never_speaks_for_it(
     tmp_path: Path, make_png: MakePng, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ class Writer:
         self._known = KnownPictures()
         self._sources = Names()  # of those that this import brought
         self._met = bytearray()  # a byte for each row of the table: whether this import has met it
+        self._nameless: list[tuple[dict[str, str], int]] = []  # to be told of which row
         self._newly_met = array("q")  # of these, what the journal does not hold yet
         self._amended: dict[str, str] = {}
         self._read: set[str] = set()  # data files of which the rows are known
@@ -101,8 +102,12 @@ class Writer:
         if known.fresh or not same or self._met[known.row : known.row + 1] == b"\1":
             self.duplicates += 1
             said = {k: v for k, v in record.items() if caption_language(k) is not None and v}
-            source = record["source"] if same else self._source_of(known)
-            self.note({"file": record["source"], "reason": f"{SAME}{source}", **said})
+            entry = {"file": record["source"], "reason": f"{SAME}{record['source']}", **said}
+            if known.fresh and not same:
+                entry["reason"] = f"{SAME}{self._sources[-1 - known.row]}"
+            elif not same:
+                self._nameless.append((entry, known.row))
+            self.note(entry)
             return
         self._mark(known.row)
         amended = self._amended.get(name, "").split()
@@ -180,6 +185,7 @@ class Writer:
 
     def _line(self, **what: Any) -> dict[str, Any]:
         """All that the journal does not hold yet, as a line of it."""
+        self._name_duplicates()
         line = {
             "consumed": self.consumed,
             "first": self._first,
@@ -381,10 +387,14 @@ class Writer:
         known = Known(b"", short(source), b"", False, -len(self._sources))
         self._known.put(name, known)
 
-    def _source_of(self, known: Known) -> str:
-        if known.fresh:
-            return self._sources[-1 - known.row]
-        return str(newest(self.store).take([known.row], columns=["source"])["source"][0].as_py())
+    def _name_duplicates(self) -> None:
+        """Says of those of rows in the table what these are called: all at once, since the table is opened for it."""
+        if self._nameless:
+            rows = [row for _, row in self._nameless]
+            sources = newest(self.store).take(rows, columns=["source"])["source"].to_pylist()
+            for (entry, _), source in zip(self._nameless, sources, strict=True):
+                entry["reason"] = f"{SAME}{source}"
+            self._nameless = []
 
     def _read_journal(self) -> None:
         """Takes up what an import with the same ticket left, if all that it wrote is still there."""
