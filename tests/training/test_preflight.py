@@ -188,6 +188,22 @@ def test_what_cannot_fit_is_refused_with_what_would(
     assert again.status == 0, again.err
 
 
+def test_pairs_that_cannot_fit_are_refused_with_a_smaller_batch(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of pairs cannot be learnt in parts: their recipe takes no train.accumulate."""
+    monkeypatch.setattr(preflight, "memory", lambda device: Memory(2 * 10**9, 10**10, "RAM"))
+    given = ("plan", "contrastive", "--set", "texts=ngrams", "--seconds", "0", "--set")
+    done = here(*given, "train.batch=16384")
+    assert done.status == 2
+    assert "accumulate" not in done.err
+    batch = int(done.err.split("take --set train.batch=")[1].split()[0])
+    assert 1024 <= batch < 16384
+    again = here(*given, f"train.batch={batch}", "--json")
+    assert again.status == 0, again.err
+    assert json.loads(again.out)["fits"] == [{"batch": batch, "accumulate": 1}]
+
+
 @pytest.mark.parametrize(
     ("free", "words"), [(300_000_000, "train.checkpointing=true"), (200_000_000, "a smaller network")]
 )

@@ -172,21 +172,22 @@ def plan(subject: Subject, *, seconds: float = 10.0, place: Path = Path()) -> Pl
     recipe, config = subject.recipe, subject.recipe.train
     placement = Placement.choose(precision=config.precision)
     build, notes = _rehearsal(subject, placement)
-    step = imagine(build, config, placement)
-    if isinstance(recipe, ContrastiveRecipe):
-        step = _with_scores(step, config.batch)
+    one = imagine(build, config, placement)
+    pairwise = isinstance(recipe, ContrastiveRecipe)
+    step = _with_scores(one, config.batch) if pairwise else one
     parameters = dict(step.parameters)
     if subject.autoencoder and not getattr(recipe, "pixels", None):
         parameters["autoencoder"] = sum(p.numel() for p in subject.autoencoder.module.parameters())
     free = memory(placement.device)
-    needed = step.peak(config.batch // config.accumulate, config.accumulate)
-    if placement.device.type == "cpu":  # a GPU's memory does not hold them
-        needed += _kept_pictures(subject)
-    fits = _fitting(step, config.batch, free.free, pairwise=isinstance(recipe, ContrastiveRecipe))
+    kept = (
+        _kept_pictures(subject) if placement.device.type == "cpu" else 0
+    )  # a GPU's memory does not hold them
+    needed = step.peak(config.batch // config.accumulate, config.accumulate) + kept
+    fits = _fitting(one, config.batch, free.free - kept, pairwise=pairwise)
     disk = _disk(subject, step)
     refusals = []
     if needed > free.free:
-        refusals.append(_too_large(step, config, needed, free, fits))
+        refusals.append(_too_large(one, config, needed, free, fits))
     if (wanted := sum(disk.values())) > (space := disk_free(place)):
         refusals.append(f"{_bytes(wanted)} of disk are needed, {_bytes(space)} are free at {place.resolve()}")
     try:
@@ -260,15 +261,19 @@ def _with_scores(step: Imagined, batch: int) -> Imagined:
 def _fitting(step: Imagined, batch: int, free: int, *, pairwise: bool = False) -> list[tuple[int, int]]:
     """(batch, accumulate) that fit, with as large parts as do: the recipe's batch, and the largest power of two.
 
-    The latter is not told where a step is ``pairwise``: its peak is for the recipe's batch alone.
+    A ``pairwise`` step compares each of its batch with each, so it has one part and two of them at the least.
     """
+
+    def peak(batch: int, parts: int) -> int:
+        return (_with_scores(step, batch) if pairwise else step).peak(batch // parts, parts)
+
     found = []
     room = _PART * free
-    parts = [n for n in range(1, batch + 1) if batch % n == 0 and step.peak(batch // n, n) <= room]
-    if parts:
-        found.append((batch, parts[0]))
-    largest = max((2**k for k in range(17) if step.peak(2**k, 1) <= room), default=0)
-    if largest and (largest, 1) not in found and not pairwise:
+    splits = [n for n in range(1, 2 if pairwise else batch + 1) if batch % n == 0 and peak(batch, n) <= room]
+    if splits:
+        found.append((batch, splits[0]))
+    largest = max((2**k for k in range(int(pairwise), 17) if peak(2**k, 1) <= room), default=0)
+    if largest and (largest, 1) not in found:
         found.append((largest, 1))
     return found
 
@@ -280,6 +285,8 @@ def _too_large(
     words = f"a step needs {_bytes(needed)}, {_bytes(free.free)} of {free.kind} are free"
     if fits and fits[0][0] == config.batch:
         return f"{words}: take --set train.accumulate={fits[0][1]}"
+    if fits:
+        return f"{words}: take --set train.batch={fits[0][0]}"
     words += f"; a single picture at a time still needs {_bytes(step.peak(1, config.batch))}"
     if not config.checkpointing and step.floor < free.free:
         return f"{words}: try --set train.checkpointing=true"
