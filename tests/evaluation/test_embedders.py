@@ -1,7 +1,11 @@
 """Every embedder keeps the contract; columns know who made them, and say so when that one has changed."""
 
 import importlib.util
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ import torch
 
 from carrara.data.importing import import_pictures
 from carrara.data.search.vectors import vector_columns
+from carrara.data.store import store_at
 from carrara.data.table import Dataset
 from carrara.errors import UserError
 from carrara.evaluation.embedders import ngrams, opening, use
@@ -132,3 +137,25 @@ def test_columns_know_their_embedder(pictures: Path, tmp_path: Path, monkeypatch
     with pytest.raises(UserError, match=r"is not at .* any more"):
         embedder_of(data, columns[0])
     opening._opened.cache_clear()
+
+
+def test_several_at_once_keep_what_each_brings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the workers of a cluster do; slowly, so that none is done before the next comes."""
+    dataset: Any = SimpleNamespace(store=store_at(tmp_path / "data"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.toml").write_text("kept")
+    for name in ("_places", "_copy"):
+        quick = getattr(opening, name)
+        monkeypatch.setattr(opening, name, lambda *a, quick=quick: (quick(*a), time.sleep(0.02))[0])
+    brought = [
+        Embedder("made_up", {"k": k}, 4, joint=joint, where=str(tmp_path / "model"))
+        for joint in (False, True)
+        for k in (1, 2, 3, 3)
+    ]
+    with ThreadPoolExecutor(len(brought)) as pool:
+        list(pool.map(lambda embedder: opening.keep(dataset, embedder), brought))
+    kept = tmp_path / "data" / "embedders"
+    names = {opening._id({"k": k}) for k in (1, 2, 3)}
+    assert opening._places(kept).keys() == names
+    assert {path.name for path in kept.iterdir()} == names | {"places.json"}
+    assert all((kept / name / "model.toml").read_text() == "kept" for name in names)

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from carrara.data import told
-from carrara.data.store import store_at
+from carrara.data.store import lock, release, store_at
 from carrara.data.subset import whereabouts
 from carrara.errors import UserError, nearest
 from carrara.evaluation.embedders.contract import Embedder
@@ -72,16 +72,20 @@ def keep(dataset: Dataset, embedder: Embedder) -> None:
     folder, name = dataset.store.work / _KEPT, _id(embedder.key)
     folder.mkdir(parents=True, exist_ok=True)
     source = Path(embedder.where)
-    if embedder.joint:
-        from carrara.model_folder import write_folder
+    held = lock(folder, wait=True)  # every worker of a cluster comes here
+    try:
+        if embedder.joint:
+            from carrara.model_folder import write_folder
 
-        if not (folder / name).is_dir():
-            write_folder(folder / name, lambda part: _copy(source, part))
-        return
-    places = _places(folder) | {name: embedder.where}
-    part = folder / (_PLACES + ".part")
-    part.write_text(json.dumps(places, indent=2), encoding="utf-8")
-    os.replace(part, folder / _PLACES)
+            if not (folder / name).is_dir():
+                write_folder(folder / name, lambda part: _copy(source, part))
+            return
+        places = _places(folder) | {name: embedder.where}
+        part = folder / (_PLACES + ".part")
+        part.write_text(json.dumps(places, indent=2), encoding="utf-8")
+        os.replace(part, folder / _PLACES)
+    finally:
+        release(held)
 
 
 def carry(dataset: Dataset, made: Dataset) -> None:
