@@ -24,10 +24,9 @@ def die(*_):
 indexing.make_index(Dataset.open({path!r}), {column!r}, {kind!r}, **{settings!r})
 die()
 """
-# While it is made (however far it is then), when it is made, and when it is published but nobody told.
+# While it is made (some 50 ms, however far it is then), when it is made, and when it is published but nobody told.
 SABOTAGE = {
     "soon": "threading.Timer(0.02, die).start()",
-    "later": "threading.Timer(0.2, die).start()",
     "made": "old = indexing.build; indexing.make_index.__defaults__ = ((lambda *a: (old(*a), die())),)",
     "published": "",
 }

@@ -107,6 +107,8 @@ def test_a_fault_of_our_own_is_no_bad_picture() -> None:
 @pytest.mark.parametrize("apart", [False, True])
 def test_few_bytes_wait_for_their_turn(apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only some are read while nobody takes the first ones, then all come in order."""
+    # What is counted does not depend on which process looks at it.
+    monkeypatch.setattr(subprocess, "Popen", failing)
     monkeypatch.setattr(looking, "HELD", 4000)
     monkeypatch.setattr(looking, "PART", 2000)
     monkeypatch.setattr(looking, "TOGETHER", 6)
