@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from carrara.data.cluster.session import Team, cause, cluster, dismiss, is_lost, place_of
+from carrara.data.cluster.session import Team, arrived, cause, cluster, dismiss, is_lost, place_of
 from carrara.data.commits import add_columns, committed
 from carrara.data.derive import (
     STAGING,
@@ -240,8 +240,8 @@ class _Crew:
         self.tries = Counter[int]()
         self.done: list[Done] = []
         self.published = time.monotonic()
-        self.idle = [self._hire() for _ in range(min(team.workers, most))]
         self.busy: dict[ObjectRef[Done | None], tuple[ActorHandle[Any], Piece]] = {}
+        self.idle = self._hire(min(team.workers, most), needed=True)
 
     def make(self, missing: Rows) -> Iterator[int]:
         """Has all of these rows computed and put into the table, but where others are faster; yields how many are
@@ -260,11 +260,11 @@ class _Crew:
                 except Exception as error:
                     if not is_lost(error):
                         raise cause(error) from None
-                    self._mourn(piece)
                     dismiss(actor)
-                    actor = self._hire()
+                    self._mourn(piece)
                     left.append(piece)
-                    found = None
+                    self.idle += self._hire(1, needed=not self.idle and not self.busy)
+                    continue
                 self.idle.append(actor)
                 if found is not None:
                     self.done.append(found)
@@ -279,11 +279,13 @@ class _Crew:
         for actor in [*self.idle, *(actor for actor, _ in self.busy.values())]:
             dismiss(actor)
 
-    def _hire(self) -> ActorHandle[Any]:
+    def _hire(self, many: int, *, needed: bool) -> list[ActorHandle[Any]]:
         import ray
 
         kind = ray.remote(Deriver).options(num_cpus=self.team.processors, num_gpus=self.team.gpus)
-        return kind.remote(place_of(self.dataset.store), self.column, self.work)
+        place = place_of(self.dataset.store)
+        hired = [kind.remote(place, self.column, self.work) for _ in range(many)]
+        return arrived(hired, needed=needed)
 
     def _mourn(self, piece: Piece) -> None:
         self.tries[piece.fragment] += 1

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from carrara.data.cluster.parts import Part, parts, shards_of, standing
-from carrara.data.cluster.session import cause, cluster, dismiss, is_lost, place_of
+from carrara.data.cluster.parts import Part, Unreadable, parts, shards_of, standing
+from carrara.data.cluster.session import arrived, cause, cluster, dismiss, is_lost, place_of
 from carrara.data.cluster.worker import Brought, Worker
 from carrara.data.importing import Job, Options, Progress, importers
 from carrara.data.rows import Survey
@@ -58,15 +58,23 @@ class RayEngine:
         """Brings what the journal of ``writer`` does not name yet."""
         with cluster(self.workers) as team:
             # What one process would ask of a host at a time, all of them together do.
+            workers = most_workers(team.workers, job)
             polite = job.options.model_copy(
                 update={
-                    "at_once": max(1, job.options.at_once // team.workers),
-                    "per_host": max(1, job.options.per_host // team.workers),
+                    "at_once": max(1, job.options.at_once // workers),
+                    "per_host": max(1, job.options.per_host // workers),
                 }
             )
             job = job._replace(source=standing(job.source), options=polite)
-            with closing(_Run(job, writer, team.workers)) as run:
+            with closing(_Run(job, writer, workers)) as run:
                 yield from run.reports()
+
+
+def most_workers(workers: int, job: Job) -> int:
+    """No more of them than there may be downloads at a time, each of which could be from the same host."""
+    if getattr(importers()[job.importer], "DOWNLOADS", False):
+        workers = min(workers, job.options.at_once, job.options.per_host)
+    return workers
 
 
 @dataclass
@@ -93,7 +101,7 @@ class _Run:
         self.gathered: dict[int, _Hand] = {}
         self.order: list[int] = []  # of all parts that were handed out and are not in yet
         self.publishing: tuple[ObjectRef[Brought], int, _Hand] | None = None
-        self.hands = [_Hand(self._hire()) for _ in range(workers)]
+        self.hands = [_Hand(actor) for actor in self._hire(workers, needed=True)]
 
     def reports(self) -> Iterator[Progress]:
         """Progress until every part is in. UserError where some cannot be, once all others are."""
@@ -125,14 +133,17 @@ class _Run:
         for hand in self.hands:
             dismiss(hand.actor)
 
-    def _hire(self) -> ActorHandle[Any]:
+    def _hire(self, many: int, *, needed: bool) -> list[ActorHandle[Any]]:
         import ray
 
         kind = ray.remote(Worker).options(num_cpus=1, max_concurrency=HELD)
-        return kind.remote(place_of(self.writer.store), self.writer.ticket, self.job, self.notes.began)
+        given = (place_of(self.writer.store), self.writer.ticket, self.job, self.notes.began)
+        return arrived([kind.remote(*given) for _ in range(many)], needed=needed)
 
     def _hand_out(self, hand: _Hand) -> None:
-        if hand.at_work is not None or len(hand.held) >= HELD:
+        # One that all others wait for is taken by who has its hands full, too.
+        awaited = bool(self.again) and self.again[0][0] == min(self.order)
+        if hand.at_work is not None or (len(hand.held) >= HELD and not awaited):
             return
         part = heapq.heappop(self.again)[1] if self.again else next(self.left, None)
         if part is None:
@@ -167,7 +178,12 @@ class _Run:
                 self._replace(hand)
                 return
             found = cause(error)
-            if not isinstance(found, UserError) or not hand.held[number].shard:
+            if isinstance(found, UserError) and not isinstance(found, Unreadable):
+                place = self.writer.store.path
+                raise UserError(
+                    f"the import into {place} had to stop: {found}; the same `carrara data import` continues it"
+                ) from None
+            if not isinstance(found, Unreadable):
                 raise found from None
             hand.at_work = None
             part = hand.held.pop(number)
@@ -206,7 +222,9 @@ class _Run:
             else:
                 self.lost[number] = part.name
                 self.order.remove(number)
-        hand.actor, hand.held, hand.at_work = self._hire(), {}, None
+        hand.held, hand.at_work = {}, None
+        self.hands.remove(hand)
+        self.hands += [_Hand(actor) for actor in self._hire(1, needed=not self.hands)]
 
     def _progress(self) -> Progress:
         done = self.notes.pictures + sum(self.seen.values())

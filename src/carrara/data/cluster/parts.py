@@ -21,7 +21,8 @@ from carrara.errors import UserError
 
 PARTS = 64  # that a source of rows is cut in, where this makes them neither small nor large
 FEWEST, MOST = 64, 4096  # rows of a part
-MOST_BYTES = 256  # rows of a part whose bytes travel with them
+MOST_BYTES = 256  # rows of a part whose bytes travel with them …
+MOST_CARRIED = 32 * 2**20  # … and these bytes, the row with which they are reached being the last
 _TRAVELS = 4096  # bytes of a row from which it is one of these
 
 Items = list[Row | Rejected]
@@ -30,6 +31,10 @@ _SHARDS: dict[str, Callable[[Path], list[Path]]] = {
     "webdataset": webdataset.shards,
     "parquet": parquet.files,
 }
+
+
+class Unreadable(UserError):
+    """A file of the source cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Part:
 
     @contextmanager
     def rows(self, job: Job) -> Iterator[Iterator[Row | Rejected]]:
-        """Its items. UserError where a file cannot be read at all."""
+        """Its items, of which the next raises Unreadable where the file cannot be read further."""
         if self.shard is None:
             yield iter(pickle.loads(self.items))  # this program's own, from the process that lists
             return
@@ -57,11 +62,15 @@ class Part:
             source, link = Path(job.source), root / self.shard
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(source / self.shard if source.is_dir() else source)
-            yield iter(importers()[job.importer].rows(str(root), job.options))
-        except UserError as error:
-            raise UserError(str(error).replace(str(root), job.source)) from None
+            yield self._read(root, job)
         finally:
             shutil.rmtree(root, ignore_errors=True)
+
+    def _read(self, root: Path, job: Job) -> Iterator[Row | Rejected]:
+        try:
+            yield from importers()[job.importer].rows(str(root), job.options)
+        except UserError as error:
+            raise Unreadable(str(error).replace(str(root), job.source)) from None
 
 
 def parts(job: Job, done: set[int]) -> Iterator[Part]:
@@ -75,9 +84,23 @@ def parts(job: Job, done: set[int]) -> Iterator[Part]:
         travels = any(_travels(item) for item in first)
         many = min(MOST_BYTES if travels else MOST, max(FEWEST, job.total // PARTS))
         both = itertools.chain(first, rows)
-        for number, items in enumerate(iter(lambda: list(itertools.islice(both, many)), [])):
+        cut = _cut(map(_carried, both) if travels else both, many)
+        for number, items in enumerate(cut):
             if number not in done:
-                yield Part(number, items=pickle.dumps([_carried(i) for i in items] if travels else items))
+                yield Part(number, items=pickle.dumps(items))
+
+
+def _cut(items: Iterator[Row | Rejected], many: int) -> Iterator[Items]:
+    """So many at a time, or fewer where they carry many bytes: their order alone says where."""
+    held, size = Items(), 0
+    for item in items:
+        held.append(item)
+        size += _carries(item)
+        if len(held) == many or size >= MOST_CARRIED:
+            yield held
+            held, size = Items(), 0
+    if held:
+        yield held
 
 
 def shards_of(importer: str, source: str) -> list[str]:
@@ -121,6 +144,17 @@ def _travels(item: Row | Rejected) -> bool:
         return len(pickle.dumps(item)) > _TRAVELS
     except (TypeError, AttributeError, pickle.PicklingError, ValueError):
         return True
+
+
+def _carries(item: Row | Rejected) -> int:
+    """Bytes that travel with it."""
+    if isinstance(item, Rejected):
+        return 0
+    return sum(
+        len(read.data)
+        for read in (item.read, *(b.read for b in item.beside.values()))
+        if isinstance(read, Carried)
+    )
 
 
 def _carried(item: Row | Rejected) -> Row | Rejected:

@@ -7,12 +7,14 @@ token that only its own processes have, opens no page and tells nobody. With RAY
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import secrets
 import shutil
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,10 +29,16 @@ if TYPE_CHECKING:
     from carrara.data.store import Store
 
 ADDRESS = "RAY_ADDRESS"
-STARTS = 2
+TOGETHER, AT_ALL = 60.0, 300.0  # seconds that workers are waited for: that all come, and that any does
+_START = 120.0  # seconds in which each of Ray's own processes may start on a busy machine
 _MEMORY = 512 * 2**20  # of the store that is shared by the processes of one machine
 # Ray's listeners bind to loopback where it is told that it has no cluster to be reached by.
-_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+_ALONE = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_raylet_start_wait_time_s": f"{_START:.0f}",
+    "RAY_gcs_server_port_wait_time_s": f"{_START:.0f}",
+}
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -102,13 +110,16 @@ def _connected(workers: int | None) -> Iterator[Team]:
 
         if ray.is_initialized():
             yield _joining(workers)
-        elif address := os.environ.get(ADDRESS):
+        elif (address := os.environ.get(ADDRESS, "")) not in (
+            "",
+            "local",
+        ):  # that would be one of Ray's own ways
             with _joined(address):
                 yield _joining(workers)
         else:
             here, wanted = cores(), workers or cores()
             with _started(max(here, wanted)):
-                yield Team(wanted, max(1, here // wanted), _gpus_each(wanted))
+                yield Team(wanted, max(1, here // wanted), gpus_each(wanted, _gpus()))
 
 
 def cores() -> int:
@@ -122,13 +133,46 @@ def _joining(workers: int | None) -> Team:
 
     there = max(1, int(ray.cluster_resources().get("CPU", 1)))
     wanted = min(workers or there, there)
-    return Team(wanted, 1, _gpus_each(wanted))
+    return Team(wanted, 1, gpus_each(wanted, _gpus()))
 
 
-def _gpus_each(workers: int) -> float:
+def _gpus() -> int:
     import ray
 
-    return float(min(1.0, ray.cluster_resources().get("GPU", 0) / workers))
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def gpus_each(workers: int, gpus: int) -> float:
+    """The share of a GPU that lets all of them find a place, in Ray's steps of a ten-thousandth."""
+    return math.floor(10_000 / math.ceil(workers / gpus)) / 10_000 if gpus else 0.0
+
+
+def arrived(
+    hired: Sequence[ActorHandle[Any]],
+    *,
+    needed: bool = True,
+    together: float = TOGETHER,
+    at_all: float = AT_ALL,
+) -> list[ActorHandle[Any]]:
+    """Those of them that Ray finds a place for in so many seconds; the others are dismissed.
+
+    Where one is ``needed`` and none comes, the first is waited for longer. UserError where there is no place for any.
+    """
+    import ray
+
+    waiting: dict[Any, ActorHandle[Any]] = {worker.__ray_ready__.remote(): worker for worker in hired}
+    there, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=together)
+    if needed and not there:
+        there, _ = ray.wait(list(waiting), num_returns=1, timeout=at_all - together)
+    found = [waiting.pop(ref) for ref in there]
+    for worker in waiting.values():
+        dismiss(worker)
+    if needed and not found:
+        raise UserError(
+            f"Ray found no place for a worker in {at_all:.0f} s: others hold its processors (or GPUs); wait for "
+            "them, or ask for fewer --workers"
+        )
+    return found
 
 
 def place_of(store: Store) -> Path:
@@ -173,27 +217,46 @@ def _started(processors: int) -> Iterator[None]:
 
 
 def _start(processors: int, folder: str) -> None:
-    """Starts it, a second time where a busy machine was too slow for Ray's patience."""
     import ray
 
-    for attempt in range(STARTS):
-        try:
-            with _forking():
-                ray.init(
-                    address="local",
-                    num_cpus=processors,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    configure_logging=False,
-                    object_store_memory=_MEMORY,
-                    _temp_dir=folder,
-                )
-            return
-        except Exception as error:  # Ray says so by a plain one
-            ray.shutdown()
-            if attempt + 1 == STARTS:
-                reason = " ".join(str(error).split())[:200]
-                raise UserError(f"Ray cannot be started on this machine: {reason}") from None
+    try:
+        with _forking(), _patient():
+            ray.init(
+                address="local",
+                num_cpus=processors,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                object_store_memory=_MEMORY,
+                _temp_dir=folder,
+            )
+    except Exception as error:  # Ray says so by a plain one
+        ray.shutdown()
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"Ray cannot be started on this machine: {reason}") from None
+
+
+@contextmanager
+def _patient() -> Iterator[None]:
+    """Ray gives up a node that is not there after 30 seconds, which no setting changes; here it has longer."""
+    from ray._private import services
+
+    ask, until = services.get_node, time.monotonic() + _START
+
+    def asked(*which: object) -> object:
+        while True:
+            try:
+                return ask(*which)
+            except RuntimeError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.2)
+
+    services.get_node = asked
+    try:
+        yield
+    finally:
+        services.get_node = ask
 
 
 @contextmanager

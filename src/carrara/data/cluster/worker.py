@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from carrara.data import looking
 from carrara.data.cluster.parts import Part
 from carrara.data.importing import Job, take_in
-from carrara.data.known import Known, Record
+from carrara.data.known import Known, KnownPictures, Record
 from carrara.data.store import Store, store_at
 from carrara.data.writer import Writer
 
@@ -31,6 +32,28 @@ class Brought(NamedTuple):
     first: tuple[int, str] | None  # of its groups, the first to hold out
 
 
+class _Below(KnownPictures):
+    """What a part knows, over what its worker knows."""
+
+    def __init__(self, below: KnownPictures) -> None:
+        super().__init__()
+        self._below = below
+
+    def get(self, name: str) -> Known | None:
+        return super().get(name) or self._below.get(name)
+
+
+class Memory:
+    """What the writers of a worker know of the table: each reads only what came since the one before."""
+
+    def __init__(self) -> None:
+        self.known = KnownPictures()
+        self.read: set[str] = set()
+        self.splits: dict[str, str] = {}
+        self.amended: dict[str, str] = {}
+        self.lock = threading.Lock()  # one part is published while the next one is begun
+
+
 class PartWriter(Writer):
     """Writes a part of an import that found ``began`` rows in the table.
 
@@ -38,9 +61,23 @@ class PartWriter(Writer):
     whatever it says. No group is held out for want of others before all parts are in.
     """
 
-    def __init__(self, store: Store, ticket: str, *, held_out: float, began: int) -> None:
-        self.began = began
+    def __init__(self, store: Store, ticket: str, *, held_out: float, began: int, memory: Memory) -> None:
+        self.began, self.memory = began, memory
+        self._begun = False
         super().__init__(store, ticket, held_out=held_out)
+        self._begun = True
+
+    def _catch_up(self, table: lance.LanceDataset) -> None:
+        with self.memory.lock:
+            if self._begun:
+                super()._catch_up(table)
+                return
+            memory = self.memory  # which catches up before this has anything of its own
+            self._known, self._read = memory.known, memory.read
+            self._splits, self._amended = memory.splits, memory.amended
+            super()._catch_up(table)
+            self._known, self._read = _Below(memory.known), set(memory.read)
+            self._splits, self._amended = dict(memory.splits), dict(memory.amended)
 
     def _meet(self, record: Record, known: Known) -> None:
         super()._meet(record, known._replace(source=b"") if known.row >= self.began else known)
@@ -59,18 +96,21 @@ class Worker:
 
     def __init__(self, place: Path, ticket: str, job: Job, began: int) -> None:
         self.store = store_at(place)
-        self.ticket, self.job, self.began = ticket, job, began
+        self.ticket, self.began = ticket, began
+        self.job = job._replace(total=0)  # so few are looked at by threads: the workers are the processes
+        self.memory = Memory()
         self._writers: dict[int, PartWriter] = {}
         self._pictures: dict[int, int] = {}
         looking.THREADS = _THREADS
 
-    def ready(self) -> None:
-        """Says that it is there."""
-
     def gather(self, part: Part) -> Iterator[int]:
         """Brings a part up to its publishing; yields now and then how many pictures were looked at, at last of all."""
         writer = PartWriter(
-            self.store, self._ticket(part.number), held_out=self.job.options.held_out, began=self.began
+            self.store,
+            self._ticket(part.number),
+            held_out=self.job.options.held_out,
+            began=self.began,
+            memory=self.memory,
         )
         try:
             done, said = 0, time.monotonic()

@@ -1,0 +1,143 @@
+"""What `--engine ray` is made of, in this process: how a source is cut, what a worker does and remembers, shares."""
+
+import json
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from carrara.autoencoders import kl
+from carrara.autoencoders.stored import StoredAutoencoder
+from carrara.data import looking
+from carrara.data.cluster import importing, parts, session
+from carrara.data.cluster.deriving import _asked
+from carrara.data.cluster.worker import Worker
+from carrara.data.derive import Derive, column_name
+from carrara.data.importing import Job, Options, import_pictures
+from carrara.data.latents import encode, latent_key
+from carrara.data.table import Dataset
+from carrara.errors import UserError
+
+
+def job(source: Path, importer: str = "folder", **options: Any) -> Job:
+    return Job(importer, str(source), str(source), Options(**options), 30)
+
+
+def test_a_worker_knows_what_came_before(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the second part on it reads what is new alone; a picture of another part is a duplicate."""
+    monkeypatch.setattr(parts, "FEWEST", 10)
+    monkeypatch.setattr(looking, "THREADS", looking.THREADS)  # which a worker sets
+    (folder / "x30.png").write_bytes((folder / "x3.png").read_bytes())
+    place, wanted = tmp_path / "data", job(folder)
+    worker = Worker(place, json.dumps({"importer": "folder"}), wanted, 0)
+    own, brought = [], []
+    for part in parts.parts(wanted, set()):
+        *_, _pictures = worker.gather(part)
+        writer = worker._writers[part.number]
+        own.append(len(writer._known))
+        brought.append(worker.publish(part.number))
+        worker.forget(part.number)
+    assert own == [10, 10, 10, 0]
+    assert [b.counts for b in brought] == [(10, 0, 0), (10, 0, 0), (10, 0, 0), (0, 0, 1)]
+    assert len(worker.memory.known) == 30
+    assert brought[-1].rejected[0]["reason"] == "the same picture as x3.png"
+
+
+def test_only_a_source_that_cannot_be_read_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that cannot be reached is another thing."""
+    source = tmp_path / "shards"
+    source.mkdir()
+    (source / "a.tar").write_bytes(b"no tar at all")
+    part, wanted = parts.Part(0, "a.tar"), job(source, "webdataset")
+    with pytest.raises(parts.Unreadable, match=r"shards/a\.tar"):
+        list(Worker(tmp_path / "data", "{}", wanted, 0).gather(part))
+    with tarfile.open(source / "a.tar", "w"):
+        pass
+
+    def worker() -> Iterator[int]:
+        with part.rows(wanted):
+            raise UserError("s3://bucket cannot be reached")
+        yield 0
+
+    run, at_work = object.__new__(importing._Run), worker()
+    run.writer = SimpleNamespace(store=SimpleNamespace(path="s3://bucket"))  # type: ignore[assignment]
+    run.publishing, run.hands = None, [importing._Hand(None, {0: part}, at_work)]  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"had to stop: s3://bucket cannot be reached; the same `carrara"):
+        run._hear(at_work)
+
+
+def test_bytes_that_travel_end_a_part(
+    tmp_path: Path, make_png: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the parts that are left after a kill are the same ones."""
+    archive = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for k in range(12):
+            file.writestr(f"{k}.png", make_png(k))
+    monkeypatch.setattr(parts, "MOST_CARRIED", 4 * len(make_png(0)))
+    found = list(parts.parts(job(archive, "archive"), set()))
+    counts = [len(pickle.loads(part.items)) for part in found]
+    assert len(counts) > 2
+    assert sum(counts) == 12
+    assert list(parts.parts(job(archive, "archive"), {0, 1})) == found[2:]
+
+
+def test_latents_are_asked_for(folder: Path, tmp_path: Path) -> None:
+    """All of them, or the rows of a bucket."""
+    list(import_pictures(folder, tmp_path / "data"))
+    dataset = Dataset.open(tmp_path / "data")
+    config = kl.Config(channels=8, multipliers=(1, 2), blocks=1, middle_attention=False)
+    model = StoredAutoencoder.of(config.build(), config, 16, {})
+    column = column_name("latent", latent_key(model))
+    for rows in (None, np.arange(4)):
+
+        def work(dataset: Dataset, by: Derive, rows: Any = rows) -> Any:
+            return encode(dataset, model, torch.device("cpu"), rows=rows, by=by)
+
+        asked = _asked(dataset, column, work)
+        assert (asked.size, asked.whole) == ((16, 16), rows is None)
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "share"), [(4, 3, 0.5), (4, 0, 0.0), (2, 8, 1.0), (3, 1, 0.3333), (8, 8, 1.0)]
+)
+def test_shares_of_gpus(workers: int, gpus: int, share: float) -> None:
+    """Every worker finds a GPU that has its share left."""
+    assert session.gpus_each(workers, gpus) == share
+
+
+def test_no_more_workers_than_downloads_at_a_time(tmp_path: Path) -> None:
+    assert importing.most_workers(16, job(tmp_path, "urls", per_host=3)) == 3
+    assert importing.most_workers(16, job(tmp_path, "urls", at_once=2)) == 2
+    assert importing.most_workers(16, job(tmp_path)) == 16
+
+
+@pytest.mark.parametrize("address", ["local", ""])
+def test_a_ray_of_its_own_where_no_cluster_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also then it keeps to itself."""
+    import ray
+
+    started = []
+
+    @contextmanager
+    def noted(processors: int) -> Iterator[None]:
+        started.append(processors)
+        yield
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(session, "_started", noted)
+    monkeypatch.setattr(session, "_gpus", lambda: 0)
+    with session._connected(2) as team:
+        assert team.workers == 2
+    assert len(started) == 1
