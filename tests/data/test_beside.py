@@ -245,7 +245,7 @@ def test_an_update_that_was_killed_is_finished(
     dataset.refresh()
     assert dataset.column("map") == whole
     monkeypatch.setattr(writer, "update", update)
-    monkeypatch.setattr("carrara.data.writer.BATCH_BYTES", 1)  # one a time
+    monkeypatch.setattr("carrara.data.changes.TOGETHER_BYTES", 1)  # one a time
     dataset, _ = run(source, tmp_path / "data", held_out=0)
     assert dataset.column("map") == [(source / f"x{k}.map.png").read_bytes() for k in range(4)]
 

@@ -14,16 +14,16 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from carrara.data.beside import KINDS
-from carrara.data.commits import Values, append, committed, update
-from carrara.data.known import AMENDED, IDS, Known, KnownPictures, Names, Record, is_said, short
+from carrara.data.changes import change_words, changed_beside, keep_beside
+from carrara.data.commits import append, committed, update
+from carrara.data.known import AMENDED, Known, KnownPictures, Names, Record, is_said, short
 from carrara.data.rows import caption_language, chosen_by_hash, group_hash
 from carrara.data.store import TABLE, Store, lock, newest, release
-from carrara.data.table import DERIVED_FROM, DERIVED_KEY
+from carrara.data.table import DERIVED_KEY
 from carrara.data.table_files import add_said, files_of, opened, size_of, written
 from carrara.data.unfinished import DOWNLOADS, JOURNAL, folder_of, forget, fragments_of, whole_lines
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 BATCH_ROWS = 2048
 BATCH_BYTES = 64 * 2**20
 ENOUGH_TO_HOLD_OUT = 20
-BESIDE = "beside"  # the folder for those that known pictures are to get
 SAME = "the same picture as "
 
 
@@ -118,7 +117,7 @@ class Writer:
         now = Known.of(record, known.row, amended)
         if not now.says(known):
             self._known.put(name, now)
-            self._keep_beside(record)
+            keep_beside(self.folder, record)
             self._updates.append({k: v for k, v in record.items() if k not in ("image", *KINDS)})
             self.updated += 1
 
@@ -217,10 +216,10 @@ class Writer:
             committed(self.store, self._publish)
             if self._later:
                 add_said(self.store, self._later)
-                committed(self.store, self._change_words)
+                committed(self.store, lambda table: change_words(table, self._later))
                 for name in KINDS:
                     if name in newest(self.store).schema.names:
-                        for values in self._changed_beside(name):
+                        for values in changed_beside(self.store, self.folder, name, self._later):
                             committed(self.store, lambda table, new=values: update(table, new))  # type: ignore[misc]
             committed(self.store, self._hold_one_out)
 
@@ -321,51 +320,6 @@ class Writer:
         derived = {f.name for f in table.schema if f.metadata and DERIVED_KEY in f.metadata}
         kept = pa.schema([f for f in table.schema if f.name not in derived | {AMENDED}])
         return written(table, rows, kept)
-
-    def _change_words(self, table: lance.LanceDataset) -> None:
-        """One version with all changed words, and without what was derived from the words before."""
-        ids = [r["id"] for r in self._later]
-        amended: dict[str, list[str]] = {}
-        if AMENDED in table.schema.names:
-            marked = table.to_table(columns=["id", AMENDED], filter=f"{AMENDED} IS NOT NULL").to_pylist()
-            amended = {record["id"]: record[AMENDED].split() for record in marked}
-        values: dict[str, dict[str, Any]] = {}
-        for field in table.schema:
-            if field.metadata and field.metadata.get(DERIVED_FROM):
-                values[field.name] = dict.fromkeys(ids)  # to none, until derived again
-            elif is_said(field.name) and field.name not in IDS.values():
-                told = ((r["id"], r.get(field.name)) for r in self._later)
-                values[field.name] = {k: v for k, v in told if field.name not in amended.get(k, ())}
-        update(table, {column: told for column, told in values.items() if told})
-
-    def _keep_beside(self, record: Record) -> None:
-        """Puts the pictures beside a known one into files by their hash: the journal holds no bytes."""
-        for name in record.keys() & KINDS.keys():
-            if record[name] is None:
-                continue
-            path = self.folder / BESIDE / record[IDS[name]]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            part.write_bytes(record[name])
-            os.replace(part, path)
-
-    def _changed_beside(self, name: str) -> Iterator[Values]:
-        """Those whose picture in the column ``name`` is another one now, some megabytes at a time."""
-        wanted = {r["id"]: r.get(IDS[name]) for r in self._later}
-        present = newest(self.store).to_table(columns=["id", IDS[name]], scan_in_order=True)
-        pictures: dict[str, bytes | None] = {}
-        size = 0
-        for known, digest in zip(*(present[c].to_pylist() for c in ("id", IDS[name])), strict=True):
-            if wanted.get(known, digest) == digest:
-                continue
-            new = wanted[known]
-            pictures[known] = (self.folder / BESIDE / new).read_bytes() if new else None
-            size += len(pictures[known] or b"")
-            if size >= BATCH_BYTES:
-                yield {name: pictures, IDS[name]: {k: wanted[k] for k in pictures}}
-                pictures, size = {}, 0
-        if pictures:
-            yield {name: pictures, IDS[name]: {k: wanted[k] for k in pictures}}
 
     def _split_of(self, group: str) -> str:
         """As the rest of the group, or by the hash of its name."""
