@@ -15,7 +15,7 @@ from carrara.data.search.contract import Ranked
 from carrara.data.search.fusion import fuse
 from carrara.data.search.indexing import covers
 from carrara.data.search.nearest import Effort, index_vectors, nearest
-from carrara.data.search.vectors import VectorColumn, newest, vector_columns, vector_key
+from carrara.data.search.vectors import VectorColumn, lacking, newest, vector_columns, vector_key
 from carrara.data.table import ABOUT, DERIVED_KEY, DERIVED_SHAPE, FORMAT, TABLE, Dataset, schema
 
 WIDTH = 64
@@ -95,6 +95,25 @@ def test_neighbours_are_those_of_numpy(data: Dataset, monkeypatch: pytest.Monkey
     assert index_vectors(data, column)
     assert (covers(data, "seen_0") or 0) >= 2029
     assert nearest(data, column, more[4], limit=1)[0].tolist() == [2004]
+
+
+def test_absent_vectors_are_counted_but_not_read_where_all_are_there(data: Dataset) -> None:
+    column = vector_columns(data)[0]
+    data.table.io_stats_incremental()
+    assert lacking(data, column) == 0
+    assert data.table.io_stats_incremental().read_bytes == 0
+    emptied = rows_of(vectors(10, 4), 2000)
+    absent = pa.array([None, *emptied["seen_0"].to_pylist()[1:]], emptied["seen_0"].type)
+    place = emptied.schema.get_field_index("seen_0")
+    later = emptied.slice(3).drop_columns("seen_0")  # as an import does, which knows no vectors
+    for rows in (emptied.set_column(place, emptied.schema.field(place), absent), later):
+        lance.write_dataset(rows, str(data.path / TABLE), mode="append")
+    data.refresh()
+    assert lacking(data, column) == 8 == data.table.count_rows(filter="seen_0 IS NULL")
+    lance.dataset(data.path / TABLE).optimize.compact_files()
+    data.refresh()
+    assert len(data.table.get_fragments()) == 1
+    assert lacking(data, column) == 8
 
 
 def test_addresses_become_row_numbers(data: Dataset) -> None:

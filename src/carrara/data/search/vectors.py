@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary
 from carrara.data.table import DERIVED_KEY
 
 if TYPE_CHECKING:
+    import lance
+
     from carrara.data.table import Dataset
 
 SEEN = "seen"  # the derived column of pictures; that of a caption column is `meaning` of its name
@@ -66,8 +68,26 @@ def lacking(dataset: Dataset, column: VectorColumn) -> int:
     """How many rows have no vector yet; a version of the table is looked at once."""
     known, key = _LACKING.setdefault(dataset, {}), (dataset.version, column.column)
     if key not in known:
-        known[key] = dataset.table.count_rows(filter=f"{column.column} IS NULL")
+        fields = {field.name(): field.id() for field in dataset.table.lance_schema.fields()}
+        parts = dataset.table.get_fragments()
+        known[key] = sum(_absent(dataset, part, column.column, fields[column.column]) for part in parts)
     return known[key]
+
+
+def _absent(dataset: Dataset, part: lance.LanceFragment, column: str, field: int) -> int:
+    """How many of a fragment's rows have no value; the column is read only where its file says that some have none."""
+    from lance.file import LanceFileReader
+
+    for file in part.data_files():
+        if field not in file.fields:
+            continue
+        about = LanceFileReader(f"{dataset.store.table}/data/{file.path}").metadata()
+        pages = about.columns[file.column_indices[file.fields.index(field)]].pages
+        # As Lance puts a page's layout into words; where it has others some day, the values are counted.
+        if all("AllValidItem" in (told := str(page.encoding)) and "Nullable" not in told for page in pages):
+            return 0
+        return int(part.count_rows(filter=f"{column} IS NULL"))
+    return int(part.count_rows())  # rows that came later have no place for it yet
 
 
 _LACKING: WeakKeyDictionary[Dataset, dict[tuple[int, str], int]] = WeakKeyDictionary()
