@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 TRIES = 3  # of a part whose worker dies
+LET_GO = 30.0  # seconds that the removal of the last journals may take
 HELD = 2  # parts that a worker may have in hand: one at work, one that waits for its turn
 
 
@@ -100,6 +101,7 @@ class _Run:
         self.seen: dict[int, int] = {}  # pictures of the parts at work
         self.gathered: dict[int, _Hand] = {}
         self.order: list[int] = []  # of all parts that were handed out and are not in yet
+        self.letting_go: list[ObjectRef[None]] = []
         self.publishing: tuple[ObjectRef[Brought], int, _Hand] | None = None
         self.hands = [_Hand(actor) for actor in self._hire(workers, needed=True)]
 
@@ -120,12 +122,20 @@ class _Run:
             for one in ready:
                 self._hear(one)
             yield self._progress()
+        self._let_go(seconds=LET_GO)
         if self.lost:
             _, name = min(self.lost.items())
             raise UserError(
                 f"the workers of {len(self.lost)} parts died {TRIES} times (the first: {name}); all else is done, "
                 "and the same command tries these again"
             )
+
+    def _let_go(self, *begun: ObjectRef[None], seconds: float = 0) -> None:
+        """Journals of parts that are in are being removed; who is dismissed meanwhile leaves them."""
+        import ray
+
+        if removing := [*self.letting_go, *begun]:
+            _, self.letting_go = ray.wait(removing, num_returns=len(removing), timeout=seconds)
 
     def close(self) -> None:
         """Dismisses the workers; what they have begun is in journals."""
@@ -206,7 +216,7 @@ class _Run:
         self.gathered.pop(number)
         self.seen.pop(number, None)
         hand.held.pop(number)
-        hand.actor.forget.remote(number)
+        self._let_go(hand.actor.forget.remote(number))
 
     def _replace(self, hand: _Hand) -> None:
         """Another worker in place of one that died; what it had in hand is to be done again."""
