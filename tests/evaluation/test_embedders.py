@@ -2,6 +2,7 @@
 
 import importlib.util
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,14 +140,22 @@ def test_columns_know_their_embedder(pictures: Path, tmp_path: Path, monkeypatch
     opening._opened.cache_clear()
 
 
+def slowly(function: Callable[..., Any]) -> Callable[..., Any]:
+    def slow(*given: Any) -> Any:
+        found = function(*given)
+        time.sleep(0.02)
+        return found
+
+    return slow
+
+
 def test_several_at_once_keep_what_each_brings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the workers of a cluster do; slowly, so that none is done before the next comes."""
     dataset: Any = SimpleNamespace(store=store_at(tmp_path / "data"))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.toml").write_text("kept")
     for name in ("_places", "_copy"):
-        quick = getattr(opening, name)
-        monkeypatch.setattr(opening, name, lambda *a, quick=quick: (quick(*a), time.sleep(0.02))[0])
+        monkeypatch.setattr(opening, name, slowly(getattr(opening, name)))
     brought = [
         Embedder("made_up", {"k": k}, 4, joint=joint, where=str(tmp_path / "model"))
         for joint in (False, True)

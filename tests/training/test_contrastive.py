@@ -1,6 +1,7 @@
 """A joint space learnt from pairs: what it learns, its losses, its resume to the bit, and the model that it leaves."""
 
 import json
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from carrara.data.search.contract import Query
 from carrara.data.search.search import search
 from carrara.data.table import Dataset
 from carrara.errors import UserError
+from carrara.evaluation.doctor import joint
 from carrara.evaluation.embedders.contrastive import load_towers
 from carrara.evaluation.embedders.encode import embed
 from carrara.evaluation.embedders.opening import embedder_of, open_embedder
@@ -138,6 +140,36 @@ def task_of(loss: str, languages: int, **changes: object) -> ContrastiveTask:
     chosen = recipe(loss=loss, **changes)
     named = {f"l{k}": f"text{k}" for k in range(languages)}
     return ContrastiveTask(chosen, towers, "seen", named, {}, torch.device("cpu"))
+
+
+def test_the_doctor_draws_by_chance_and_is_sure_of_enough_held_out_pairs_only(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_out(train_contrastive(recipe("1steps"), data, tmp_path / "run"))
+    patient = joint.JointPatient(tmp_path / "run", recipe("1steps"), data)
+    monkeypatch.setattr(joint, "ranks", lambda one, other: np.full(len(one), len(one)))  # nothing is found
+    monkeypatch.setattr(joint, "halves", lambda rows, recipe: (rows[:0], rows[:0]))
+    asked: list[list[int]] = []
+
+    def stored(dataset: Dataset, columns: Sequence[str], rows: np.ndarray) -> dict[str, torch.Tensor]:
+        asked.append(rows.tolist())
+        return contrasting.stored_vectors(dataset, columns, rows)
+
+    monkeypatch.setattr(joint, "stored_vectors", stored)
+    monkeypatch.setattr(joint, "_LOOKED_AT", 18)
+    train = Pairs(patient.recipe, data).rows("train").tolist()
+    (finding,) = joint._found(patient).findings
+    assert (finding.name, finding.serious) == ("no_better_than_chance", False)
+    assert "18 training pairs are no sure sign" in finding.words
+    assert set(asked[0]) < set(train)
+    assert asked[0] == sorted(asked[0]) != train[:18]
+    joint._found(patient)
+    assert asked[1] == asked[0]
+    monkeypatch.setattr(joint, "halves", lambda rows, recipe: (rows[:0], np.array(train)))
+    for enough in (False, True):
+        monkeypatch.setattr(joint, "_FEW", 18 if enough else 19)
+        (finding,) = joint._found(patient).findings
+        assert finding.serious is enough
 
 
 def test_both_losses_are_those_of_their_papers() -> None:
