@@ -19,10 +19,15 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 
+from carrara.autoencoders import kl
+from carrara.autoencoders.stored import StoredAutoencoder, load_autoencoder
+from carrara.data import latents
 from carrara.data.amend import amend
 from carrara.data.cluster import deriving, parts, session
 from carrara.data.cluster.importing import RayEngine
+from carrara.data.derive import derive
 from carrara.data.importing import Summary, import_pictures
 from carrara.data.search import nearest
 from carrara.data.search.indexing import covered
@@ -267,6 +272,38 @@ def test_a_killed_worker_of_an_encoding(ray: None, folder: Path, tmp_path: Path)
     *_, last = reports
     assert last.column == glance_column(dataset)
     assert len(dataset.without(last.column or "")) == 0
+
+
+def test_latents_of_some_rows(ray: None, folder: Path, tmp_path: Path) -> None:
+    """They are what this process makes, and the other rows have none."""
+    from carrara.cli_engine import Team
+
+    run(folder, tmp_path / "data", None)
+    shutil.copytree(tmp_path / "data", tmp_path / "local")
+    config = kl.Config(channels=8, multipliers=(1, 2), blocks=1, middle_attention=False)
+    StoredAutoencoder.of(config.build(), config, 16, {}).save(tmp_path / "model")
+    model, chosen = load_autoencoder(tmp_path / "model"), np.arange(4)
+    found = []
+    for name, by in (("local", derive), ("data", Team(1).latents(tmp_path / "model", latents.CENTRE))):
+        dataset = Dataset.open(tmp_path / name)
+        *_, last = latents.encode(dataset, model, torch.device("cpu"), rows=chosen, by=by)
+        assert last.column is not None
+        assert dataset.without(last.column).tolist() == list(range(4, 30))
+        found += latents.moments_of(dataset, last.column, chosen)
+    torch.testing.assert_close(*found, rtol=0, atol=2e-2)
+
+
+def test_workers_that_find_no_place(ray: None) -> None:
+    """Those that come do the work; where none comes, it says so."""
+    import ray as cluster
+
+    kind = cluster.remote(deriving.Deriver)
+    given = (Path(), "column", None)
+    nowhere = kind.options(num_gpus=1)
+    (there,) = session.arrived([kind.remote(*given), nowhere.remote(*given)], together=3)
+    session.dismiss(there)
+    with pytest.raises(UserError, match="no place for a worker in 1 s: others hold"):
+        session.arrived([nowhere.remote(*given)], together=0.5, at_all=1)
 
 
 def test_ray_keeps_to_itself(ray: None) -> None:
