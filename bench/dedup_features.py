@@ -4,7 +4,8 @@
     python bench/dedup_features.py DATASET [--cosine 0.9] [--probes 4 8 16] [--column latent_...] [--json FILE]
 
 Both ways on the same vectors in memory, one after the other; times are those of the processor, so that what else runs
-counts little. Any derived column will do, less its mean: what is measured is the finding.
+counts little. Any derived column will do, less its mean: what is measured is the finding. The file has a table for each
+data set, column and cosine that it was measured with.
 """
 
 from __future__ import annotations
@@ -66,9 +67,11 @@ def main() -> None:
             f"{probes:3} cells each: recall {recall:.4f}, {seconds:.1f} s, {exactly / seconds:.1f} times as fast"
         )
     if given.json:
+        name = f"{column} of {given.data.name} at {given.cosine:g}"
+        known = json.loads(given.json.read_text()) if given.json.exists() else {}
         document = {"vectors": len(vectors), "width": vectors.shape[1], "cosine": given.cosine}
         document |= {"pairs": len(exact), "exact_seconds": exactly, "cells": rows}
-        given.json.write_text(json.dumps(document, indent=2) + "\n")
+        given.json.write_text(json.dumps({**known, name: document}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
