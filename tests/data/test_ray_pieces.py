@@ -23,7 +23,9 @@ from carrara.data.cluster.worker import Worker
 from carrara.data.derive import Derive, column_name
 from carrara.data.importing import Job, Options, import_pictures
 from carrara.data.latents import encode, latent_key
+from carrara.data.store import store_at
 from carrara.data.table import Dataset
+from carrara.data.table_files import add_said, opened
 from carrara.errors import UserError
 
 
@@ -51,6 +53,15 @@ def test_a_worker_knows_what_came_before(
     assert [b.counts for b in brought] == [(10, 0, 0), (10, 0, 0), (10, 0, 0), (0, 0, 1)]
     assert len(worker.memory.known) == 30
     assert brought[-1].rejected[0]["reason"] == "the same picture as x3.png"
+
+
+def test_two_begin_an_empty_table(tmp_path: Path) -> None:
+    """Who opened it before the other brought a column sees that it has to open it again."""
+    store = store_at(tmp_path)
+    before = opened(store, tmp_path / "own")
+    assert add_said(store, [{"flags": "tiny"}], before)
+    assert add_said(store, [{"flags": "tiny"}], before)
+    assert not add_said(store, [{"flags": "tiny"}], opened(store, tmp_path / "own"))
 
 
 def test_only_a_source_that_cannot_be_read_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,8 @@ def add_said(store: Store, records: list[Record], table: lance.LanceDataset | No
 
     said = {k for r in records for k in r if is_said(k)}
     said |= {name for name in KINDS if IDS[name] in said}
-    new = sorted(said - set((table or newest(store)).schema.names))
+    table = newest(store) if table is None else table  # one without rows counts as false
+    new = sorted(said - set(table.schema.names))
     pictures = pa.field("", pa.large_binary(), metadata=AS_GIVEN)
     if new:
         add_columns(
