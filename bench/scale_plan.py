@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from carrara.data.search.nearest import Effort
+
 RESULTS = Path(__file__).parent / "results" / "scale_rates_cpu.json"
 PAIRS = 5.85e9  # LAION-5B (Schuhmann et al. 2022)
 A_SHARD = 10_000  # samples of a tar, as img2dataset writes them
@@ -41,6 +43,13 @@ class Step:
         return self.units / self.per_s / workers / 3600
 
 
+def vectors_per_s(pairs: float, rates: Rates) -> float:
+    """Each of a table's vectors is compared with each of its cells, in its whole width, at training as well."""
+    width = rates["feature_bytes"] / 2
+    cells = Effort.of(int(pairs / TABLES), int(width)).cells
+    return rates["vectors_per_s"] * rates["cells"] * rates["width"] / (cells * width)
+
+
 def steps(pairs: float, rates: Rates) -> list[Step]:
     """In the order in which they are done."""
     return [
@@ -48,7 +57,7 @@ def steps(pairs: float, rates: Rates) -> list[Step]:
         Step("encode: features", pairs, rates["feature_per_s"], "feature_per_s"),
         Step("encode: latents", pairs, rates["latent_per_s"], "latent_per_s"),
         Step("index: words", pairs, rates["words_per_s"], "words_per_s"),
-        Step("index: vectors", pairs, rates["vectors_per_s"], "vectors_per_s"),
+        Step("index: vectors", pairs, vectors_per_s(pairs, rates), "vectors_per_s"),
     ]
 
 
@@ -73,6 +82,12 @@ def limits(pairs: float, rates: Rates, tables: int) -> list[tuple[str, str, str]
     fragments = pairs / WRITTEN
     return [
         row("pictures known to a writer, in memory", pairs * rates["known_bytes"], 2**30, "GiB"),
+        row(
+            "what each worker reads of it, of others' rows twice",
+            2 * pairs / rates["known_per_s"],
+            3600,
+            "hours",
+        ),
         row("files, as the import writes them", fragments, 1, "files"),
         row("files, after `clean`", pairs / A_FRAGMENT, 1, "files"),
         row(

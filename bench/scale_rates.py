@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shlex
+import sys
 import tarfile
 import tempfile
 import time
@@ -82,8 +84,10 @@ def taking_in(root: Path, pictures: int, side: int) -> dict[str, float]:
     list(import_pictures(root / "first.tar", root / "first"))
     given = shard(root / "shard.tar", pictures, side, words)
     spent = processor_seconds(lambda: list(import_pictures(root / "shard.tar", root / "data")))
+    store = store_at(root / "data")
+    opening = processor_seconds(lambda: Writer(store, "{}", held_out=0.05).close())
     tracemalloc.start()
-    writer = Writer(store_at(root / "data"), "{}", held_out=0.05)
+    writer = Writer(store, "{}", held_out=0.05)
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     writer.close()
@@ -97,6 +101,7 @@ def taking_in(root: Path, pictures: int, side: int) -> dict[str, float]:
         "row_bytes": (size(root / "data/pictures.lance/data") - given) / pictures,
         "import_per_s": pictures / spent,
         "known_bytes": held / pictures,
+        "known_per_s": pictures / opening,
         "manifest_bytes_a_fragment": manifest / 400,
     }
 
@@ -126,11 +131,12 @@ def indexing(root: Path, rows: int, width: int) -> dict[str, float]:
     table = pa.table({"caption": captions(rows), "vector": listed})
     place = root / "indexed.lance"
     lance.write_dataset(table, place, data_storage_version="2.2")
-    found: dict[str, float] = {"rows": rows, "width": width}
+    cells = Effort.of(rows, width).cells
+    found: dict[str, float] = {"rows": rows, "width": width, "cells": cells}
     before = 0
     ways = {
         "metric": "cosine",
-        "num_partitions": Effort.of(rows, width).cells,
+        "num_partitions": cells,
         "num_bits": 1,
         "sample_rate": 64,
     }
@@ -169,7 +175,8 @@ def main() -> None:
         found |= encoding(root, given.encoded)
         found |= indexing(root, given.rows, 512)
     rounded = {name: round(value, 3) for name, value in found.items()}
-    text = json.dumps({"command": "python bench/scale_rates.py", **rounded}, indent=1) + "\n"
+    command = shlex.join(["python", "bench/scale_rates.py", *sys.argv[1:]])
+    text = json.dumps({"command": command, **rounded}, indent=1) + "\n"
     print(text)
     if given.json:
         given.json.write_text(text)
