@@ -1,6 +1,7 @@
 """What `--engine ray` is made of, in this process: how a source is cut, what a worker does and remembers, shares."""
 
 import json
+import os
 import pickle
 import tarfile
 import zipfile
@@ -23,7 +24,7 @@ from carrara.data.cluster.worker import Worker
 from carrara.data.derive import Derive, column_name
 from carrara.data.importing import Job, Options, import_pictures
 from carrara.data.latents import encode, latent_key
-from carrara.data.store import store_at
+from carrara.data.store import lock, release, store_at
 from carrara.data.table import Dataset
 from carrara.data.table_files import add_said, opened
 from carrara.errors import UserError
@@ -131,6 +132,19 @@ def test_no_more_workers_than_downloads_at_a_time(tmp_path: Path) -> None:
     assert importing.most_workers(16, job(tmp_path, "urls", per_host=3)) == 3
     assert importing.most_workers(16, job(tmp_path, "urls", at_once=2)) == 2
     assert importing.most_workers(16, job(tmp_path)) == 16
+
+
+def test_what_killed_commands_left_is_removed(tmp_path: Path) -> None:
+    """Not what others hold, nor what is so new that its maker may yet have to lock it."""
+    names = ("carrara-ray-left", "carrara-ray-held", "carrara-ray-new", "another")
+    for name in names:
+        (tmp_path / name / "logs").mkdir(parents=True)
+        if name != "carrara-ray-new":
+            os.utime(tmp_path / name, (0, 0))
+    held = lock(tmp_path / "carrara-ray-held")
+    session.sweep(tmp_path)
+    release(held)
+    assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
 
 
 @pytest.mark.parametrize("address", ["local", ""])

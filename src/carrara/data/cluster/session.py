@@ -15,15 +15,15 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from carrara.data.store import lock, release
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ray.actor import ActorHandle
 
     from carrara.data.store import Store
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ADDRESS = "RAY_ADDRESS"
 TOGETHER, AT_ALL = 60.0, 300.0  # seconds that workers are waited for: that all come, and that any does
 _START = 120.0  # seconds in which each of Ray's own processes may start on a busy machine
+_FOLDER, _NEW = "carrara-ray-", 60.0  # in the temporary folder; seconds in which its maker has it locked
 _MEMORY = 512 * 2**20  # of the store that is shared by the processes of one machine
 # Ray's listeners bind to loopback where it is told that it has no cluster to be reached by.
 _ALONE = {
@@ -204,16 +205,34 @@ def dismiss(worker: ActorHandle[object]) -> None:
 def _started(processors: int) -> Iterator[None]:
     import ray
 
-    folder = tempfile.mkdtemp(prefix="carrara-ray-")  # logs and sockets
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER))  # logs and sockets
+    held = lock(folder)
     try:
+        if held is not None:  # there are locks here
+            sweep(folder.parent)
         with _alone():
-            _start(processors, folder)
+            _start(processors, str(folder))
             try:
                 yield
             finally:
                 ray.shutdown()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(50):  # what of Ray is ending still writes
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+            time.sleep(0.1)
+        release(held)
+
+
+def sweep(place: Path) -> None:
+    """Removes the folders that killed commands left: nobody holds them."""
+    for folder in place.glob(f"{_FOLDER}*"):
+        with suppress(OSError, UserError):
+            if time.time() - folder.stat().st_mtime > _NEW:
+                held = lock(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                release(held)
 
 
 def _start(processors: int, folder: str) -> None:
