@@ -110,7 +110,7 @@ def on_ray(work: Work, workers: int | None = None) -> Derive:
             try:
                 with (
                     cluster(workers) as team,
-                    closing(_Crew(dataset, column, work, team, len(missing))) as crew,
+                    closing(_Crew(dataset, column, work, team, len(_pieces(dataset.table, missing)))) as crew,
                 ):
                     while len(missing):
                         total = len(missing)
