@@ -259,23 +259,8 @@ def test_words_that_change_while_they_are_encoded(
     assert found["hits"][0]["score"] > 0.99
 
 
-def test_a_killed_worker_of_an_encoding(ray: None, folder: Path, tmp_path: Path) -> None:
-    run(folder, tmp_path / "data", None)
-    from carrara.cli_engine import Team
-    from carrara.data.perceptual_hash import derive_glances, glance_column
-
-    dataset = Dataset.open(tmp_path / "data")
-    reports = derive_glances(dataset, by=Team(1).glances())
-    next(reports)
-    for process in workers():
-        process.send_signal(signal.SIGKILL)
-    *_, last = reports
-    assert last.column == glance_column(dataset)
-    assert len(dataset.without(last.column or "")) == 0
-
-
-def test_latents_of_some_rows(ray: None, folder: Path, tmp_path: Path) -> None:
-    """They are what this process makes, and the other rows have none."""
+def test_latents_by_a_worker_that_is_killed(ray: None, folder: Path, tmp_path: Path) -> None:
+    """Those of some rows: they are what this process makes, and the other rows have none."""
     from carrara.cli_engine import Team
 
     run(folder, tmp_path / "data", None)
@@ -286,7 +271,13 @@ def test_latents_of_some_rows(ray: None, folder: Path, tmp_path: Path) -> None:
     found = []
     for name, by in (("local", derive), ("data", Team(1).latents(tmp_path / "model", latents.CENTRE))):
         dataset = Dataset.open(tmp_path / name)
-        *_, last = latents.encode(dataset, model, torch.device("cpu"), rows=chosen, by=by)
+        reports = latents.encode(dataset, model, torch.device("cpu"), rows=chosen, by=by)
+        if name == "data":
+            next(reports)
+            assert workers()
+            for process in workers():
+                process.send_signal(signal.SIGKILL)
+        *_, last = reports
         assert last.column is not None
         assert dataset.without(last.column).tolist() == list(range(4, 30))
         found += latents.moments_of(dataset, last.column, chosen)
@@ -300,7 +291,7 @@ def test_workers_that_find_no_place(ray: None) -> None:
     kind = cluster.remote(deriving.Deriver)
     given = (Path(), "column", None)
     nowhere = kind.options(num_gpus=1)
-    (there,) = session.arrived([kind.remote(*given), nowhere.remote(*given)], together=3)
+    (there,) = session.arrived([kind.remote(*given), nowhere.remote(*given)], together=1)
     session.dismiss(there)
     with pytest.raises(UserError, match="no place for a worker in 1 s: others hold"):
         session.arrived([nowhere.remote(*given)], together=0.5, at_all=1)
