@@ -3,8 +3,8 @@
 python bench/random_reads.py [--pictures 20000] [--reads 4096] [--side 128] [--folder PLACE] [--json FILE]
 (what the documentation tells: --pictures 200000 --json bench/results/random_reads_cpu.json)
 
-All read the same pictures in the same random order, 64 at a time, in one thread, from the system's cache, with and
-without decoding to 64 pixels by the same function. Shards are tars as WebDataset reads them: by an index of where
+The table is read as the import left it, and as `carrara data clean` does, which joins its files. All read the same
+pictures in the same random order, 64 at a time, in one thread, from the system's cache, with and without decoding to 64 pixels by the same function. Shards are tars as WebDataset reads them: by an index of where
 each picture begins, and, as it is meant to be used, from the front. Every figure is the best of three rounds that
 take turns.
 """
@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from carrara.data.importing import import_pictures
 from carrara.data.loader import shape, to_column
 from carrara.data.pictures import pixels
 from carrara.data.table import Dataset
+from carrara.data.versions import clean
 from import_rate import generate
 
 BATCH, SIZE, LATENT = 64, 64, (8, 16, 16)
@@ -126,6 +128,8 @@ def main() -> None:
         *_, last = derive(dataset, "noise", {"bench": 1}, noise, batch=512, columns=("id",))
         assert last.column is not None
         column = last.column
+        clean(Dataset.open(table), older_than=timedelta(days=1))
+        cleaned = Dataset.open(table)  # while `dataset` goes on reading the files that the import wrote
         files = [source / name for name in dataset.column("source")]
         places = shards(files, packed)
         tars = sorted(packed.iterdir())
@@ -134,6 +138,7 @@ def main() -> None:
             file.read_bytes()  # into the cache; the table is read once before the first round
         readers: dict[str, Callable[[], Iterator[bytes]]] = {
             "table": lambda: from_table(dataset, rows),
+            "table, cleaned": lambda: from_table(cleaned, rows),
             "loose files": lambda: (files[row].read_bytes() for row in rows),
             "shards by index": lambda: from_shards(places, rows),
             "shards from the front": lambda: from_the_front(tars, len(rows)),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import lance
     import pyarrow as pa
 
-BATCH_ROWS = 2048
+BATCH_ROWS = 8192  # a file of the table: the more of them, the longer a random read
 BATCH_BYTES = 64 * 2**20
 ENOUGH_TO_HOLD_OUT = 20
 SAME = "the same picture as "
