@@ -4,9 +4,9 @@ python bench/random_reads.py [--pictures 20000] [--reads 4096] [--side 128] [--f
 (what the documentation tells: --pictures 200000 --json bench/results/random_reads_cpu.json)
 
 The table is read as the import left it, and as `carrara data clean` does, which joins its files. All read the same
-pictures in the same random order, 64 at a time, in one thread, from the system's cache, with and without decoding to 64 pixels by the same function. Shards are tars as WebDataset reads them: by an index of where
-each picture begins, and, as it is meant to be used, from the front. Every figure is the best of three rounds that
-take turns.
+pictures in the same random order, 64 at a time, in one thread, from the system's cache, with and without decoding to
+64 pixels by the same function. Shards are tars as WebDataset reads them: by an index of where each picture begins,
+and, as it is meant to be used, from the front. Every figure is the best of three rounds that take turns.
 """
 
 import argparse
