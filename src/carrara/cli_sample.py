@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import typer
 from carrara.cli_models import make_folder, open_model
 from carrara.console import Bar, console
 from carrara.errors import UserError
+
+_LARGE = 4  # times the area that a model learnt: from here on a user is told
 
 
 def sample(
@@ -70,6 +73,11 @@ def sample(
         sys.stderr.write(f"note: {remark}\n")
     if note:
         sys.stderr.write(f"note: {note}\n")
+    if (areas := math.prod(settings.size(opened)) / opened.size**2) > _LARGE:
+        sys.stderr.write(
+            f"note: this model learnt at {opened.size} pixels; pictures {areas:.0f} times as large take at least "
+            "as many times as long, and show things at the size that they had\n"
+        )
     make_folder(out)
     hash_, written = opened.hash, []
     batch = 16

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
+import re
 import tomllib
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args
 
@@ -87,7 +89,15 @@ def _first_fault(model: type[Config], values: dict[str, Any], error: ValidationE
     if fault["type"] == "extra_forbidden":
         return f"unknown key '{'.'.join(path)}'{nearest(path[-1], _keys_beside(model, values, path[:-1]))}"
     where = f"'{'.'.join(path)}': " if path else ""
+    if fault["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
+        return f"{where}{fault['msg']}{_meant(str(fault['input']), choices)}"
     return where + fault["msg"].removeprefix("Value error, ")
+
+
+def _meant(given: str, choices: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, choices, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _keys_beside(model: type[Config], values: dict[str, Any], path: list[str]) -> list[str]:

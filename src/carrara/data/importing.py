@@ -89,14 +89,17 @@ class Summary:
             first = f"{self.added} pictures added{changed}; {self.pictures} in all, {self.held_out} held out"
         lines = [first]
         if self.duplicates:
-            lines.append(f"{self.duplicates} were there already under another name")
+            lines.append(
+                f"{self.duplicates} were there already under another name (that, and their captions: {REJECTED})"
+            )
         if self.rejected and self.unchanged:
             lines.append(
                 f"still left out of it: {self.rejected}, listed in {REJECTED}; --retry tries them again"
             )
         elif self.rejected:
             why = "; ".join(f"{count} x {reason}" for reason, count in list(self.reasons.items())[:3])
-            lines.append(f"{self.rejected} skipped, listed in {REJECTED}: {why}")
+            more = f"; and {len(self.reasons) - 3} more reasons" if len(self.reasons) > 3 else ""
+            lines.append(f"{self.rejected} skipped, listed in {REJECTED}: {why}{more}")
         if self.captions:
             spoken = ", ".join(f"{'unstated' if k == 'und' else k} {n}" for k, n in self.captions.items())
             lines.append(f"captions by language: {spoken}")

@@ -89,6 +89,8 @@ class Dataset:
             if version is not None:
                 table = table.checkout_version(_version_of(store, table, version))
             return cls(store, table, about, pinned=version is not None)
+        except UserError:
+            raise
         except (ValueError, OSError) as error:
             raise UserError(f"{store.table} cannot be read: {' '.join(str(error).split())[:200]}") from None
 
@@ -369,6 +371,8 @@ def _why_not(store: Store) -> str:
             else "; make one with `carrara data import`"
         )
         return f"{path} is not a Carrara data set (no {ABOUT} in it){hint}"
+    if path.exists():
+        return f"{path} is a file; expected a data set, a folder that `carrara data import` made"
     return f"there is no data set at {path}{nearest_path(path)}"
 
 

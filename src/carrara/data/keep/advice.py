@@ -67,7 +67,12 @@ def _words(found: Statistics, path: str) -> list[str]:
 def _crops(found: Statistics, path: str) -> list[str]:
     said = []
     square, bucketed = found.square, found.bucketed
-    if square.enlarged > _SMALL * found.pictures:
+    if square.enlarged == found.pictures:
+        said.append(
+            f"all pictures are smaller than {found.size} pixels and would be enlarged, which a model learns as blur: "
+            "train at their size (`carrara data stats --size` shows another, recipes take --set size=…)"
+        )
+    elif square.enlarged > _SMALL * found.pictures:
         said.append(
             f"{square.enlarged} pictures are smaller than {found.size} pixels and would be enlarged, which a model "
             f'learns as blur: `carrara data filter {path} NEW --where "width >= {found.size} AND '
