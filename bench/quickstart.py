@@ -33,6 +33,7 @@ from carrara.recipes.quickstart import LANGUAGES
 from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask
 from carrara.training.conditioning import reads_of
 from carrara.training.diffusing import DiffusionTask
+from carrara.training.held_out import HeldOutJudge
 from carrara.training.loop import TrainConfig, TrainingState, train
 from carrara.training.parallel import Placement
 
@@ -127,11 +128,13 @@ def main() -> None:
     long = {"budget": "1h"}
     rates = {}
 
-    module = first.autoencoder.build()
+    module = first.network.build()
     config = TrainConfig.model_validate(first.train.model_dump() | long)
     state = TrainingState({"autoencoder": module}, config, placement)
     batches = load(dataset, ["image"], batch=config.batch, seed=0, size=first.size)
-    rates["autoencoder"] = training_rate(AutoencoderTask(first, module, placement.device), state, batches)
+    judge = HeldOutJudge(first, dataset, module)
+    task = AutoencoderTask(first, module, placement.device, judge)
+    rates["autoencoder"] = training_rate(task, state, batches)
     batches.close()
 
     config = TrainConfig.model_validate(second.train.model_dump() | long)
