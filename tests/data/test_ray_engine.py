@@ -36,8 +36,7 @@ from carrara.data.table import Dataset
 from carrara.errors import UserError
 from conftest import Here
 
-# Starting Ray takes seconds: with pytest --dist loadfile it is started once (pytest 9.2 and xdist 3.8 lose the group).
-pytestmark = pytest.mark.xdist_group("ray")
+# Starting Ray takes seconds; each of pytest's processes that gets some of these starts one (--dist loadfile: one alone).
 needs_moto = pytest.mark.skipif(
     find_spec("moto") is None or find_spec("flask_cors") is None, reason="moto's server is not installed"
 )
