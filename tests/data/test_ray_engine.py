@@ -36,7 +36,7 @@ from carrara.data.table import Dataset
 from carrara.errors import UserError
 from conftest import Here
 
-# Starting Ray takes seconds; each of pytest's processes that gets some of these starts one (--dist loadfile: one alone).
+# Starting Ray takes seconds; each of pytest's processes that gets some of these starts one (--dist loadfile: one).
 needs_moto = pytest.mark.skipif(
     find_spec("moto") is None or find_spec("flask_cors") is None, reason="moto's server is not installed"
 )
