@@ -314,6 +314,34 @@ def test_the_same_picture_under_two_names(folder: Path, tmp_path: Path) -> None:
     assert entry["caption"] == "three again"  # nothing is lost
 
 
+def test_captions_of_a_copy_go_to_the_picture_in_languages_that_it_lacks(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    (folder / "a copy of x3.png").write_bytes(
+        (folder / "x3.png").read_bytes()
+    )  # the first by name, and says nothing
+    (folder / "x3.de.txt").write_text("drei")
+    (folder / "x5.de.txt").write_text("fünf")
+    (folder / "y.png").write_bytes((folder / "x5.png").read_bytes())
+    (folder / "y.de.txt").write_text("eine andere Fünf")
+    (folder / "y.fr.txt").write_text("cinq")
+    monkeypatch.setattr(writer, "BATCH_ROWS", 4)
+
+    def said() -> dict[str, list[str | None]]:
+        table = Dataset.open(data).table.to_table(columns=["source", "caption", "caption_de", "caption_fr"])
+        return {r["source"]: [r["caption"], r["caption_de"], r["caption_fr"]] for r in table.to_pylist()}
+
+    run(folder, data)
+    assert said()["a copy of x3.png"][1] == "drei"
+    assert said()["a copy of x3.png"][0] is not None
+    assert said()["x5.png"][1:] == ["fünf", "cinq"]  # its own in German stays
+    before = said()
+    (folder / "z.txt").write_text("of no picture: the source is another one now")
+    run(folder, data)
+    assert said() == before
+
+
 def test_pictures_of_the_table_under_other_names_are_named_together(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

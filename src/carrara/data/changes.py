@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carrara.data.beside import KINDS
-from carrara.data.commits import Values, update
+from carrara.data.commits import Values, committed, update
 from carrara.data.known import AMENDED, IDS, Record, is_said
+from carrara.data.rows import caption_language
 from carrara.data.store import Store, newest
 from carrara.data.table import DERIVED_FROM
+from carrara.data.table_files import add_said
 
 if TYPE_CHECKING:
     import lance
@@ -34,6 +36,37 @@ def change_words(table: lance.LanceDataset, later: list[Record]) -> None:
         elif is_said(field.name) and field.name not in IDS.values():
             told = ((r["id"], r.get(field.name)) for r in later)
             values[field.name] = {k: v for k, v in told if field.name not in amended.get(k, ())}
+    update(table, {column: told for column, told in values.items() if told})
+
+
+def lend_words(store: Store, left_out: Sequence[Mapping[str, str]]) -> None:
+    """Captions of what was left out as a copy go to the row of the same bytes, in languages in which it has none."""
+    lent: dict[str, dict[str, str]] = {}
+    for entry in left_out:
+        for column, text in entry.items() if "id" in entry else ():
+            if caption_language(column) is not None:
+                lent.setdefault(column, {}).setdefault(entry["id"], text)
+    if lent:
+        add_said(store, [dict.fromkeys(lent)])
+        committed(store, lambda table: _lend(table, lent))
+
+
+def _lend(table: lance.LanceDataset, lent: Mapping[str, Mapping[str, str]]) -> None:
+    marks = [AMENDED] if AMENDED in table.schema.names else []
+    wanted = set[str]().union(*lent.values())
+    values: dict[str, dict[str, Any]] = {column: {} for column in lent}
+    for batch in table.to_batches(columns=["id", *lent, *marks]):
+        for record in batch.to_pylist():
+            if (name := record["id"]) not in wanted:
+                continue
+            amended = (record.get(AMENDED) or "").split()
+            for column, told in lent.items():
+                if name in told and record[column] is None and column not in amended:
+                    values[column][name] = told[name]
+    changed = dict.fromkeys(name for told in values.values() for name in told)
+    for field in table.schema if changed else ():
+        if field.metadata and field.metadata.get(DERIVED_FROM):
+            values[field.name] = changed  # to none, until derived again
     update(table, {column: told for column, told in values.items() if told})
 
 

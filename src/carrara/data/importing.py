@@ -90,7 +90,8 @@ class Summary:
         lines = [first]
         if self.duplicates:
             lines.append(
-                f"{self.duplicates} were there already under another name (that, and their captions: {REJECTED})"
+                f"{self.duplicates} were there already under another name; their captions went to the picture in "
+                "languages in which it had none"
             )
         if self.rejected and self.unchanged:
             lines.append(

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from carrara.data.beside import KINDS
-from carrara.data.changes import change_words, changed_beside, keep_beside
+from carrara.data.changes import change_words, changed_beside, keep_beside, lend_words
 from carrara.data.commits import append, committed, update
 from carrara.data.known import AMENDED, Known, KnownPictures, Names, Record, is_said, short
 from carrara.data.rows import caption_language, chosen_by_hash, group_hash
@@ -101,7 +101,7 @@ class Writer:
         if known.fresh or not same or self._met[known.row : known.row + 1] == b"\1":
             self.duplicates += 1
             said = {k: v for k, v in record.items() if caption_language(k) is not None and v}
-            entry = {"file": record["source"], "reason": f"{SAME}{record['source']}", **said}
+            entry = {"file": record["source"], "reason": f"{SAME}{record['source']}", "id": name, **said}
             if known.fresh and not same:
                 entry["reason"] = f"{SAME}{self._sources[-1 - known.row]}"
             elif not same:
@@ -221,6 +221,7 @@ class Writer:
                     if name in newest(self.store).schema.names:
                         for values in changed_beside(self.store, self.folder, name, self._later):
                             committed(self.store, lambda table, new=values: update(table, new))  # type: ignore[misc]
+            self._lend()
             committed(self.store, self._hold_one_out)
 
     def finish(self) -> None:
@@ -325,6 +326,10 @@ class Writer:
         """As the rest of the group, or by the hash of its name."""
         chosen = "held_out" if chosen_by_hash(group, self.held_out) else "train"
         return self._splits.get(group, chosen)
+
+    def _lend(self) -> None:
+        """The captions of copies."""
+        lend_words(self.store, self.rejected)
 
     def _hold_one_out(self, table: lance.LanceDataset) -> None:
         """A set of some size always gets a held-out group, even where the hashes gave it none."""

@@ -85,6 +85,9 @@ class PartWriter(Writer):
     def _hold_one_out(self, table: lance.LanceDataset) -> None:
         """Left to who has seen all parts."""
 
+    def _lend(self) -> None:
+        """Left to who has seen all parts."""
+
     def brought(self, pictures: int) -> Brought:
         """What it has published."""
         counts = (self.added, self.updated, self.duplicates)
