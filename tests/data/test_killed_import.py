@@ -23,12 +23,12 @@ for report in importing.import_pictures({source!r}, {destination!r}):
     print(report.done, flush=True)
 """
 
-# Where it dies: while pictures come in, with a batch written but not noted, with the rows published
-# but nothing said about it, with everything said but the journal still there.
+# Where it dies: while pictures come in, with a batch written but not noted, with all of them noted, with
+# the rows published but nothing said about it, with everything said but the journal still there.
 SABOTAGE = {
     "pictures": None,
     "batch": "old = writer.Writer._write; writer.Writer._write = lambda *a: (old(*a), die())",
-    "journal": "writer.Writer.commit = die",
+    "journal": "writer.Writer.commit = lambda self: (self.flush(), self._settle(), die())",
     "published": "importing.told.tell = die",
     "listed": "old = store.Folder.write; store.Folder.write = lambda *a: (die if a[1] == told.ABOUT else old)(*a)",
     "told": "writer.Writer.finish = die",
