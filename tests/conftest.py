@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from carrara.training.diffusing import DiffusionRecipe
 from carrara.training.loop import TrainConfig
 from carrara.training.validation import ValidationConfig
 
+os.environ["CARRARA_CACHE"] = tempfile.mkdtemp(prefix="carrara-tests-")  # what trials find is no user's
 torch.set_num_threads(1)  # a process a core: threads that wait for each other's turn are many times slower
 
 COLOURS = {"red": "rot", "green": "grün", "blue": "blau", "black": "schwarz"}

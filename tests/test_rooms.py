@@ -7,7 +7,9 @@ import carrara
 
 ROOT = Path(carrara.__file__).parent
 RANKS = {
-    **dict.fromkeys(["errors", "config", "tensors", "context", "layers", "model_folder", "console"], 0),
+    **dict.fromkeys(
+        ["errors", "config", "tensors", "context", "layers", "model_folder", "parts", "console"], 0
+    ),
     **dict.fromkeys(["autoencoders", "conditions", "denoisers", "diffusion"], 1),
     **dict.fromkeys(["data", "generation"], 2),
     **dict.fromkeys(["training", "evaluation"], 3),

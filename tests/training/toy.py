@@ -67,6 +67,7 @@ class Toy:
     ) -> None:
         torch.manual_seed(0)
         self.modules: Mapping[str, nn.Module] = {"m": Net(drop)}
+        self.divisible = drop == 0
         self.held_out, self.over, self.found = held_out, over, None
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:

@@ -112,6 +112,12 @@ class AutoencoderTask:
         self._measures: dict[str, float] = {}
         self._held_out: float | None = None
         self._pair: tuple[Tensor, Tensor] | None = None  # this step's pictures and reconstructions
+        self._logged: int | None = None  # the pictures seen before the step whose terms are measured
+
+    @property
+    def divisible(self) -> bool:
+        """Not with a codebook, whose counts are of a whole batch, nor with a discriminator to be balanced with."""
+        return self.opponent is None and not any(True for _ in self.autoencoder.buffers())
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
         """The recipe's terms, each times its weight; for the discriminator what tells real from reconstructed."""
@@ -123,14 +129,14 @@ class AutoencoderTask:
         out = self.autoencoder(image, noise)
         terms = {name: term(out.picture, image) for name, term in self.terms.items()}
         everything = {**terms, **out.terms}
-        self._measures = {}
-        self._pair = (image, out.picture.detach())
+        if self.opponent:
+            self._pair = (image, out.picture.detach())
         if self.opponent and self.opponent.factor:
             reconstruction = torch.stack(list(terms.values())).sum()
             last = self.autoencoder.ends[1]
             everything["adversarial"] = self.opponent.fooling(out.picture, reconstruction, last)
             self._measures["adaptive_weight"] = self.opponent.scale
-        if (batch.seen // len(batch.rows) + 1) % LOG_EVERY == 0:
+        if batch.seen == self._logged:
             self._measures |= self._gradients(everything) | self.autoencoder.measures()
         return everything
 
@@ -144,6 +150,7 @@ class AutoencoderTask:
         if psnr is not None:
             numbers.update(checked=part, psnr=psnr)
         self._held_out = numbers.get("psnr")
+        self._measures, self._logged = {}, state.seen if (state.step + 1) % LOG_EVERY == 0 else None
         return note
 
     def last(self, state: TrainingState) -> str:

@@ -140,6 +140,8 @@ class ContrastiveTask:
     Which language's caption it is follows from the sample's seed, so in time every one is learnt from.
     """
 
+    divisible = False
+
     def __init__(
         self,
         recipe: ContrastiveRecipe,
@@ -286,9 +288,10 @@ def train_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path)
     towers.texts.measure(captions[captions.abs().amax(1) > 0])
     known = stored_vectors(dataset, (seen, *read.values()), choosing) if len(choosing) else {}
     task = ContrastiveTask(recipe, towers, seen, read, known, placement.device)
-    state = TrainingState(task.modules, recipe.train, placement)
     towers.train()
     fed = partial(_batches, dataset, task.columns, recipe.train, train)
+    placement = run.placement(task, fed, placement, recipe.train)
+    state = TrainingState(task.modules, recipe.train, placement)
     about = About(towers=recipe.towers, pictures=below(pairs.pictures), texts=below(pairs.texts))
 
     def save(path: Path, **more: Any) -> None:

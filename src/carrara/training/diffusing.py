@@ -108,6 +108,8 @@ class DiffusionRecipe(Config):
 class DiffusionTask:
     """The error of the denoiser's output at random times, on stored latents or on pictures."""
 
+    divisible = True
+
     def __init__(
         self,
         recipe: DiffusionRecipe,

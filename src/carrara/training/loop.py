@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from carrara.errors import UserError
+from carrara.parts import alone
 from carrara.training import dropout, learning_rate
 from carrara.training.accumulation import parts
-from carrara.training.activation_memory import Saved
 from carrara.training.budget import Budget
+from carrara.training.gradients import gradients
 from carrara.training.state import TrainingState
 from carrara.training.train_config import TrainConfig
 
@@ -32,6 +32,8 @@ class Task(Protocol):
     """An objective: modules by name, and for each of them its named loss terms (already weighted)."""
 
     modules: Mapping[str, nn.Module]
+    divisible: bool
+    """Whether parts of a batch may be asked about at the same time, in any order: its losses keep no state."""
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
         """The terms whose sum the module ``update`` descends, each a scalar; none where it is not its turn.
@@ -112,22 +114,18 @@ def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterat
         start = time.perf_counter()
         if (batch := next(waiting, None)) is None:
             return
-        saving = contextlib.nullcontext() if state.measured else Saved()
-        terms, norms = _gradients(task, batch, state, drops, saving)
-        lr = learning_rate.share(state.config, used=used, step=state.step)
-        for name in norms:
-            for group in state.optimizers[name].param_groups:
-                group["lr"] = state.own.get(name, state.config).lr * lr
-            state.optimizers[name].step()
-            state.optimizers[name].zero_grad()
-        state.step += 1
-        state.seen += len(batch.rows)
-        state.average()
+        with alone(state.placement.parts > 1):
+            terms, norms = _gradients(task, batch, state, drops)
+            lr = learning_rate.share(state.config, used=used, step=state.step)
+            for name in norms:
+                for group in state.optimizers[name].param_groups:
+                    group["lr"] = state.own.get(name, state.config).lr * lr
+                state.optimizers[name].step()
+                state.optimizers[name].zero_grad()
+            state.step += 1
+            state.seen += len(batch.rows)
+            state.average()
         state.spent += time.perf_counter() - start
-        if isinstance(saving, Saved):
-            state.measured["activation_mb"] = round(saving.most / 1e6, 3)
-            each = len(batch.rows) // state.config.accumulate
-            notes.append(f"activations take {saving.most / 1e6:.1f} MB for {each} pictures at a time")
         yield Report(
             state.seen,
             state.step,
@@ -153,47 +151,30 @@ def _best(task: Task, state: TrainingState) -> Iterator[Report]:
 
 
 def _gradients(
-    task: Task,
-    batch: Loaded,
-    state: TrainingState,
-    drops: bool,
-    saving: contextlib.AbstractContextManager[object],
+    task: Task, batch: Loaded, state: TrainingState, drops: bool
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Leaves each module's clipped gradient in place; the terms, and the norm of each module that learns now.
 
     Only one transfer from the device waits for it to finish: all numbers of the step together.
     """
-    terms: dict[str, Tensor] = {}
-    learning: list[str] = []
-    for part in parts(batch, state.config.accumulate):
-        share = len(part.rows) / len(batch.rows)
-        for number, name in enumerate(state.modules):
-            if drops:
-                dropout.seed(state.config.seed, part.seen, number)
-            with state.placement.autocast(), saving:
-                losses = task.losses(name, part)
-            if not losses:
-                continue
-            total = torch.stack(list(losses.values())).sum()
-            (total if share == 1 else total * share).backward()  # type: ignore[no-untyped-call]
-            for key, value in losses.items():
-                terms[key] = value.detach() * share + terms.get(key, 0.0)
-            if name not in learning:
-                learning.append(name)
+    found = gradients(task, batch, state.placement, state.config, drops=drops, measure=not state.measured)
+    if found.activations:
+        state.measured["activation_mb"] = round(found.activations / 1e6, 3)
+    terms, learning = found.terms, found.learning
     norms = [nn.utils.clip_grad_norm_(state.modules[n].parameters(), state.config.clip) for n in learning]
     numbers = (
         torch.stack([value.detach().double() for value in (*terms.values(), *norms)]).tolist()
         if terms
         else []
     )
-    found = dict(zip(terms, numbers, strict=False))
+    values = dict(zip(terms, numbers, strict=False))
     lengths = dict(zip(learning, numbers[len(terms) :], strict=True))
-    if bad := [key for key, value in found.items() if not math.isfinite(value)]:
+    if bad := [key for key, value in values.items() if not math.isfinite(value)]:
         raise UserError(f"the loss {', '.join(bad)} is no longer finite at {state.seen} pictures seen")
     for name, length in lengths.items():
         if not math.isfinite(length):
             raise UserError(_exploded(task, name, batch, state, drops))
-    return found, lengths
+    return values, lengths
 
 
 def _exploded(task: Task, name: str, batch: Loaded, state: TrainingState, drops: bool) -> str:

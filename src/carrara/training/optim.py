@@ -6,12 +6,14 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from carrara.errors import UserError
+from carrara.parts import at_once
 
 if TYPE_CHECKING:
     from carrara.training.train_config import TrainConfig
@@ -20,15 +22,24 @@ if TYPE_CHECKING:
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
-def make_optimizer(module: nn.Module, config: TrainConfig, *, fast_bf16: bool) -> torch.optim.Optimizer:
-    """The optimizer that the configuration names; Muon multiplies in bfloat16 where the machine does that fast.
+def make_optimizer(
+    module: nn.Module, config: TrainConfig, *, fast_bf16: bool, threads: int = 1
+) -> torch.optim.Optimizer:
+    """The optimizer that the configuration names; Muon multiplies in bfloat16 where the machine does that fast,
+
+    and orthogonalises matrices of different shapes at the same time, on so many ``threads``.
 
     UserError where the library for 8 bits is not installed.
     """
     if config.optimizer == "muon":
         products = torch.bfloat16 if fast_bf16 else torch.float32
         return Muon(
-            module, config.lr, betas=config.betas, weight_decay=config.weight_decay, products=products
+            module,
+            config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            products=products,
+            threads=threads,
         )
     options: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
     if config.optimizer == "adamw8bit":
@@ -92,8 +103,9 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
         products: torch.dtype = torch.bfloat16,
+        threads: int = 1,
     ) -> None:
-        self.products = products
+        self.products, self.threads = products, threads
         hidden, other = split_parameters(module)
         # "fused" tells Optimizer.load_state_dict to bring the step counters back to the parameters' device.
         groups = [
@@ -115,21 +127,24 @@ class Muon(torch.optim.Optimizer):
         by_shape: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
         for p in parameters:
             by_shape[(p.shape[0], p.numel() // p.shape[0])].append(p)
-        for (rows, columns), same in by_shape.items():
-            updates = []
-            for p in same:
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                gradient = cast(Tensor, p.grad)
-                state["momentum"].lerp_(gradient, 1 - group["momentum"])
-                updates.append(gradient.lerp(state["momentum"], group["momentum"]).reshape(rows, columns))
-            size = 0.2 * math.sqrt(max(rows, columns)) * group["lr"]
-            for p, update in zip(
-                same, orthogonalise(torch.stack(updates), products=self.products), strict=True
-            ):
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.reshape(p.shape).to(p.dtype), alpha=-size)
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        at_once([partial(self._turn, same, group) for same in by_shape.values()], self.threads)
+
+    @torch.no_grad()
+    def _turn(self, same: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """A step of matrices of one shape."""
+        rows, columns = same[0].shape[0], same[0].numel() // same[0].shape[0]
+        updates = []
+        for p in same:
+            gradient, momentum = cast(Tensor, p.grad), self.state[p]["momentum"]
+            momentum.lerp_(gradient, 1 - group["momentum"])
+            updates.append(gradient.lerp(momentum, group["momentum"]).reshape(rows, columns))
+        size = 0.2 * math.sqrt(max(rows, columns)) * group["lr"]
+        for p, update in zip(same, orthogonalise(torch.stack(updates), products=self.products), strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(update.reshape(p.shape).to(p.dtype), alpha=-size)
 
     def _adamw(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         if not parameters:

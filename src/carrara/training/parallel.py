@@ -21,23 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Placement:
-    """A device, and whether training computes in bfloat16 there (weights stay float32)."""
+    """A device, whether it computes in bfloat16 there (weights stay float32), and in how many parts at once."""
 
     device: torch.device
     bf16: bool
+    parts: int = 1
 
     @staticmethod
     def choose(device: str = "auto", precision: str = "auto") -> Placement:
-        """The GPU where there is one; bfloat16 where the processor multiplies in it natively."""
+        """The GPU where there is one; float32 unless another ``precision`` is given: what is faster, `fastest` says."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        chosen = torch.device(device)
-        native = (
-            torch.cuda.is_bf16_supported(including_emulation=False)
-            if chosen.type == "cuda"
-            else _cpu_has_bf16()
-        )
-        return Placement(chosen, native if precision == "auto" else precision == "bf16")
+        return Placement(torch.device(device), precision == "bf16")
 
     def place(self, module: nn.Module) -> None:
         """Moves the module there, convolution weights channels-last."""
@@ -52,13 +47,8 @@ class Placement:
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        return f"{name}, {'bfloat16' if self.bf16 else 'float32'}"
-
-
-def _cpu_has_bf16() -> bool:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as info:
-        return "bf16" in info.read()  # avx512_bf16, amx_bf16, or ARM's bf16
-    return False
+        parts = f", {self.parts} parts of a batch at once" if self.parts > 1 else ""
+        return f"{name}, {'bfloat16' if self.bf16 else 'float32'}{parts}"
 
 
 # --- blocks: what is compiled, and computed twice ---

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,10 @@ from carrara.data.store import lock
 from carrara.errors import UserError
 from carrara.training import checkpoint
 from carrara.training.loop import Report, Task, TrainingState, train
+from carrara.training.parallel import Placement
 from carrara.training.post_hoc import Snapshots
+from carrara.training.train_config import TrainConfig
+from carrara.training.trial import fastest_training
 
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
@@ -37,6 +41,7 @@ _VERSION = {
     "data",
     "version",
     "tag",
+    "placement",
 }  # of the table that a run saw; it may go on with a later one that says the same
 _FIRST_FILES = {"run.json", RECIPE + ".part"}  # all that a run killed at its very start can have left
 
@@ -56,6 +61,8 @@ class Run:
         """
         self.folder = folder
         self._recipe, self._about, self._dataset = to_toml(recipe), dict(made_from), dataset
+        self._placement: dict[str, Any] = {}
+        self._note = ""
         if (folder / RECIPE).is_file():
             _same(folder, recipe, self._about)
         elif folder.exists() and not folder.is_dir():
@@ -67,7 +74,9 @@ class Run:
         if (self.folder / RECIPE).is_file():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "run.json").write_text(json.dumps({**self._about, **self._version()}))
+        (self.folder / "run.json").write_text(
+            json.dumps({**self._about, **self._version(), **self._placement})
+        )
         part = self.folder / (RECIPE + ".part")
         part.write_text(self._recipe, encoding="utf-8")
         os.replace(part, self.folder / RECIPE)
@@ -97,6 +106,20 @@ class Run:
     def finished(self) -> bool:
         """Whether the model is there."""
         return (self.model / "model.toml").is_file()
+
+    def placement(self, task: Task, load: Any, base: Placement, config: TrainConfig) -> Placement:
+        """How this training computes: as it was begun, else as is fastest for its first batch. The first report says so.
+
+        It stays so wherever and beside whatever it goes on, as other parts or another precision give other weights.
+        """
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads((self.folder / "run.json").read_text())["placement"]
+            return replace(base, bf16=known["precision"] == "bf16", parts=int(known["parts"]))
+        with closing(load(0)) as batches:
+            placement, self._note = fastest_training(task, next(batches), base, config)
+        precision = "bf16" if placement.bf16 else "fp32"
+        self._placement = {"placement": {"precision": precision, "parts": placement.parts, "why": self._note}}
+        return placement
 
     def train(
         self, task: Task, state: TrainingState, load: Any, begun: Callable[[Path], object] | None = None
@@ -135,6 +158,9 @@ class Run:
                         if time.monotonic() - saved > state.config.save_every:
                             state.save(checkpoints)
                             saved = time.monotonic()
+                        if self._note and report.losses:
+                            report = replace(report, note="; ".join(filter(None, (self._note, report.note))))
+                            self._note = ""
                         yield report
                 except GeneratorExit:  # between two steps: the state is whole
                     state.save(checkpoints)

@@ -65,9 +65,10 @@ def train_autoencoder(
         opponent = adversary.Adversary(recipe.discriminator, network, judge, folder)
         own = {"discriminator": opponent.train_config(recipe.train)}
     task = AutoencoderTask(recipe, module, placement.device, judge, opponent)
-    state = TrainingState(task.modules, recipe.train, placement, own=own)
     pixels = Pixels(size=recipe.size, channels=recipe.network.image_channels)
     batches = partial(_batches, dataset, list(task.columns), recipe.train, pixels, recipe.bits)
+    placement = run.placement(task, batches, placement, recipe.train)
+    state = TrainingState(task.modules, recipe.train, placement, own=own)
 
     def stored(**more: Any) -> StoredAutoencoder:
         passport = passport_of(dataset, state, start) | ({"start": start.hash} if start else {}) | more
@@ -186,8 +187,10 @@ def train_diffusion(
     )
     if recipe.validation.looks:
         task.validation = Validation(recipe.validation, task, dataset, autoencoder, folder)
+    fed = partial(feed.batches, list(task.columns))
+    placement = run.placement(task, partial(fed, lambda: 0.0), placement, recipe.train)
     state = TrainingState(task.modules, recipe.train, placement)
-    batches = partial(feed.batches, list(task.columns), lambda: state.fraction)
+    batches = partial(fed, lambda: state.fraction)
 
     def save(path: Path, **more: Any) -> None:
         passport = passport_of(dataset, state, autoencoder) | {

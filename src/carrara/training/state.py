@@ -47,7 +47,10 @@ class TrainingState:
         for name, module in self.modules.items():
             self.placement.place(module)
             self.optimizers[name] = make_optimizer(
-                module, self.own.get(name, self.config), fast_bf16=self.placement.bf16
+                module,
+                self.own.get(name, self.config),
+                fast_bf16=self.placement.bf16,
+                threads=self.placement.parts,
             )
             self.averages[name] = Ema(module, self.config.ema)
         for length in (*self.config.ema_lengths, *self.config.posthoc):
