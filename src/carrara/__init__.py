@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from carrara.autoencoders.stored import StoredAutoencoder
     from carrara.generation.model import Model
+
+# Before torch is there: threads that wait for each other sleep soon, so that a busy neighbour gets the core and the
+# thread that is waited for is not kept off it (with the library's own setting an operation takes many times as long).
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 

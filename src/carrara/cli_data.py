@@ -148,6 +148,7 @@ def _encode_latents(pictures: Dataset, autoencoder: Path, flip: bool, crops: int
     from carrara.data.channels import check_channels
     from carrara.data.latents import encoded, measured_scale, variants
     from carrara.training.parallel import Placement
+    from carrara.training.trial import fastest_encoding
 
     wanted = variants(flip, crops)
     opened = open_autoencoder(autoencoder)
@@ -156,7 +157,7 @@ def _encode_latents(pictures: Dataset, autoencoder: Path, flip: bool, crops: int
     if crops > 1 and not pictures.table.count_rows(filter="width != height"):
         console.print("all pictures are square: their crops are the same", soft_wrap=True)
     there = encoded(pictures, opened, wanted)
-    placement = Placement.choose()
+    placement = fastest_encoding(opened, Placement.choose())
     if there is None:
         console.print(f"encoding {len(pictures)} pictures ({placement})", soft_wrap=True)
         encode_missing(pictures, opened, placement, wanted, path=autoencoder, hands=hands)

@@ -60,6 +60,7 @@ def sample(
     from carrara.generation.generate import decode, denoise, settings_for
     from carrara.generation.pictures import picture_recipe, png_note, save_png, short_hash
     from carrara.generation.requests import Asked, read
+    from carrara.training.trial import fastest_sampling
 
     opened = open_model(model)
     note = png_note(opened.autoencoder.config.image_channels, opened.autoencoder.bits)
@@ -81,6 +82,8 @@ def sample(
     make_folder(out)
     hash_, written = opened.hash, []
     batch = 16
+    opened = fastest_sampling(opened, min(count, batch), settings)
+    exact = {"precision": "bf16"} if opened.bf16 else {}
     with Bar("sampling") as bar:
         for first in range(0, count, batch):
             numbers = list(range(first, min(first + batch, count)))
@@ -89,7 +92,7 @@ def sample(
                 words = f"step {moment.step} of {moment.steps}"
                 bar.show(done, words, total=count * moment.steps, unit="denoisings")
             for number, made in zip(numbers, decode(opened, moment.z), strict=True):
-                recipe = picture_recipe(hash_, settings, request.told, number)
+                recipe = picture_recipe(hash_, settings, {**request.told, **exact}, number)
                 path = out / f"{_slug(prompt or label or '')}_{seed}_{number}_{short_hash(recipe)}.png"
                 save_png(request.finish(made), path, recipe)
                 written.append(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -111,9 +111,7 @@ def run_autoencoder(
     if converted := check_channels(dataset, recipe.network.image_channels, recipe.bits):
         console.print(f"note: {converted}", soft_wrap=True)
     placement = Placement.choose(precision=recipe.train.precision)
-    console.print(
-        f"training the autoencoder on {len(dataset.indices('train'))} pictures ({placement})", soft_wrap=True
-    )
+    console.print(f"training the autoencoder on {len(dataset.indices('train'))} pictures", soft_wrap=True)
     watch("autoencoder", train_autoencoder(recipe, dataset, out, start=start), out)
     autoencoder = load_autoencoder(out / "model")
     measured = mean_psnr(autoencoder, dataset, placement.device)
@@ -129,10 +127,24 @@ def run_diffusion(
     start: Model | None = None,
 ) -> None:
     """Latents where they are missing, then stage two with a bar; None goes with a recipe for pixels."""
+    trained = diffusion_steps(recipe, dataset, autoencoder, out, start)
+    console.print("training the diffusion model", soft_wrap=True)
+    watch("diffusion", trained, out)
+
+
+def diffusion_steps(
+    recipe: DiffusionRecipe,
+    dataset: Dataset,
+    autoencoder: StoredAutoencoder | None,
+    out: Path,
+    start: Model | None = None,
+) -> Generator[Report]:
+    """The same without the bar of stage two: its reports."""
     from carrara.generation.model import latent_of
     from carrara.training.conditioning import checked, cut_notes, derive_for, learned, reads_of
     from carrara.training.parallel import Placement
     from carrara.training.stages import feed_of, fitted, train_diffusion
+    from carrara.training.trial import fastest_encoding
 
     fitting = fitted(recipe, dataset)
     if dropped := sorted(recipe.model.conditions.keys() - fitting.model.conditions.keys()):
@@ -151,6 +163,8 @@ def run_diffusion(
     placement = Placement.choose(precision=recipe.train.precision)
     worked_on = fitting.pixels.autoencoder() if fitting.pixels else autoencoder
     assert worked_on is not None
+    if recipe.train.precision == "auto" and not fitting.pixels:
+        placement = fastest_encoding(worked_on, placement)
     feed = feed_of(fitting, dataset, worked_on)
     for needed in feed.needed():
         encode_missing(dataset, worked_on, placement, feed.variants, rows=needed.rows, size=needed.size)
@@ -168,9 +182,7 @@ def run_diffusion(
     with Bar("conditions") as bar:
         for report in derive_for(conditions, reads, dataset):
             bar.show(report.done / max(1, report.total), f"{report.done} of {report.total} pictures")
-    console.print(f"training the diffusion model ({placement})", soft_wrap=True)
-    trained = train_diffusion(fitting, dataset, autoencoder, out, conditions=conditions, start=start)
-    watch("diffusion", trained, out)
+    return train_diffusion(fitting, dataset, autoencoder, out, conditions=conditions, start=start)
 
 
 def watch(title: str, reports: Iterator[Report], out: Path) -> None:

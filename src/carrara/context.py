@@ -71,6 +71,11 @@ class Context:
             joined[name] = torch.cat([joined[name], value], axes[name]) if name in joined else value
         return Context(**joined)
 
+    def split(self, count: int) -> list[Context]:
+        """Parts of the batch one after another, as equal as they can be."""
+        parts = {name: value.tensor_split(count) for name, value in self.roles().items()}
+        return [Context(**{name: found[k] for name, found in parts.items()}) for k in range(count)]
+
     def to(self, device: torch.device | str) -> Context:
         """The same context on another device."""
         return Context(**{name: value.to(device) for name, value in self.roles().items()})

@@ -29,13 +29,24 @@ def processors() -> int:
 def at_once(work: Sequence[Callable[[], T]], threads: int | None = None) -> list[T]:
     """The results in order; on ``threads`` threads (as many as there is work) that compute alone.
 
-    All have ended when it returns or raises what the first of them raised. With one thread, or one piece of work,
-    it is done here and now.
+    All have ended when it returns or raises what the first of them raised. Whether gradients are kept, and in which
+    precision is computed, goes with it. With one thread, or one piece of work, it is done here and now.
     """
     threads = len(work) if threads is None else threads
-    if threads == 1 or len(work) == 1:
+    if threads == 1 or len(work) < 2:
         return [piece() for piece in work]
-    running = [_pool(threads).submit(piece) for piece in work]
+    inference, slopes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    casting, kind = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    def run(piece: Callable[[], T]) -> T:
+        with (
+            torch.inference_mode(inference),
+            torch.set_grad_enabled(slopes),
+            torch.autocast("cpu", kind, enabled=casting),
+        ):
+            return piece()
+
+    running = [_pool(threads).submit(run, piece) for piece in work]
     wait(running)
     return [piece.result() for piece in running]
 

@@ -3,61 +3,84 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
+import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.cli_data import import_into
-from carrara.cli_models import make_folder, open_model
-from carrara.cli_train import run_autoencoder, run_diffusion
+from carrara.cli_models import make_folder, open_autoencoder, open_model
+from carrara.cli_train import diffusion_steps, run_autoencoder, run_diffusion
 from carrara.config import to_toml
 from carrara.console import Bar, clock, console
+from carrara.data.subset import subset
 from carrara.data.table import Dataset
 from carrara.errors import UserError
 from carrara.evaluation import report
 from carrara.evaluation.reconstruction import mean_psnr, reconstruct
 from carrara.generation.generate import Settings, decode, denoise
-from carrara.generation.model import Model
+from carrara.generation.model import Model, load_model
 from carrara.generation.pictures import picture_recipe, save_png, sheet, to_image
 from carrara.recipes import quickstart as recipes
+from carrara.recipes.quickstart import Choice
 from carrara.training.budget import Budget
+from carrara.training.diffusing import DiffusionRecipe
 from carrara.training.parallel import Placement
-from carrara.training.run import read_metrics
+from carrara.training.run import read_metrics, trained_on
+from carrara.training.trial import fastest_sampling
+from carrara.training.validation import ValidationConfig
 
 FILM = 8  # pictures in the strip
 SETTINGS = Settings(seed=7, steps=20, guidance=2.0)
 
 
 def quickstart(out: Path, budget: str, subset: str) -> None:
-    """Every step is skipped where it is done and continued where it was stopped."""
+    """Every step is skipped where it is done and continued where it was stopped; a larger budget goes on training."""
+    began = time.monotonic()
     try:
-        time_allowed = Budget.parse(budget)
+        allowed = Budget.parse(budget)
     except ValueError as error:
         raise UserError(str(error)) from None
     make_folder(out)
-    _remember(out, budget, subset)
-    timer = _Timer(out / "steps.json")
+    notes = _Notes.open(out, budget, subset)
+    timer = _Timer(out / "steps.json", began)
     with timer.step("data"):
         summary = import_into(recipes.SOURCE, out / "data", subset=subset)
         console.print(summary.lines()[0], soft_wrap=True)
-    dataset = Dataset.open(out / "data")
-    first, second = recipes.autoencoder(time_allowed), recipes.diffusion(time_allowed)
+    everything = Dataset.open(out / "data")
     with timer.step("autoencoder"):
-        autoencoder = run_autoencoder(first, dataset, out / "autoencoder")
-    with timer.step("latents and diffusion"):
-        run_diffusion(second, dataset, autoencoder, out / "diffusion")
-    link = out / "model"
+        if (out / "autoencoder" / "model").is_dir():
+            autoencoder = open_autoencoder(out / "autoencoder")
+        else:
+            autoencoder = run_autoencoder(recipes.autoencoder(allowed), everything, out / "autoencoder")
+    with timer.step("what can be learned"):
+        learned = _learned(out, everything, autoencoder, allowed, notes, timer)
+    with timer.step("diffusion"):
+        second = recipes.diffusion(Budget.parse(notes.stage_two), tuple(notes.languages))
+        run_diffusion(second, learned, autoencoder, out / "diffusion")
     model = open_model(out / "diffusion")
-    if not (link / "model.toml").is_file():
-        model.save(link, {"recipe.toml": to_toml(second)})
+    _replace(model, out / "model", to_toml(second))
+    model = fastest_sampling(model, len(recipes.SHOWN) + len(recipes.COMBINATIONS), SETTINGS)
     with timer.step("pictures"):
-        pictures, film = _pictures(model, out / "pictures")
+        pictures, film = _pictures(model, _prompts(learned, notes.languages), out / "pictures")
     with timer.step("report"):
-        _report(out, dataset, model, pictures, film, timer, budget)
-    console.print(f"\nthe page: {out / 'report.html'}    the model: {link}\ntry next:", soft_wrap=True)
+        _report(out, learned, model, pictures, film, timer, notes)
+    console.print(
+        f"\nthe page: {out / 'report.html'}    the model: {out / 'model'}\ntry next:", soft_wrap=True
+    )
     for command in next_commands(out):
         console.print(f"  {command}", soft_wrap=True)
 
@@ -71,29 +94,178 @@ def next_commands(out: Path) -> list[str]:
     ]
 
 
-def _remember(out: Path, budget: str, subset: str) -> None:
-    """The choices of the first start; another choice in the same folder is refused before anything changes."""
-    file, now = out / "quickstart.json", {"budget": budget, "set": subset}
-    if file.is_file():
-        if (before := json.loads(file.read_text())) != now:
+@dataclass
+class _Notes:
+    """What was chosen at the first start and stays: the set, concepts, languages; and the budget, which may grow."""
+
+    file: Path
+    budget: str
+    subset: str
+    concepts: int = 0
+    languages: list[str] = field(default_factory=list)
+    stage_two: str = ""
+    words: str = ""
+
+    @staticmethod
+    def open(out: Path, budget: str, subset: str) -> _Notes:
+        """UserError where the folder holds something else, was begun on another set, or with a larger budget."""
+        file = out / "quickstart.json"
+        if not file.is_file():
+            if {p.name for p in out.iterdir()} - {"quickstart.part"}:
+                raise UserError(f"{out} is not empty and holds no quickstart; give another folder with --out")
+            notes = _Notes(file, budget, subset)
+            notes.keep()
+            return notes
+        known = json.loads(file.read_text())
+        notes = _Notes(file, known.pop("budget"), known.pop("set"), **known)
+        before, now = Budget.parse(notes.budget), Budget.parse(budget)
+        same_kind = (before.seconds is None) == (now.seconds is None)
+        grows = same_kind and (now.seconds or now.steps or 0) >= (before.seconds or before.steps or 0)
+        if notes.subset != subset or not grows:
             raise UserError(
-                f"{out} was begun with --budget {before['budget']} --set {before['set']}; "
-                "give the same to continue it, or another folder with --out"
+                f"{out} was begun with --budget {notes.budget} --set {notes.subset}; give the same to continue it, "
+                "a larger budget to train it longer, or another folder with --out"
             )
+        if str(before) != str(now):
+            notes.budget, notes.stage_two = budget, ""
+            notes.keep()
+        return notes
+
+    def keep(self) -> None:
+        """Writes them, whole or not at all."""
+        known = asdict(self)
+        known["set"] = known.pop("subset")
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps({k: v for k, v in known.items() if k != "file"}, ensure_ascii=False))
+        os.replace(part, self.file)
+
+
+def _learned(
+    out: Path,
+    everything: Dataset,
+    autoencoder: StoredAutoencoder,
+    allowed: Budget,
+    notes: _Notes,
+    timer: _Timer,
+) -> Dataset:
+    """The data set of what can be learned in the time that is left, chosen once and said."""
+    place = out / "learned"
+    if not notes.concepts:
+        recipe = recipes.diffusion(allowed, tuple(recipes.LANGUAGES))
+        available = len(everything.indices("train"))
+        if allowed.steps:
+            seen, rate = float(allowed.steps * recipe.train.batch), 0.0
+        else:
+            rate = _rate(out / "rate", recipe, everything, autoencoder)
+            seen = rate * _left(allowed, timer)
+        choice = recipes.choose(seen, available)
+        notes.concepts, notes.languages = choice.concepts, list(choice.languages)
+        notes.words = _words(choice, seen, rate, available, allowed)
+        notes.keep()
+    if not (place / "dataset.toml").is_file():
+        rows = _chosen(everything, notes.concepts, autoencoder.size)
+        held_out = everything.indices("held_out")
+        subset(everything, np.sort(np.concatenate([rows, held_out])), place, why=notes.words)
+    if not notes.stage_two:
+        left = allowed if allowed.steps else Budget(seconds=round(_left(allowed, timer), 1))
+        notes.stage_two = str(left)
+        notes.keep()
+    console.print(notes.words, soft_wrap=True)
+    return Dataset.open(place)
+
+
+def _left(allowed: Budget, timer: _Timer) -> float:
+    """Seconds of stage two, so that with pictures and page the command ends with its budget; never below a tenth."""
+    seconds = allowed.seconds or 0.0
+    return max(seconds / 10, seconds - timer.before_stage_two - min(20.0, 0.06 * seconds))
+
+
+def _rate(place: Path, recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder) -> float:
+    """Pictures per second of stage two, from some seconds of it."""
+    shutil.rmtree(place, ignore_errors=True)
+    recipe = recipe.model_copy(update={"validation": ValidationConfig(looks=0)})
+    seconds = Budget.parse(recipe.train.budget).seconds or 0.0
+    until = time.monotonic() + min(8.0, 0.03 * seconds)
+    ends: list[tuple[float, int]] = []
+    with closing(diffusion_steps(recipe, dataset, autoencoder, place)) as reports:
+        for report in reports:
+            if report.losses:
+                ends.append((time.monotonic(), report.seen))
+            if len(ends) > 4 and time.monotonic() > until:
+                break
+    shutil.rmtree(place, ignore_errors=True)
+    steps = [(later[1] - one[1]) / (later[0] - one[0]) for one, later in pairwise(ends[1:])]
+    return statistics.median(steps)
+
+
+def _words(choice: Choice, seen: float, rate: float, available: int, allowed: Budget) -> str:
+    at = f"some {seen:,.0f} pictures seen" + (f" at {rate:.0f} per second" if rate else "")
+    every = Choice(available, tuple(recipes.LANGUAGES))
+    found = f"learning {choice} of {available}: {at}"
+    if choice == every or not rate:
+        return found
+    minutes = every.pictures / rate / (1 - recipes.AUTOENCODER_SHARE) / 60
+    return f"{found}; --budget {math.ceil(minutes)}m would be enough for {every}"
+
+
+def _chosen(dataset: Dataset, count: int, size: int) -> npt.NDArray[np.int64]:
+    """Rows to train on: those that are to be shown, then one after another the picture least like those before.
+
+    So no two of them are hard to tell apart: half of the faces differ by an eyebrow.
+    """
+    rows = dataset.indices("train")
+    names = dataset.take(rows, ["caption_en"])["caption_en"]
+    small = F.adaptive_avg_pool2d(dataset.pictures(rows, size).float(), 32).flatten(1)
+    first = [names.index(name) for name in (*recipes.SHOWN, *recipes.COLOURS) if name in names]
+    chosen, distance = list(first), torch.full((len(rows),), math.inf)
+    for index in first:
+        distance = distance.minimum((small - small[index]).norm(dim=1))
+    while len(chosen) < min(count, len(rows)):
+        distance[chosen] = -1.0
+        chosen.append(int(distance.argmax()))
+        distance = distance.minimum((small - small[chosen[-1]]).norm(dim=1))
+    return rows[chosen[: max(count, len(first))]]
+
+
+def _prompts(dataset: Dataset, languages: Sequence[str]) -> list[str]:
+    """Twelve for the grid: learned ones in all languages in turn, and combinations that no caption says."""
+    rows = dataset.indices("train")
+    captions = dataset.take(rows, [f"caption_{language}" for language in languages])
+    english = captions["caption_en"]
+    known = [name for name in recipes.SHOWN if name in english]
+    known += [name for name in english if name not in known][: len(recipes.SHOWN) - len(known)]
+    turns = [f"caption_{languages[index % len(languages)]}" for index in range(len(known))]
+    return [captions[turn][english.index(name)] for turn, name in zip(turns, known, strict=True)] + [
+        *recipes.COMBINATIONS
+    ]
+
+
+def _replace(model: Model, place: Path, recipe: str) -> None:
+    """Puts the newest model at ``place``, where an earlier one may be."""
+    if (place / "model.toml").is_file() and load_model(place).hash == model.hash:
         return
-    if {p.name for p in out.iterdir()} - {"quickstart.part"}:
-        raise UserError(f"{out} is not empty and holds no quickstart; give another folder with --out")
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(now))
-    os.replace(part, file)
+    model.save(place, {"recipe.toml": recipe})
 
 
 class _Timer:
     """How long each step took, over all starts."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, began: float) -> None:
+        """``began`` is when this start of the command did, on the monotonic clock."""
         self.file = file
         self.seconds: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+        self._began, self._earlier = began, sum(self.seconds.values())
+
+    @property
+    def before_stage_two(self) -> float:
+        """Seconds that were spent on everything but stage two, this moment included."""
+        later = ("diffusion", "pictures", "report")
+        return (
+            self._earlier
+            - sum(self.seconds.get(step, 0.0) for step in later)
+            + time.monotonic()
+            - self._began
+        )
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -109,10 +281,9 @@ class _Timer:
             os.replace(part, self.file)
 
 
-def _pictures(model: Model, folder: Path) -> tuple[dict[str, Any], list[Any]]:
+def _pictures(model: Model, prompts: Sequence[str], folder: Path) -> tuple[dict[str, Any], list[Any]]:
     """The prompts' pictures, saved as PNG, and the clean estimates of the first prompt on their way."""
     make_folder(folder)
-    prompts = recipes.PROMPTS
     rows = [{"caption": prompt} for prompt in prompts]
     film, every = [], max(1, SETTINGS.steps // (FILM - 1))
     with Bar("sampling") as bar:
@@ -139,7 +310,7 @@ def _report(
     pictures: dict[str, Any],
     film: list[Any],
     timer: _Timer,
-    budget: str,
+    notes: _Notes,
 ) -> None:
     placement = Placement.choose()
     held = dataset.indices("held_out")[:12]
@@ -165,7 +336,7 @@ def _report(
             "From noise to picture",
             report.picture(
                 sheet(film, len(film) // 2, zoom=1),
-                f"{recipes.PROMPTS[0]}: above z, below the clean estimate x0",
+                f"{next(iter(pictures))}: above z, below the clean estimate x0",
                 wide=True,
             ),
         ),
@@ -189,17 +360,20 @@ def _report(
                 [[name, clock(seconds)] for name, seconds in timer.seconds.items()], ["step", "time"]
             )
             + f"<p>{rates['autoencoder']:.0f} and {rates['diffusion']:.0f} pictures a second in the two stages, "
-            f"on {placement}.</p>",
+            f"on {trained_on(out / 'diffusion')}.</p>",
         ),
         (
             "The data",
-            f"<p>{len(dataset)} pictures, {len(dataset.indices('held_out'))} of them held out; licence of the "
-            f"pictures: {licences}. Graphics: Twemoji, copyright Twitter, Inc and other contributors, CC-BY 4.0.</p>",
+            f"<p>{notes.words}.</p><p>{len(dataset)} pictures, {len(dataset.indices('held_out'))} of them held out; "
+            f"licence of the pictures: {licences}. Graphics: Twemoji, copyright Twitter, Inc and other contributors, "
+            "CC-BY 4.0.</p>",
         ),
         ("Settings", report.code((model.path / "recipe.toml").read_text()) if model.path else ""),
     ]
     text = report.page(
-        "Carrara quickstart", f"A text-to-image model trained here, with a budget of {budget}.", sections
+        "Carrara quickstart",
+        f"A text-to-image model trained here, with a budget of {notes.budget}.",
+        sections,
     )
     part = out / "report.html.part"
     part.write_text(text, encoding="utf-8")

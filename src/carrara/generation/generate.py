@@ -21,6 +21,7 @@ from carrara.diffusion.samplers import SAMPLERS
 from carrara.diffusion.schedules import Discrete, Flow
 from carrara.generation.model import Model
 from carrara.generation.values import Values, encoded
+from carrara.parts import alone, at_once
 from carrara.tensors import PictureNoise, to_pixels
 
 
@@ -98,8 +99,10 @@ def decode(model: Model, latent: Tensor) -> Tensor:
     """
     autoencoder, scale = model.autoencoder, model.autoencoder.scale
     assert scale is not None
-    with torch.inference_mode():
-        return to_pixels(decode_any_size(autoencoder.module, scale.unscale(latent)), autoencoder.bits).cpu()
+    with torch.inference_mode(), alone(model.parts > 1):
+        raw = scale.unscale(latent).tensor_split(min(model.parts, len(latent)))
+        images = at_once([functools.partial(decode_any_size, autoencoder.module, part) for part in raw])
+        return to_pixels(torch.cat(images), autoencoder.bits).cpu()
 
 
 def generate(
@@ -128,14 +131,22 @@ def _guided(model: Model, rows: Sequence[Mapping[str, Any]] | Values, settings: 
     values = rows if isinstance(rows, Values) else Values.of(model, rows)
 
     @functools.cache  # either is made when a step first needs it, and often one of them never is
-    def context(both: bool) -> Context:
-        return encoded(model, values.both() if both else values.asked, size).remembering()
+    def contexts(both: bool) -> list[Context]:
+        rows = (2 if both else 1) * values.count
+        whole = encoded(model, values.both() if both else values.asked, size)
+        return [part.remembering() for part in whole.split(min(model.parts, rows))]
+
+    def estimate(z: Tensor, t: Tensor, both: bool) -> Tensor:
+        parts = zip(z.tensor_split(len(contexts(both))), contexts(both), strict=True)
+        with alone(model.parts > 1), model.autocast():
+            work = [functools.partial(diffusion.denoise, part, t, context) for part, context in parts]
+            return torch.cat(at_once(work))
 
     def conditional(z: Tensor, t: Tensor) -> Tensor:
-        return diffusion.denoise(z, t, context(False))
+        return estimate(z, t, False)
 
     def pair(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        with_it, without = diffusion.denoise(torch.cat([z, z]), t, context(True)).chunk(2)
+        with_it, without = estimate(torch.cat([z, z]), t, True).chunk(2)
         return with_it, without
 
     guided = cfg(settings.guidance).together(pair, conditional) if model.conditions else conditional

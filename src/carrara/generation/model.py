@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,13 @@ class Model:
     autoencoder: StoredAutoencoder
     passport: Mapping[str, Any]
     path: Path | None = None
+    parts: int = 1
+    bf16: bool = False
+    """How it is sampled: a batch in so many parts at once, and whether its network computes in bfloat16."""
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """The context that the network runs in; a caller's own stays where this one asks for nothing."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
 
     @property
     def diffusion(self) -> Diffusion:

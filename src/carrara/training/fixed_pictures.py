@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from carrara.data.loader import Fetch
 from carrara.data.order import Batch
 from carrara.generation.model import joined
 from carrara.generation.values import Values
+from carrara.parts import at_once
 from carrara.tensors import mix, sample_noise
 
 if TYPE_CHECKING:
@@ -104,15 +106,17 @@ class FixedPictures:
         bins: int = BINS,
         batch: int = 64,
         values: Mapping[str, Sequence[Any]] | None = None,
+        threads: int = 1,
     ) -> Tensor:
         """The unweighted error of the output in each bin of time, the mean over the pictures: ``float64 [bins]``.
 
         The noise is a function of the picture's seed and the bin. ``values`` are other conditions to take.
         """
         values = self.values if values is None else values
-        total, times = torch.zeros(bins, dtype=torch.float64), bin_times(bins)
-        step = max(1, batch // bins)  # each picture comes at all times at once
-        for start in range(0, len(self), step):
+        times = bin_times(bins)
+        step = max(1, batch // bins // threads)  # each picture comes at all times at once
+
+        def errors(start: int) -> Tensor:
             part = slice(start, start + step)
             seeds = self.seeds[part]
             latent = self.latent[part].repeat_interleave(bins, 0).to(task.device)
@@ -126,8 +130,10 @@ class FixedPictures:
                 loss = task.diffusion.loss(
                     latent, noise, times.float().repeat(len(seeds)).to(task.device), context
                 )
-            total += loss.double().cpu().view(-1, bins).sum(0)
-        return total / len(self)
+            return loss.double().cpu().view(-1, bins).sum(0)
+
+        starts = range(0, len(self), step)
+        return torch.stack(at_once([partial(errors, start) for start in starts], threads)).sum(0) / len(self)
 
 
 def _drawn(encoder: Any, columns: Mapping[str, Any], seeds: Sequence[int], stream: int) -> list[Any]:

@@ -32,8 +32,11 @@ class Task(Protocol):
     """An objective: modules by name, and for each of them its named loss terms (already weighted)."""
 
     modules: Mapping[str, nn.Module]
-    divisible: bool
-    """Whether parts of a batch may be asked about at the same time, in any order: its losses keep no state."""
+
+    @property
+    def divisible(self) -> bool:
+        """Whether parts of a batch may be asked about at the same time, in any order: its losses keep no state."""
+        ...
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
         """The terms whose sum the module ``update`` descends, each a scalar; none where it is not its turn.
@@ -106,7 +109,8 @@ def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterat
     waiting = iter(batches)
     drops = dropout.active(state.modules.values())
     while (used := budget.fraction(spent=state.spent, step=state.step)) < 1:
-        notes = [task.between(state)]
+        with alone(state.placement.parts > 1):
+            notes = [task.between(state)]
         yield from _best(task, state)
         if reason := task.finished(state):
             yield Report.remark(state, "; ".join(note for note in (*notes, f"stopped: {reason}") if note))
@@ -137,7 +141,9 @@ def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterat
             task.measures(),
             "; ".join(note for note in notes if note),
         )
-    if note := task.last(state):
+    with alone(state.placement.parts > 1):
+        note = task.last(state)
+    if note:
         yield from _best(task, state)
         yield Report.remark(state, note, measures=task.measures(), last=True)
 

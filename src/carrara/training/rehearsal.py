@@ -105,6 +105,7 @@ class Rehearsal(ABC):
 
     modules: Mapping[str, nn.Module]
     parts: Sequence[Part]
+    divisible = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

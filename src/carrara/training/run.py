@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -108,7 +108,7 @@ class Run:
         return (self.model / "model.toml").is_file()
 
     def placement(self, task: Task, load: Any, base: Placement, config: TrainConfig) -> Placement:
-        """How this training computes: as it was begun, else as is fastest for its first batch. The first report says so.
+        """How this training computes: as it was begun, else as is fastest for its first batch (a report says so).
 
         It stays so wherever and beside whatever it goes on, as other parts or another precision give other weights.
         """
@@ -123,7 +123,7 @@ class Run:
 
     def train(
         self, task: Task, state: TrainingState, load: Any, begun: Callable[[Path], object] | None = None
-    ) -> Iterator[Report]:
+    ) -> Generator[Report]:
         """Trains to the end of the budget, from the newest checkpoint on that is whole.
 
         ``load(start)`` gives batches from a number of pictures seen; ``begun(folder)`` writes the model as it is
@@ -135,7 +135,7 @@ class Run:
 
     def _train(
         self, task: Task, state: TrainingState, load: Any, begun: Callable[[Path], object] | None
-    ) -> Iterator[Report]:
+    ) -> Generator[Report]:
         checkpoints = self.folder / CHECKPOINTS
         notes = self._resume(state)
         (self.folder / STOPPED).unlink(missing_ok=True)
@@ -290,6 +290,13 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         except ValueError:
             break
     return found
+
+
+def trained_on(folder: Path) -> str:
+    """How the run computes, as its trial found, or "" where it did not say."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((folder / "run.json").read_text())["placement"]["why"])
+    return ""
 
 
 def read_stopped(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -41,7 +41,7 @@ _DATA = "pictures or captions"
 
 def train_autoencoder(
     recipe: AutoencoderRecipe, dataset: Dataset, folder: Path, *, start: StoredAutoencoder | None = None
-) -> Iterator[Report]:
+) -> Generator[Report]:
     """Stage one: reports while it trains; in the end ``folder/model`` holds the averaged weights.
 
     It begins from ``start``'s weights, if given (the recipe then has its network), otherwise from random ones.
@@ -139,7 +139,7 @@ def train_diffusion(
     *,
     conditions: nn.ModuleDict | None = None,
     start: Model | None = None,
-) -> Iterator[Report]:
+) -> Generator[Report]:
     """Stage two, on stored latents (``data.latents.encode``) or, without an autoencoder, on the recipe's pixels.
 
     In the end the model lies in ``folder/model``. ``conditions`` are those that `conditioning.learned` gave for

@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from carrara.generation.generate import Settings, denoise
+from carrara.generation.model import Model
 from carrara.parts import alone, processors
 from carrara.training.gradients import gradients
 from carrara.training.parallel import Placement
 
 if TYPE_CHECKING:
+    from carrara.autoencoders.stored import StoredAutoencoder
     from carrara.data.loader import Loaded
     from carrara.training.loop import Task
     from carrara.training.train_config import TrainConfig
@@ -97,7 +100,8 @@ def measured(ways: list[Callable[[], object]], device: torch.device) -> list[flo
     ]  # kernels are prepared; where that is all that there is time for, it counts
     if sum(first) > 8 * SECONDS:
         return first
-    rounds, until = [], time.perf_counter() + SECONDS
+    rounds: list[list[float]] = []
+    until = time.perf_counter() + SECONDS
     while not rounds or (time.perf_counter() < until and len(rounds) < 9):
         rounds.append([once(way) for way in ways])
     return [statistics.median(seconds) for seconds in zip(*rounds, strict=True)]
@@ -130,6 +134,36 @@ def fastest_training(
             precision=config.precision,
             divisible=task.divisible,
         )
+
+
+def fastest_sampling(model: Model, pictures: int, settings: Settings) -> Model:
+    """The model, to be sampled as is fastest for so many pictures at once; what it draws differs by rounding only."""
+    base = Placement(model.device, False)
+    once = settings.model_copy(update={"steps": 1, "sampler": "ddim"})
+    rows, numbers = [{}] * pictures, list(range(pictures))
+
+    def work(way: Placement) -> None:
+        for _ in denoise(replace(model, parts=way.parts, bf16=way.bf16), rows, numbers, once):
+            pass
+
+    shapes = [tuple(p.shape) for p in (*model.network.parameters(), *model.conditions.parameters())]
+    about = ("sampling", shapes, model.latent_of(settings.size(model)), pictures, settings.guidance == 1)
+    way, _ = fastest(base, work, about, precision="auto", divisible=True)
+    return replace(model, parts=way.parts, bf16=way.bf16)
+
+
+def fastest_encoding(autoencoder: StoredAutoencoder, base: Placement) -> Placement:
+    """In which precision an autoencoder encodes and decodes faster."""
+    module: Any = autoencoder.module.to(base.device)
+    images = torch.zeros(4, int(autoencoder.config.image_channels), autoencoder.size, autoencoder.size)
+
+    def work(way: Placement) -> None:
+        with torch.inference_mode(), way.autocast():
+            module.decode(module.encode(images.to(base.device)).mode())
+
+    shapes = [tuple(p.shape) for p in module.parameters()]
+    about = ("encoding", autoencoder.config.kind, shapes, autoencoder.size)
+    return fastest(base, work, about, precision="auto", divisible=False)[0]
 
 
 @contextlib.contextmanager

@@ -144,7 +144,12 @@ class Validation:
         for name, form in forms.items():
             if form is None:
                 continue
-            errors = form.losses(self.task, state.placement.autocast, batch=min(64, self._at_once))
+            errors = form.losses(
+                self.task,
+                state.placement.autocast,
+                batch=min(64, self._at_once),
+                threads=state.placement.parts,
+            )
             if not torch.isfinite(errors).all():
                 raise UserError(f"the {name} loss is no longer finite at {state.seen} pictures seen")
             found[name] = float(errors.mean())
@@ -157,7 +162,12 @@ class Validation:
         network = self.task.modules["denoiser"]
         assert isinstance(network, torch.nn.ModuleDict)
         model = Model(
-            self.task.recipe.model, network["network"], self.task.conditions, self.autoencoder, passport={}
+            self.task.recipe.model,
+            network["network"],
+            self.task.conditions,
+            self.autoencoder,
+            passport={},
+            parts=state.placement.parts,
         ).to(state.placement.device)
         wanted = self._pictures.wanted(self._conditions, self.config.samples)
         settings = settings_for(model, {"steps": self.config.steps, "seed": self.task.recipe.train.seed})
