@@ -147,8 +147,8 @@ def _encode_latents(pictures: Dataset, autoencoder: Path, flip: bool, crops: int
     from carrara.cli_models import open_autoencoder
     from carrara.data.channels import check_channels
     from carrara.data.latents import encoded, measured_scale, variants
+    from carrara.training.fastest import fastest_encoding
     from carrara.training.parallel import Placement
-    from carrara.training.trial import fastest_encoding
 
     wanted = variants(flip, crops)
     opened = open_autoencoder(autoencoder)

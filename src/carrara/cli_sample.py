@@ -60,7 +60,7 @@ def sample(
     from carrara.generation.generate import decode, denoise, settings_for
     from carrara.generation.pictures import picture_recipe, png_note, save_png, short_hash
     from carrara.generation.requests import Asked, read
-    from carrara.training.trial import fastest_sampling
+    from carrara.training.fastest import fastest_sampling
 
     opened = open_model(model)
     note = png_note(opened.autoencoder.config.image_channels, opened.autoencoder.bits)

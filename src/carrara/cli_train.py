@@ -142,9 +142,9 @@ def diffusion_steps(
     """The same without the bar of stage two: its reports."""
     from carrara.generation.model import latent_of
     from carrara.training.conditioning import checked, cut_notes, derive_for, learned, reads_of
+    from carrara.training.fastest import fastest_encoding
     from carrara.training.parallel import Placement
     from carrara.training.stages import feed_of, fitted, train_diffusion
-    from carrara.training.trial import fastest_encoding
 
     fitting = fitted(recipe, dataset)
     if dropped := sorted(recipe.model.conditions.keys() - fitting.model.conditions.keys()):

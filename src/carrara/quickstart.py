@@ -38,9 +38,9 @@ from carrara.recipes import quickstart as recipes
 from carrara.recipes.quickstart import Choice
 from carrara.training.budget import Budget
 from carrara.training.diffusing import DiffusionRecipe
+from carrara.training.fastest import fastest_sampling
 from carrara.training.parallel import Placement
 from carrara.training.run import read_metrics, trained_on
-from carrara.training.trial import fastest_sampling
 from carrara.training.validation import ValidationConfig
 
 FILM = 8  # pictures in the strip

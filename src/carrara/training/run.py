@@ -24,11 +24,11 @@ from carrara.config import Config, read_toml, to_toml
 from carrara.data.store import lock
 from carrara.errors import UserError
 from carrara.training import checkpoint
+from carrara.training.fastest import fastest_training
 from carrara.training.loop import Report, Task, TrainingState, train
 from carrara.training.parallel import Placement
 from carrara.training.post_hoc import Snapshots
 from carrara.training.train_config import TrainConfig
-from carrara.training.trial import fastest_training
 
 if TYPE_CHECKING:
     from carrara.data.table import Dataset

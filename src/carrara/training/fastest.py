@@ -140,7 +140,8 @@ def fastest_sampling(model: Model, pictures: int, settings: Settings) -> Model:
     """The model, to be sampled as is fastest for so many pictures at once; what it draws differs by rounding only."""
     base = Placement(model.device, False)
     once = settings.model_copy(update={"steps": 1, "sampler": "ddim"})
-    rows, numbers = [{}] * pictures, list(range(pictures))
+    rows: list[dict[str, str]] = [{}] * pictures
+    numbers = list(range(pictures))
 
     def work(way: Placement) -> None:
         for _ in denoise(replace(model, parts=way.parts, bf16=way.bf16), rows, numbers, once):
