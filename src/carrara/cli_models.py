@@ -58,8 +58,13 @@ def open_model(path: Path) -> Model:
     return load_model(model_in(path)).to(Placement.choose().device)
 
 
+STARTER = "starter"
+
+
 def model_in(path: Path) -> Path:
-    """``path`` itself, or the finished model inside a run."""
+    """``path`` itself, the finished model inside a run, or for "starter" the model that comes with Carrara."""
+    if path == Path(STARTER) and not path.exists():
+        return Path(__file__).with_name(STARTER)
     if (path / "model" / "model.toml").is_file():
         return path / "model"
     if (path / "checkpoints").is_dir():

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from carrara.cli_models import make_folder, open_model
+from carrara.cli_models import STARTER, make_folder, open_model
 from carrara.console import Bar, console
 from carrara.errors import UserError
 
@@ -18,7 +18,12 @@ _LARGE = 4  # times the area that a model learnt: from here on a user is told
 
 
 def sample(
-    model: Annotated[Path, typer.Argument(help="A model folder, or the run that made it.")],
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A model folder, the run that made it, or starter: a small model of emoji that comes with Carrara."
+        ),
+    ] = None,
     prompt: Annotated[
         str, typer.Argument(help="What to show; may stay away for a model without captions.")
     ] = "",
@@ -62,6 +67,11 @@ def sample(
     from carrara.generation.requests import Asked, read
     from carrara.training.fastest import fastest_sampling
 
+    if model is None:
+        raise UserError(
+            f"which model? Give its folder, the run that made it, or {STARTER}, which comes with Carrara: "
+            f'carrara sample {STARTER} "red heart"'
+        )
     opened = open_model(model)
     note = png_note(opened.autoencoder.config.image_channels, opened.autoencoder.bits)
     width, height = _sides(size) if size else (None, None)
