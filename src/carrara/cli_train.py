@@ -189,11 +189,13 @@ def watch(title: str, reports: Iterator[Report], out: Path) -> None:
     """Shows a training's reports; Ctrl-C saves and says how to go on."""
     import time
 
+    from carrara.training.machine import Sharing
+
     saved = f"stopped and saved in {out}; the same command again continues"
     any_step = False
     with Bar(title) as bar:
         recent: tuple[float, int] | None = None
-        rate = 0.0
+        rate, sharing = 0.0, Sharing()
         for report in until_interrupted(reports, saved=saved):
             any_step, now = True, time.monotonic()
             recent = recent or (now, report.seen)
@@ -204,6 +206,9 @@ def watch(title: str, reports: Iterator[Report], out: Path) -> None:
             if not report.losses:
                 continue
             loss = sum(report.losses.values())
-            bar.show(report.fraction, f"loss {loss:.4f} · {report.seen} seen · {rate:.0f} pictures/s")
+            bar.show(
+                report.fraction,
+                f"loss {loss:.4f} · {report.seen} seen · {rate:.0f} pictures/s{sharing.words()}",
+            )
     if not any_step:
         console.print(f"nothing to do: {out} is trained already", soft_wrap=True)

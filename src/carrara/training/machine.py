@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+
+_LOOK, _NOTICED = 3.0, 0.15  # seconds between looks; share of the time spent waiting that is worth a word
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,37 @@ def disk_free(path: Path) -> int:
 def resident(word: str = "VmRSS") -> int | None:
     """Bytes of this process in RAM now, or at most so far with "VmHWM"; None where the system does not tell."""
     return _field(Path("/proc/self/status"), word)
+
+
+def core_time() -> tuple[float, float] | None:
+    """Seconds that this process's threads ran, and that they were ready but another program had the core.
+
+    None where the system does not tell.
+    """
+    ran, waited = 0, 0
+    try:
+        for thread in Path("/proc/self/task").iterdir():
+            numbers = (thread / "schedstat").read_text().split()
+            ran, waited = ran + int(numbers[0]), waited + int(numbers[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return (ran / 1e9, waited / 1e9) if ran else None
+
+
+class Sharing:
+    """Whether other programs want the cores that this process computes on, looked at every few seconds."""
+
+    def __init__(self) -> None:
+        self._before, self._at, self._words = core_time(), time.monotonic(), ""
+
+    def words(self) -> str:
+        """Something for a line of progress, or ""."""
+        if time.monotonic() - self._at > _LOOK and (now := core_time()) and self._before:
+            ran, waited = (max(0.0, new - old) for new, old in zip(now, self._before, strict=True))
+            share = waited / max(1e-9, ran + waited)
+            self._words = f" · shared machine: waits {share:.0%} of the time" if share > _NOTICED else ""
+            self._before, self._at = now, time.monotonic()
+        return self._words
 
 
 def _meminfo(word: str) -> int | None:
