@@ -91,8 +91,13 @@ def test_from_nothing_to_the_page_and_again(carrara: Command, tmp_path: Path) ->
         f.read_bytes() for f in pictures
     ]
 
-    other = carrara("quickstart", "--out", "q", "--budget", "9steps", "--set", "Activities")
-    assert "was begun with --budget 6steps --set Activities" in other.refusal
+    smaller = carrara("quickstart", "--out", "q", "--budget", "5steps", "--set", "Activities")
+    assert "was begun with --budget 6steps --set Activities" in smaller.refusal
+    longer = carrara("quickstart", "--out", "q", "--budget", "9steps", "--set", "Activities")
+    assert longer.status == 0, longer.err
+    trained = library.load(out / "model")
+    assert trained.passport["steps"] == 9
+    assert trained.passport["data"] == model.passport["data"], "the same concepts"
 
     next_one = carrara(
         *one.split('"')[0].split()[1:], "red heart", "--steps", 2, "--count", 1, "--out", "next"

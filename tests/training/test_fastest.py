@@ -1,0 +1,141 @@
+"""The choice by measuring: what is faster wins, it is remembered, and a run keeps it; parts change rounding only."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from carrara.autoencoders.stored import load_autoencoder
+from carrara.conditions import text
+from carrara.generation.generate import Settings, generate
+from carrara.generation.model import load_model
+from carrara.training import fastest
+from carrara.training.parallel import Placement
+from carrara.training.stages import train_autoencoder, train_diffusion
+from conftest import Trained, run_out, small_autoencoder, small_diffusion, steps
+
+CPU = Placement(torch.device("cpu"), False)
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine of two cores, as far as the choice goes, on which nothing was measured yet."""
+    monkeypatch.setattr(fastest, "processors", lambda: 2)
+    monkeypatch.setattr(fastest, "SECONDS", 0.05)
+    monkeypatch.setenv("CARRARA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({(False, 1): 4, (False, 2): 1, (True, 1): 4, (True, 2): 2}, (False, 2)),
+        ({(False, 1): 4, (False, 2): 2, (True, 1): 4, (True, 2): 1}, (True, 2)),
+        ({(False, 1): 1, (False, 2): 2, (True, 1): 4, (True, 2): 2}, (False, 1)),
+        ({(False, 1): 1, (False, 2): 1.05, (True, 1): 4, (True, 2): 2}, (False, 2)),  # no more than noise
+    ],
+)
+def test_the_fastest_way_is_taken_and_remembered(
+    two: None,
+    seconds: dict[tuple[bool, int], float],
+    expected: tuple[bool, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[tuple[bool, int]] = []
+
+    def work(way: Placement) -> None:
+        calls.append((way.bf16, way.parts))
+
+    def clock(ways: list[Callable[[], object]], device: torch.device) -> list[float]:
+        for way in ways:
+            way()
+        return [float(seconds[one]) for one in calls[-len(ways) :]]
+
+    monkeypatch.setattr(fastest, "measured", clock)
+
+    for _ in range(2):
+        found, words = fastest.fastest(CPU, work, "shapes", precision="auto", divisible=True)
+        assert (found.bf16, found.parts) == expected
+        assert words.startswith(str(found))
+        assert "against" in words
+        count = len(calls)
+    assert set(calls) == set(seconds)
+    fastest.fastest(CPU, work, "shapes", precision="auto", divisible=True)
+    assert len(calls) == count, "it was measured already"
+    fastest.fastest(CPU, work, "other shapes", precision="auto", divisible=True)
+    assert len(calls) > count
+
+
+def test_what_is_asked_for_is_not_tried(two: None) -> None:
+    ways = fastest.candidates(CPU, "fp32", True)
+    assert [(way.bf16, way.parts) for way in ways] == [(False, 1), (False, 2)]
+    assert fastest.candidates(CPU, "bf16", False) == [replace(CPU, bf16=True)]
+
+
+def test_a_damaged_memory_is_measured_again(two: None, tmp_path: Path) -> None:
+    run = lambda: fastest.fastest(CPU, lambda way: None, "x", precision="auto", divisible=False)  # noqa: E731
+    run()
+    (file,) = (tmp_path / "cache" / "trials").iterdir()
+    for text_ in ("", "[1]", '{"a": 1}', "[0.0, -1.0]", "[NaN, 1.0]"):
+        file.write_text(text_)
+        run()
+        assert all(second > 0 for second in json.loads(file.read_text()))
+
+
+def parts(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        fastest, "fastest", lambda base, work, shapes, **k: (replace(base, parts=count), str(count))
+    )
+
+
+def test_parts_at_once_change_rounding_only(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    autoencoder = load_autoencoder(trained.autoencoder / "model")
+
+    def reports(folder: Path) -> list[Any]:
+        one = run_out(train_autoencoder(small_autoencoder(), trained.dataset, folder / "a"))
+        two = run_out(train_diffusion(small_diffusion(), trained.dataset, autoencoder, folder / "d"))
+        return steps([*one, *two])
+
+    parts(1, monkeypatch)
+    whole = reports(tmp_path / "1")
+    parts(2, monkeypatch)
+    split, again = reports(tmp_path / "2"), reports(tmp_path / "3")
+    assert [r.losses for r in split] == [r.losses for r in again], "threads decide nothing"
+    for name in ("denoiser", "conditions"):
+        files = [tmp_path / k / "d" / "model" / f"{name}.safetensors" for k in "23"]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    for a, b in zip(whole, split, strict=True):
+        assert b.losses == pytest.approx(a.losses, rel=2e-3)
+    assert split[0].gradient == pytest.approx(whole[0].gradient, rel=1e-4)
+
+
+def test_a_run_goes_on_as_it_was_begun(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is fastest by then: the same weights come out."""
+    parts(2, monkeypatch)
+    run_out(train_autoencoder(small_autoencoder(), trained.dataset, tmp_path / "whole"))
+    begun = train_autoencoder(small_autoencoder(), trained.dataset, tmp_path / "run")
+    next(begun), next(begun), begun.close()
+    parts(1, monkeypatch)
+    run_out(train_autoencoder(small_autoencoder(), trained.dataset, tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["placement"]["parts"] == 2
+    one, other = (tmp_path / n / "model" / "weights.safetensors" for n in ("run", "whole"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_samples_in_parts_are_the_same_pictures(trained: Trained) -> None:
+    model = load_model(trained.diffusion / "model")
+    rows = [{"caption": caption} for caption in ("red disc", "blau", "")]
+    settings = Settings(steps=3, seed=5)
+    whole = generate(model, rows, settings).int()
+    assert (generate(replace(model, parts=2), rows, settings).int() - whole).abs().max() <= 1
+    alone = generate(replace(model, parts=2), rows[:1], settings).int()  # its two branches are the parts
+    assert (alone - whole[:1]).abs().max() <= 1
+    assert whole.float().std() > 1
+    assert isinstance(model.config.conditions["caption"], text.Config)
