@@ -80,11 +80,33 @@ def orthogonalise(matrices: Tensor, steps: int = 5, *, products: torch.dtype = t
     if tall:
         x = x.mT
     x = x / (x.float().norm(dim=(-2, -1), keepdim=True) + 1e-7).to(x.dtype)
+    wide = x.shape[-1] >= 2 * x.shape[-2] and products == torch.float32
+    x = _by_gram(x, steps) if wide else _newton_schulz(x, steps)
+    return x.mT if tall else x
+
+
+def _newton_schulz(x: Tensor, steps: int) -> Tensor:
     a, b, c = _QUINTIC
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return x
+
+
+def _by_gram(x: Tensor, steps: int) -> Tensor:
+    """The same polynomials of the small matrix x x^T alone, multiplied with x once: less than half the work where
+
+    x is much wider than high. Squares the singular values, for which bfloat16 is too coarse.
+    """
+    a, b, c = _QUINTIC
+    gram, one = x @ x.mT, torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
+    total: Tensor | None = None
+    for step in range(steps):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * one
+        total = factor if total is None else factor @ total
+        if step < steps - 1:
+            gram = factor @ (factor @ gram)
+    return x if total is None else total @ x
 
 
 class Muon(torch.optim.Optimizer):
