@@ -73,5 +73,5 @@ def diffusion(budget: Budget, languages: tuple[str, ...]) -> DiffusionRecipe:
     caption = recipe.model.conditions["caption"].model_copy(update={"languages": languages, "width": 128})
     denoiser = recipe.model.denoiser.model_copy(update={"channels": 96, "head_width": 48})
     model = recipe.model.model_copy(update={"denoiser": denoiser, "conditions": {"caption": caption}})
-    train = recipe.train.model_copy(update={"budget": str(budget)})
+    train = recipe.train.model_copy(update={"budget": str(budget), "warmup": 30})
     return recipe.model_copy(update={"model": model, "train": train})
