@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (see `carrara recipe`) or a TOML file.")],
     dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
-    out: Annotated[Path, typer.Option(help="The run's folder; the same again continues it.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The run's folder; the same again continues it, with a larger --budget for longer."
+        ),
+    ],
     autoencoder: Annotated[
         Path | None,
         typer.Option(help="For diffusion in latents: the autoencoder, a model folder or its run."),
@@ -204,6 +209,9 @@ def watch(title: str, reports: Iterator[Report], out: Path) -> None:
             if not report.losses:
                 continue
             loss = sum(report.losses.values())
-            bar.show(report.fraction, f"loss {loss:.4f} · {report.seen} seen · {rate:.0f} pictures/s")
+            words = f"loss {loss:.4f} · {report.seen} seen · {rate:.0f} pictures/s"
+            bar.show(report.fraction, words + (f" · {report.next}" if report.next else ""))
     if not any_step:
-        console.print(f"nothing to do: {out} is trained already", soft_wrap=True)
+        console.print(
+            f"nothing to do: {out} is trained already; a larger --budget goes on from it", soft_wrap=True
+        )

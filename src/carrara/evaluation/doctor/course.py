@@ -70,13 +70,6 @@ def losses(lines: Sequence[Mapping[str, float]], config: TrainConfig, stopped: s
                 f"raise train.clip to about {np.median(gradient):.2g}, or lower train.lr (now {config.lr:g})"
             )
             found.append(Finding("always_clipped", words, fix, serious=False))
-    if config.warmup > 0.5 * (steps := lines[-1].get("step", 0)):
-        words = f"the learning rate was still rising: warm-up takes {config.warmup} steps, the run did {steps:.0f}"
-        found.append(
-            Finding(
-                "warmup", words, f"lower train.warmup (now {config.warmup}), or train longer", serious=False
-            )
-        )
     return Check(name, saw, found)
 
 
