@@ -104,17 +104,28 @@ def train(
 
 
 def run_autoencoder(
-    recipe: AutoencoderRecipe, dataset: Dataset, out: Path, start: StoredAutoencoder | None = None
+    recipe: AutoencoderRecipe,
+    dataset: Dataset,
+    out: Path,
+    start: StoredAutoencoder | None = None,
 ) -> StoredAutoencoder:
     """Stage one with a bar, from ``start``'s weights if given; returns the autoencoder."""
+    import torch
+
     from carrara.autoencoders.stored import load_autoencoder
     from carrara.data.channels import check_channels
     from carrara.evaluation.reconstruction import mean_psnr
+    from carrara.training.continuing import steps_made
     from carrara.training.parallel import Placement
-    from carrara.training.stages import train_autoencoder
+    from carrara.training.preflight import check_memory
+    from carrara.training.stages import check_autoencoder, train_autoencoder
 
     if converted := check_channels(dataset, recipe.network.image_channels, recipe.bits):
         console.print(f"note: {converted}", soft_wrap=True)
+    if not steps_made(out):
+        with torch.device("meta"):
+            check_autoencoder(recipe, recipe.network.build(), dataset, start)
+        check_memory(recipe, dataset)
     placement = Placement.choose(precision=recipe.train.precision)
     console.print(f"training the autoencoder on {len(dataset.indices('train'))} pictures", soft_wrap=True)
     watch("autoencoder", train_autoencoder(recipe, dataset, out, start=start), out)
@@ -147,8 +158,10 @@ def diffusion_steps(
     """The same without the bar of stage two: its reports."""
     from carrara.generation.model import latent_of
     from carrara.training.conditioning import checked, cut_notes, derive_for, learned, reads_of
+    from carrara.training.continuing import steps_made
     from carrara.training.fastest import fastest_encoding
     from carrara.training.parallel import Placement
+    from carrara.training.preflight import check_memory
     from carrara.training.stages import feed_of, fitted, train_diffusion
 
     fitting = fitted(recipe, dataset)
@@ -168,6 +181,8 @@ def diffusion_steps(
     placement = Placement.choose(precision=recipe.train.precision)
     worked_on = fitting.pixels.autoencoder() if fitting.pixels else autoencoder
     assert worked_on is not None
+    if not steps_made(out):
+        check_memory(fitting, dataset, worked_on, start.conditions if start else None)
     if recipe.train.precision == "auto" and not fitting.pixels:
         placement = fastest_encoding(worked_on, placement)
     feed = feed_of(fitting, dataset, worked_on)

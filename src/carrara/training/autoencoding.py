@@ -144,7 +144,7 @@ class AutoencoderTask(Task):
 
     def pending(self, state: TrainingState) -> str:
         """Whether held-out PSNR is measured now."""
-        return "validating" if LOOKS.due(state) else ""
+        return "validating" if state.fraction < 1 and LOOKS.due(state) else ""
 
     def between(self, state: TrainingState) -> str:
         """Every twentieth of the budget held-out PSNR is measured; the adversary may begin or be undone."""

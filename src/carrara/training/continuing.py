@@ -53,7 +53,7 @@ def change_of(folder: Path, recipe: Config, about: Mapping[str, str], *, recipe_
     different = list(_differences(before, now))
     fixed = [d for d in different if d[0] != _BUDGET and not _among(d[0], _FREE)]
     data = "" if fixed else _other_data(folder, about)
-    if (fixed or data) and not any(_steps_made(folder)):
+    if (fixed or data) and not steps_made(folder):
         return Change(anew=True)
     if fixed:
         key, was, wanted = fixed[0]
@@ -65,10 +65,10 @@ def change_of(folder: Path, recipe: Config, about: Mapping[str, str], *, recipe_
         )
     if data:
         raise UserError(data)
-    old, new = (Budget.parse(table["train"]["budget"]) for table in (before, now))
-    if old == new:
+    budgets = (Budget.parse(before["train"]["budget"]), Budget.parse(now["train"]["budget"]))
+    if budgets[0] == budgets[1]:
         return Change()
-    return _longer(folder, old, new, TrainConfig.model_validate(before["train"]))
+    return _longer(folder, *budgets, TrainConfig.model_validate(before["train"]))
 
 
 def _longer(folder: Path, old: Budget, new: Budget, config: TrainConfig) -> Change:
@@ -140,12 +140,12 @@ def _newest_numbers(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _steps_made(folder: Path) -> Iterator[Path]:
-    """Whatever holds weights that were trained: checkpoints, damaged ones too, and the model."""
-    yield from (folder / "model").glob("model.toml")
-    for path in (folder / "checkpoints").glob("**/*"):
-        if path.is_dir() and path.name[:1].isdigit() and path.suffix != ".part":
-            yield path
+def steps_made(folder: Path) -> bool:
+    """Whether a run has weights that were trained: a model, or checkpoints, be they damaged."""
+    if (folder / "model" / "model.toml").is_file():
+        return True
+    found = (folder / "checkpoints").glob("**/*")
+    return any(path.is_dir() and path.name[:1].isdigit() and path.suffix != ".part" for path in found)
 
 
 def _other_data(folder: Path, about: Mapping[str, str]) -> str:

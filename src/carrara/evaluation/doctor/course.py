@@ -73,6 +73,11 @@ def losses(lines: Sequence[Mapping[str, float]], config: TrainConfig, stopped: s
     return Check(name, saw, found)
 
 
+def enough(pictures: int) -> int:
+    """How many pictures have to be seen of so many before conditions mean something."""
+    return _OFTEN * min(pictures, _MANY)
+
+
 def amount(lines: Sequence[Mapping[str, float]], dataset: Dataset | None, conditional: bool) -> Check:
     """How many pictures and words there are, and how often each was met."""
     name = "amount of data"
@@ -93,7 +98,7 @@ def amount(lines: Sequence[Mapping[str, float]], dataset: Dataset | None, condit
                 "few_pictures", words, f"bring at least some hundred, {_FEW} at the very least", serious=False
             )
         )
-    wanted = _OFTEN * min(pictures, _MANY)
+    wanted = enough(pictures)
     if lines and seen < wanted:
         what = "conditions mean" if conditional else "pictures become"
         words = (
