@@ -172,8 +172,7 @@ def plan(subject: Subject, *, seconds: float = 10.0, place: Path = Path()) -> Pl
     parameters = dict(step.parameters)
     if subject.autoencoder and not getattr(recipe, "pixels", None):
         parameters["autoencoder"] = sum(p.numel() for p in subject.autoencoder.module.parameters())
-    on_cpu = placement.device.type == "cpu"
-    base = (resident() or 0) + need.kept if on_cpu else 0  # with all libraries loaded by now
+    base = (resident() or 0) + need.kept if placement.device.type == "cpu" else 0  # all libraries are loaded
     disk = on_disk(subject, step)
     refusals = [refusal] if (refusal := need.refusal(free)) else []
     if (wanted := sum(disk.values())) > (space := disk_free(place)):
@@ -255,8 +254,8 @@ class _Need:
         build, notes = _rehearsal(subject, placement, conditions)
         one = imagine(build, config, placement)
         step = _with_scores(one, config.batch) if isinstance(subject.recipe, ContrastiveRecipe) else one
-        on_cpu = placement.device.type == "cpu"  # a GPU's memory does not hold the loader's pictures
-        return _Need(subject, placement, one, step, kept_in_memory(subject) if on_cpu else 0, notes)
+        kept = kept_in_memory(subject) if placement.device.type == "cpu" else 0  # a GPU does not hold them
+        return _Need(subject, placement, one, step, kept, notes)
 
     @property
     def bytes(self) -> int:
@@ -274,8 +273,7 @@ class _Need:
         """Why it does not fit and what would, or ""."""
         if self.bytes <= free.free:
             return ""
-        fits = self.fits(free)
-        smaller = "" if fits else self._smaller(free)
+        smaller = "" if (fits := self.fits(free)) else self._smaller(free)
         return _too_large(self.one, self.subject.recipe.train, self.bytes, free, fits, smaller)
 
     def _smaller(self, free: Memory) -> str:
