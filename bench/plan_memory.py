@@ -20,10 +20,11 @@ from itertools import islice
 import torch
 
 from carrara.recipes.catalogue import named
+from carrara.training.dry_run import random_batches
 from carrara.training.imagined import imagine
 from carrara.training.loop import TrainingState, train
 from carrara.training.parallel import Placement
-from carrara.training.preflight import Subject, _random, _rehearsal
+from carrara.training.preflight import Subject, _rehearsal
 
 CASES = (
     ("ddpm", []),
@@ -51,7 +52,7 @@ def real(name: str, changes: list[str]) -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     task = _rehearsal(subject, placement)[0]()
     state = TrainingState(task.modules, config, placement)
-    with closing(_random(config.batch)) as batches:
+    with closing(random_batches(config.batch)) as batches:
         for _ in islice(train(task, batches, state), STEPS):
             pass
     if placement.device.type == "cuda":

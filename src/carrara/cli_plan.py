@@ -88,7 +88,11 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
         ("parameters", f"{names}; {_count(plan.trained)} are trained"),
         ("batch", f"{plan.batch} pictures" + (f" in {plan.accumulate} parts" if plan.accumulate > 1 else "")),
         ("FLOPs a step", f"{step.flops * plan.batch:.3g}"),
-        ("memory at its peak", f"{_size(plan.peak)}, of {_size(plan.memory.free)} {plan.memory.kind} free"),
+        (
+            "memory at its peak",
+            f"{_size(plan.peak)}; {_size(plan.memory.free)} of {plan.memory.kind} are free now",
+        ),
+        ("  libraries and data", _size(plan.base)),
         ("  weights", _size(step.weights)),
         ("  averages", _size(step.averages)),
         ("  optimizer", _size(step.optimizer)),
@@ -97,18 +101,28 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
     ]
     if plan.trial.peak:
         steps.append(("  measured in the trial", _size(plan.trial.peak)))
-    fits = "; ".join(f"batch {b}" + (f" with accumulate {a}" if a > 1 else "") for b, a in plan.fits)
     disk = ", ".join(f"{name} {_size(size)}" for name, size in plan.disk.items() if size)
+    looks = f", of which looks at held-out pictures {_time(plan.looks)}" if plan.looks >= 1 else ""
     steps += [
-        ("fits this machine", fits or "nothing, not even a picture at a time"),
+        ("fits this machine", _fits(plan)),
         ("disk", f"{disk}; {_size(plan.disk_free)} are free"),
         ("pictures a second", f"{plan.trial.rate:.3g}, {plan.trial.words}"),
-        ("time to the end", _time(plan.seconds)),
+        ("time to the end", _time(plan.seconds) + looks),
     ]
     seen = f"{plan.seen:,.0f} pictures".replace(",", " ")
     if plan.pictures:
         seen += f", {plan.seen / plan.pictures:.3g} times each of {plan.pictures}"
     return [*steps, ("seen by then", seen)]
+
+
+def _fits(plan: Plan) -> str:
+    """In words: the recipe's batch, and the largest one."""
+    words = []
+    for batch, parts in plan.fits:
+        split = f" with --set train.accumulate={parts}" if parts > 1 else ""
+        what = "the recipe's batch of" if batch == plan.batch else "at most a batch of"
+        words.append(f"{what} {batch}{split}")
+    return "; ".join(words) or "nothing; one picture does not fit"
 
 
 def _shape(text: str | None) -> tuple[int, int, int] | None:

@@ -109,7 +109,9 @@ def run_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, out: Path) -> N
     """Embeds what is missing, trains the towers with a bar, and shows how well held-out pairs find each other."""
     from carrara.cli_train import watch
     from carrara.model_folder import read_passport
+    from carrara.training.continuing import steps_made
     from carrara.training.contrasting import Pairs, train_contrastive
+    from carrara.training.preflight import check_memory
 
     pairs = Pairs(recipe, dataset)
     for embedder, of in pairs.needed():
@@ -118,6 +120,8 @@ def run_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, out: Path) -> N
     console.print(
         f"training on {len(pairs.rows('train'))} pictures with captions ({languages})", soft_wrap=True
     )
+    if not steps_made(out):
+        check_memory(recipe, dataset)
     watch("contrastive", train_contrastive(recipe, dataset, out), out)
     held_out = read_passport(out / "model").get("held_out")
     if held_out:

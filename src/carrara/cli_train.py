@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (see `carrara recipe`) or a TOML file.")],
     dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
-    out: Annotated[Path, typer.Option(help="The run's folder; the same again continues it.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The run's folder; the same again continues it, with a larger --budget for longer."
+        ),
+    ],
     autoencoder: Annotated[
         Path | None,
         typer.Option(help="For diffusion in latents: the autoencoder, a model folder or its run."),
@@ -99,17 +104,28 @@ def train(
 
 
 def run_autoencoder(
-    recipe: AutoencoderRecipe, dataset: Dataset, out: Path, start: StoredAutoencoder | None = None
+    recipe: AutoencoderRecipe,
+    dataset: Dataset,
+    out: Path,
+    start: StoredAutoencoder | None = None,
 ) -> StoredAutoencoder:
     """Stage one with a bar, from ``start``'s weights if given; returns the autoencoder."""
+    import torch
+
     from carrara.autoencoders.stored import load_autoencoder
     from carrara.data.channels import check_channels
     from carrara.evaluation.reconstruction import mean_psnr
+    from carrara.training.continuing import steps_made
     from carrara.training.parallel import Placement
-    from carrara.training.stages import train_autoencoder
+    from carrara.training.preflight import check_memory
+    from carrara.training.stages import check_autoencoder, train_autoencoder
 
     if converted := check_channels(dataset, recipe.network.image_channels, recipe.bits):
         console.print(f"note: {converted}", soft_wrap=True)
+    if not steps_made(out):
+        with torch.device("meta"):
+            check_autoencoder(recipe, recipe.network.build(), dataset, start)
+        check_memory(recipe, dataset)
     placement = Placement.choose(precision=recipe.train.precision)
     console.print(f"training the autoencoder on {len(dataset.indices('train'))} pictures", soft_wrap=True)
     watch("autoencoder", train_autoencoder(recipe, dataset, out, start=start), out)
@@ -142,8 +158,10 @@ def diffusion_steps(
     """The same without the bar of stage two: its reports."""
     from carrara.generation.model import latent_of
     from carrara.training.conditioning import checked, cut_notes, derive_for, learned, reads_of
+    from carrara.training.continuing import steps_made
     from carrara.training.fastest import fastest_encoding
     from carrara.training.parallel import Placement
+    from carrara.training.preflight import check_memory
     from carrara.training.stages import feed_of, fitted, train_diffusion
 
     fitting = fitted(recipe, dataset)
@@ -163,6 +181,8 @@ def diffusion_steps(
     placement = Placement.choose(precision=recipe.train.precision)
     worked_on = fitting.pixels.autoencoder() if fitting.pixels else autoencoder
     assert worked_on is not None
+    if not steps_made(out):
+        check_memory(fitting, dataset, worked_on, start.conditions if start else None)
     if recipe.train.precision == "auto" and not fitting.pixels:
         placement = fastest_encoding(worked_on, placement)
     feed = feed_of(fitting, dataset, worked_on)
@@ -206,9 +226,9 @@ def watch(title: str, reports: Iterator[Report], out: Path) -> None:
             if not report.losses:
                 continue
             loss = sum(report.losses.values())
-            bar.show(
-                report.fraction,
-                f"loss {loss:.4f} · {report.seen} seen · {rate:.0f} pictures/s{sharing.words()}",
-            )
+            words = f"loss {loss:.4f} · {report.seen} seen · {rate:.0f} pictures/s{sharing.words()}"
+            bar.show(report.fraction, words + (f" · {report.next}" if report.next else ""))
     if not any_step:
-        console.print(f"nothing to do: {out} is trained already", soft_wrap=True)
+        console.print(
+            f"nothing to do: {out} is trained already; a larger --budget goes on from it", soft_wrap=True
+        )

@@ -262,11 +262,10 @@ def line(step: int, loss: float, gradient: float = 1.0) -> dict[str, float]:
         ([line(10 * k, 1.0) for k in range(1, 30)], {"flat"}),
         ([line(10 * k, 1 / k, 1.3**k) for k in range(1, 30)], {"gradient_grows", "always_clipped"}),
         ([line(10 * k, 1 / k, 50.0) for k in range(1, 30)], {"always_clipped"}),
-        ([line(k, 1 / k) for k in range(1, 30)], {"warmup"}),
     ],
 )
 def test_the_course_of_a_loss(lines: list[dict[str, float]], found: set[str]) -> None:
-    assert names(course.losses(lines, TrainConfig(warmup=20))) == found
+    assert names(course.losses(lines, TrainConfig())) == found
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def assert_same(one: Training, two: Training) -> None:
 def test_the_newest_stay(tmp_path: Path, keep: int) -> None:
     Training(tmp_path / "run", keep=keep, **ALWAYS).run()
     last = [f"{8 * step:012d}" for step in range(13 - keep, 13)]
-    assert names(tmp_path / "run" / "checkpoints") == last
+    assert names(tmp_path / "run" / "checkpoints") == [*last, "plateau"]
 
 
 # --- dropout, parts and everything else with state ---
@@ -67,7 +67,7 @@ def test_the_best_is_kept_as_it_was_measured(tmp_path: Path) -> None:
     run = Training(tmp_path / "run", lambda: Toy(held_out=MEASURES.get), **ALWAYS)
     reports = run.run()
     assert [report.step for report in reports] == list(range(1, 13))
-    assert names(tmp_path / "run" / "checkpoints") == [f"{88:012d}", f"{96:012d}", "best"]
+    assert names(tmp_path / "run" / "checkpoints") == [f"{88:012d}", f"{96:012d}", "best", "plateau"]
     best = checkpoint.newest(tmp_path / "run" / "checkpoints" / "best")
     assert best is not None
     assert names(best.parent) == [f"{9 * 8:012d}"]
@@ -82,8 +82,8 @@ def test_the_best_is_kept_as_it_was_measured(tmp_path: Path) -> None:
 
 def test_the_best_survives_kills(tmp_path: Path) -> None:
     run = Training(tmp_path / "run", lambda: Toy(held_out=MEASURES.get))
-    run.run(10)  # only the best is there
-    assert names(tmp_path / "run" / "checkpoints") == ["best"]
+    run.run(10)  # only the best is there, and the last before the learning rate fell
+    assert names(tmp_path / "run" / "checkpoints") == ["best", "plateau"]
     run.run(5)
     assert names(tmp_path / "run" / "checkpoints" / "best") == [f"{4 * 8:012d}"]
     for report in run.run():
@@ -199,8 +199,8 @@ def test_a_run_that_knew_fewer_fields_goes_on(tmp_path: Path) -> None:
     run.run()
     assert_same(run, whole)
 
-    with pytest.raises(UserError, match=r"was begun with train\.keep = 2, now it is 3"):
-        Run(tmp_path / "whole", Recipe(train=config(keep=3, **ALWAYS)), {})
+    with pytest.raises(UserError, match=r"was begun with train\.ema = 0\.05, now it is 0\.06"):
+        Run(tmp_path / "whole", Recipe(train=config(ema=0.06, **ALWAYS)), {})
 
 
 def test_the_log_says_what_a_step_needs(tmp_path: Path) -> None:

@@ -39,13 +39,13 @@ def test_a_schedule_is_its_formula(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_it_follows_a_budget_of_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step takes a second of a minute."""
+    """Each step takes half a second of a minute, and what comes between two another half: all of it counts."""
     clock = iter(range(1000))
-    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock) / 2)
     state = state_of(task := Toy(), config(budget="60s", warmup=4, cooldown=0.25, lr=0.5, lr_schedule=name))
     reports = run_out(train(task, batches(0), state))
     assert [report.spent for report in reports] == [float(k) for k in range(1, 61)]
-    expected = [0.5 * min(1, (k + 1) / 4) * EXACT[name](k / 60) for k in range(60)]
+    expected = [0.5 * min(1, (k + 1) / 4) * EXACT[name]((k + 0.5) / 60) for k in range(60)]
     assert [report.lr for report in reports] == pytest.approx(expected)
 
 
@@ -135,3 +135,18 @@ def test_eight_bits_are_resumed_exactly(tmp_path: Path) -> None:
     first = Training(tmp_path / "first", wide, **options)
     run_out(islice(first.open(), 1))
     assert not torch.equal(first.weights()["body.0.inner.weight"], whole.weights()["body.0.inner.weight"])
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(
+    ("steps", "warmup"), [(10, 100), (41, 100), (100, 100), (100, 11), (100, 10), (5, 0)]
+)
+def test_a_warm_up_takes_at_most_a_tenth_of_the_budget(name: str, steps: int, warmup: int) -> None:
+    """One that takes no more is as it was."""
+    given = TrainConfig(lr_schedule=name, warmup=warmup, cooldown=0.0)
+    shape = EXACT[name] if name != "wsd" else (lambda used: 1.0)
+    rises = [share(given, used=k / steps, step=k) / shape(k / steps) for k in range(steps)]
+    assert rises == sorted(rises)
+    assert all(rise == pytest.approx(1) for k, rise in enumerate(rises) if k >= 0.1 * steps)
+    if warmup <= 0.1 * steps:
+        assert rises == pytest.approx([min(1, (k + 1) / max(1, warmup)) for k in range(steps)])

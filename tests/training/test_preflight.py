@@ -9,16 +9,19 @@ import torch
 from torch import nn
 
 from carrara.config import to_toml
+from carrara.data.table import Dataset
 from carrara.recipes import kl_autoencoder, text_ldm
 from carrara.training import preflight
 from carrara.training.activation_memory import activation_bytes
 from carrara.training.diffusing import Pixels
+from carrara.training.footprint import on_disk
 from carrara.training.imagined import Imagined, imagine
 from carrara.training.loop import TrainConfig, TrainingState
 from carrara.training.machine import Memory
 from carrara.training.parallel import Placement
 from carrara.training.preflight import Subject, plan
-from carrara.training.rehearsal import Rehearsal
+from carrara.training.rehearsal import AutoencoderRehearsal, Rehearsal
+from carrara.training.validation import ValidationConfig
 from conftest import Here, Trained, recipe_file, small_autoencoder, small_diffusion
 
 CPU = torch.device("cpu")
@@ -104,6 +107,14 @@ def test_half_a_batch_takes_half_and_holds_its_gradients() -> None:
     assert found.peak(5, 2) - found.peak(5, 1) == pytest.approx(1.3 * 100)
 
 
+@pytest.mark.parametrize("size", [16, 64])
+def test_the_optimizer_has_no_pictures_in_it(size: int) -> None:
+    """Nor have checkpoints: what they hold goes by the weights alone."""
+    recipe = small_autoencoder(optimizer="adamw").model_copy(update={"size": size})
+    found = imagine(lambda: AutoencoderRehearsal(recipe, CPU), recipe.train, Placement(CPU, bf16=False))
+    assert found.optimizer == pytest.approx(2 * found.weights, rel=0.01)
+
+
 @pytest.mark.parametrize("bf16", [True])
 def test_what_is_saved_is_what_a_real_step_saves(bf16: bool) -> None:
     placement = Placement(CPU, bf16)
@@ -160,7 +171,7 @@ def test_a_plan_on_data(here: Here, trained: Trained, tmp_path: Path) -> None:
     assert "latents" not in done.out  # they are there
     assert "made up" not in done.out
     subject = Subject.of(small_diffusion("10m"), trained.dataset, None, (4, 8, 8))
-    assert preflight._disk(subject, NEEDS)["latents"] == len(trained.dataset) * 2 * 4 * 8 * 8 * 2
+    assert on_disk(subject, NEEDS)["latents"] == len(trained.dataset) * 2 * 4 * 8 * 8 * 2
 
 
 def test_an_autoencoder_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +197,45 @@ def test_what_cannot_fit_is_refused_with_what_would(
     parts = done.err.split("train.accumulate=")[1].split()[0]
     again = here(*given, "--set", f"train.accumulate={parts}")
     assert again.status == 0, again.err
+
+
+@pytest.mark.parametrize("word", ["size", "pixels.size"])
+def test_training_is_refused_before_its_first_step_with_a_size_that_fits(
+    here: Here, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, word: str
+) -> None:
+    """In one line, and nothing is left behind; what it names is not refused."""
+    memory = Memory(300_000_000, 10**9, "RAM")
+    monkeypatch.setattr(preflight, "memory", lambda device: memory)
+    recipe: Any = small_autoencoder("1steps")
+    if word == "pixels.size":
+        plain = small_diffusion("1steps", captions=False)
+        few = ValidationConfig(looks=0)
+        recipe = plain.model_copy(update={"pixels": Pixels(size=16), "validation": few})
+    file = recipe_file(recipe, tmp_path / "mine.toml")
+    given = ("train", file, dataset.path, "--out", tmp_path / "run", "--set")
+    refusal = here(*given, f"{word}=16384").refusal
+    assert "300 MB of RAM are free: take --set " in refusal
+    assert not (tmp_path / "run").exists()
+    size = int(refusal.split(f"take --set {word}=")[1])
+    assert 32 <= size < 16384
+    changed = recipe.model_copy(update={"size": size})
+    if word == "pixels.size":
+        changed = recipe.model_copy(update={"pixels": Pixels(size=size)})
+    preflight.check_memory(changed, dataset)
+
+
+def test_the_time_to_the_end_has_the_looks_in_it(dataset: Dataset) -> None:
+    recipe = small_diffusion("100steps", captions=False).model_copy(
+        update={"pixels": Pixels(size=16), "validation": ValidationConfig(looks=5)}
+    )
+    found = plan(Subject.of(recipe, dataset, None, None), seconds=0)
+    assert found.looks > 0
+    assert found.seconds == pytest.approx(400 / found.trial.rate + found.looks)
+    assert any("conditions mean something from about" in note for note in found.notes)
+    timed = recipe.model_copy(update={"train": recipe.train.model_copy(update={"budget": "10s"})})
+    found = plan(Subject.of(timed, dataset, None, None), seconds=0)
+    assert (found.seconds, found.looks <= 1) == (10, True)
+    assert found.seen == pytest.approx((10 - found.looks) * found.trial.rate)
 
 
 def test_pairs_that_cannot_fit_are_refused_with_a_smaller_batch(

@@ -26,6 +26,7 @@ from carrara.training.diffusing import DiffusionRecipe, Pixels
 from carrara.training.fixed_pictures import BINS, absent
 from carrara.training.run import read_metrics
 from carrara.training.stages import train_diffusion
+from carrara.training.train_config import TrainConfig
 from carrara.training.validation import Validation, ValidationConfig
 from conftest import Trained, run_out, small_diffusion, steps, write_pictures
 
@@ -162,7 +163,10 @@ def test_two_conditions_may_read_one_column(dataset: Dataset, tmp_path: Path) ->
 def state(fraction: float, numbers: dict[str, float]) -> Any:
     return SimpleNamespace(
         fraction=fraction,
+        fraction_at=lambda *, spent, step: step / 100,
+        config=TrainConfig(budget="100steps"),
         numbers=numbers,
+        spent=0.0,
         step=int(100 * fraction),
         seen=int(400 * fraction),
         averages={"denoiser": None},
@@ -177,7 +181,7 @@ def test_patience(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         config, fake, dataset, SimpleNamespace(config=SimpleNamespace(image_channels=3)), tmp_path
     )  # type: ignore[arg-type]
 
-    def measured(state: Any) -> Mapping[str, float]:
+    def measured(state: Any, count: int) -> Mapping[str, float]:
         return {"held_out": next(losses)}
 
     monkeypatch.setattr(validation, "_losses", measured)
@@ -198,7 +202,7 @@ def test_a_run_stopped_by_its_patience_leaves_the_best_model(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.1, 1.0])
-    monkeypatch.setattr(Validation, "_losses", lambda self, state: {"held_out": next(losses)})
+    monkeypatch.setattr(Validation, "_losses", lambda self, state, count: {"held_out": next(losses)})
     chosen = recipe(5)  # after each second step
     impatient = chosen.validation.model_copy(update={"patience": 2, "samples": 0})
     chosen = chosen.model_copy(update={"validation": impatient})

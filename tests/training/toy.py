@@ -13,7 +13,7 @@ from carrara.config import Config
 from carrara.data.loader import Loaded
 from carrara.data.order import sample_seeds
 from carrara.tensors import sample_noise
-from carrara.training.loop import Report, TrainConfig, TrainingState
+from carrara.training.loop import Report, Task, TrainConfig, TrainingState
 from carrara.training.parallel import Placement
 from carrara.training.run import Run
 
@@ -56,7 +56,7 @@ class Net(nn.Module):
         return out
 
 
-class Toy:
+class Toy(Task):
     """The task. ``held_out`` and ``over`` are functions of the step, for what a validation would find."""
 
     def __init__(
@@ -66,9 +66,14 @@ class Toy:
         over: Callable[[int], str] = lambda step: "",
     ) -> None:
         torch.manual_seed(0)
-        self.modules: Mapping[str, nn.Module] = {"m": Net(drop)}
-        self.divisible = drop == 0
+        self.modules = {"m": Net(drop)}
+        self.drop = drop
         self.held_out, self.over, self.found = held_out, over, None
+
+    @property
+    def divisible(self) -> bool:
+        """Where nothing is dropped."""
+        return self.drop == 0
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
         x = batch.columns["x"]
@@ -78,10 +83,6 @@ class Toy:
 
     def between(self, state: TrainingState) -> str:
         self.found = self.held_out(state.step)
-        return ""
-
-    def last(self, state: TrainingState) -> str:
-        """Nothing."""
         return ""
 
     def finished(self, state: TrainingState) -> str:

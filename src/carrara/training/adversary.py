@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from carrara.training.loop import TrainConfig, TrainingState
 
 SNAPSHOT = "before_discriminator"
-CHECKS = 20  # looks at held-out pictures in a training
 
 
 class Config(Base):
@@ -115,7 +114,7 @@ class Adversary:
                 note = self._undo(state, psnr)
         playing = "began" in numbers and not numbers.get("over")
         ramp = max(self.config.ramp, 1e-9)
-        self.factor = min(1.0, (state.fraction - numbers["began"]) / ramp + 1e-3) if playing else 0.0
+        self.factor = min(1.0, (state.fraction - self._began(state)) / ramp + 1e-3) if playing else 0.0
         return note
 
     def finish(self, state: TrainingState, psnr: float) -> str:
@@ -142,11 +141,20 @@ class Adversary:
         gained = psnr - state.numbers.get("psnr", float("-inf"))
         return gained < self.config.settled or state.fraction >= self.config.latest
 
+    @staticmethod
+    def _began(state: TrainingState) -> float:
+        """The share of the budget, as it is now, at which it began."""
+        numbers = state.numbers
+        if "began_step" not in numbers:  # of a run of an earlier version
+            return numbers["began"]
+        return state.fraction_at(spent=numbers["began_spent"], step=int(numbers["began_step"]))
+
     def _begin(self, state: TrainingState, psnr: float) -> str:
         # What lies there is of a run that was killed before its next checkpoint, and took another course.
         shutil.rmtree(self.folder / SNAPSHOT, ignore_errors=True)
         state.save(self.folder / SNAPSHOT)
         state.numbers.update(began=state.fraction, before=psnr, snapshot=state.seen)
+        state.numbers.update(began_step=state.step, began_spent=state.spent)
         if (distance := self.judge.distance(state)) is not None:
             state.numbers["distance"] = distance
         return f"the discriminator begins: held-out PSNR is {psnr:.2f} dB"

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from carrara.config import Component, Config
 from carrara.errors import UserError
 from carrara.tensors import from_pixels, sample_noise, sample_uniform
 from carrara.training import adversary
 from carrara.training.discriminator import smallest_side
-from carrara.training.loop import TrainConfig, TrainingState
+from carrara.training.looks import Looks
+from carrara.training.loop import Task, TrainConfig, TrainingState
 from carrara.training.losses import LossWeights, reconstruction_terms
 from carrara.training.run import LOG_EVERY
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from carrara.data.loader import Loaded
 
 _NOISE, _FLIP = 1, 2  # streams of a sample's randomness
+LOOKS = Looks("held_out", count=20)
 
 
 class AutoencoderRecipe(Config):
@@ -90,7 +92,7 @@ def with_network(recipe: AutoencoderRecipe, start: StoredAutoencoder | None) -> 
     return recipe
 
 
-class AutoencoderTask:
+class AutoencoderTask(Task):
     """Reconstruction, the latent's own terms and, where the recipe has one, a discriminator to fool."""
 
     columns = ("image",)
@@ -105,7 +107,7 @@ class AutoencoderTask:
     ) -> None:
         self.recipe, self.autoencoder, self.device = recipe, autoencoder, device
         self.judge, self.opponent = judge, opponent
-        self.modules: Mapping[str, nn.Module] = {"autoencoder": autoencoder}
+        self.modules = {"autoencoder": autoencoder}
         if opponent:
             self.modules = {**self.modules, "discriminator": opponent.module}
         self.terms = reconstruction_terms(recipe.losses, device)
@@ -140,26 +142,23 @@ class AutoencoderTask:
             self._measures |= self._gradients(everything) | self.autoencoder.measures()
         return everything
 
+    def pending(self, state: TrainingState) -> str:
+        """Whether held-out PSNR is measured now."""
+        return "validating" if state.fraction < 1 and LOOKS.due(state) else ""
+
     def between(self, state: TrainingState) -> str:
         """Every twentieth of the budget held-out PSNR is measured; the adversary may begin or be undone."""
-        numbers, part = state.numbers, int(state.fraction * adversary.CHECKS)
-        psnr = None
-        if part > numbers.get("checked", 0):
-            psnr = self.judge.psnr(state)
-        note = self.opponent.between(state, psnr) if self.opponent else ""
+        numbers, psnr, note = state.numbers, None, ""
+        if LOOKS.due(state):
+            with LOOKS.look(state):
+                psnr = self.judge.psnr(state)
+        if self.opponent:
+            note = self.opponent.between(state, psnr)
         if psnr is not None:
-            numbers.update(checked=part, psnr=psnr)
+            numbers["psnr"] = psnr
         self._held_out = numbers.get("psnr")
         self._measures, self._logged = {}, state.seen if (state.step + 1) % LOG_EVERY == 0 else None
         return note
-
-    def last(self, state: TrainingState) -> str:
-        """Nothing: the adversary has its own end."""
-        return ""
-
-    def finished(self, state: TrainingState) -> str:
-        """Only the budget ends it."""
-        return ""
 
     def measures(self) -> Mapping[str, float]:
         """Every tenth step: the norm of each term's gradient at the last weights it meets, and codebook use.

@@ -1,4 +1,4 @@
-"""How long to train: by the clock ("10m"), or by steps ("4000steps"), which repeats bit for bit."""
+"""How long to train: by the clock ("10m"), all included, or by steps ("4000steps"), which repeats bit for bit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.
 
 @dataclass(frozen=True)
 class Budget:
-    """Seconds of training, or steps; exactly one is set."""
+    """Seconds of training with all that is done meanwhile, or steps; exactly one is set."""
 
     seconds: float | None = None
     steps: int | None = None
@@ -30,10 +30,12 @@ class Budget:
         """A part of the time; steps are not divided, because each stage counts its own."""
         return self if self.seconds is None else Budget(seconds=self.seconds * part)
 
-    def fraction(self, *, spent: float, step: int) -> float:
-        """How much of it is used, from 0 to 1."""
-        used = step / self.steps if self.steps else spent / (self.seconds or 1.0)
-        return min(used, 1.0)
+    def fraction(self, *, spent: float, step: int, reserved: float = 0.0) -> float:
+        """How much of it is used, from 0 to 1; ``reserved`` seconds are for what comes after the last step."""
+        if self.steps:
+            return min(step / self.steps, 1.0)
+        seconds = self.seconds or 1.0
+        return min(spent / max(seconds - reserved, seconds / 2), 1.0)
 
     def __str__(self) -> str:
         if self.seconds is None:

@@ -14,6 +14,7 @@ from carrara.errors import UserError
 from carrara.model_folder import write_folder, write_weights
 
 KEEP = 2
+STATE, NUMBERS = "state.safetensors", "state.json"
 BEST = "best"  # folder beside the newest ones, of the one that did best on held-out pictures
 
 
@@ -49,8 +50,8 @@ def _write(folder: Path, seen: int, tensors: Mapping[str, Tensor], numbers: Mapp
         return path
 
     def fill(part: Path) -> None:
-        write_weights(part / "state.safetensors", tensors)
-        (part / "state.json").write_text(json.dumps({"seen": seen, **numbers}))
+        write_weights(part / STATE, tensors)
+        (part / NUMBERS).write_text(json.dumps({"seen": seen, **numbers}))
 
     write_folder(path, fill)
     for half in (*folder.glob("*.part"), *folder.glob("*.old")):  # of a run that was killed while it wrote
@@ -81,13 +82,22 @@ def set_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
+def numbers(path: Path) -> dict[str, Any]:
+    """All of a checkpoint but its tensors; Damaged where they cannot be read."""
+    try:
+        found: dict[str, Any] = {**json.loads((path / NUMBERS).read_text())}
+        return found
+    except (OSError, ValueError, TypeError) as error:
+        raise Damaged(f"checkpoint {path} is damaged: {error}") from None
+
+
 def load(path: Path, *, only: tuple[str, ...] = ("",)) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (whose names begin with one of ``only``) and numbers of a checkpoint; Damaged where unreadable."""
     from safetensors import SafetensorError, safe_open
 
+    about = numbers(path)
     try:
-        numbers: dict[str, Any] = json.loads((path / "state.json").read_text())
-        with safe_open(str(path / "state.safetensors"), "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(only)}, numbers  # noqa: SIM118
-    except (OSError, ValueError, SafetensorError) as error:
+        with safe_open(str(path / STATE), "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(only)}, about  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
         raise Damaged(f"checkpoint {path} is damaged: {error}") from None

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from carrara.config import Config, to_toml
@@ -36,7 +36,8 @@ from carrara.evaluation.recall import RANKS, ranks, recall, reciprocal
 from carrara.tensors import sample_uniform
 from carrara.training.averaged import fill_best
 from carrara.training.fixed_pictures import weights
-from carrara.training.loop import Report, TrainConfig, TrainingState
+from carrara.training.looks import Looks
+from carrara.training.loop import Report, Task, TrainConfig, TrainingState
 from carrara.training.parallel import Placement
 from carrara.training.run import RECIPE, Run
 from carrara.training.stages import check_pictures, passport_of
@@ -48,7 +49,7 @@ MODULE = "towers"
 Rows = npt.NDArray[np.int64]
 _LANGUAGE = 1  # stream of a sample's randomness
 SCALE = (0.0, math.log(100.0))  # theirs: similarities are never scaled up more than a hundredfold
-_LOOK, _KNOWN = "contrast.look", "contrast.known."  # in the state's numbers
+_KNOWN = "contrast.known."  # in the state's numbers
 
 
 class ContrastiveRecipe(Config):
@@ -134,7 +135,7 @@ def captions_of(recipe: ContrastiveRecipe, dataset: Dataset) -> dict[str, str]:
     return {language: there[language] for language in recipe.languages or there}
 
 
-class ContrastiveTask:
+class ContrastiveTask(Task):
     """Each picture is to be nearer to one of its captions than to those of the batch's others, and the reverse.
 
     Which language's caption it is follows from the sample's seed, so in time every one is learnt from.
@@ -154,8 +155,9 @@ class ContrastiveTask:
         """``held_out`` has the stored vectors ``[n d]`` of the pairs that choose, by column; empty where none are."""
         self.recipe, self.towers, self.seen, self.read = recipe, towers, seen, read
         self.held_out, self.device = held_out, device
-        self.modules: Mapping[str, nn.Module] = {MODULE: towers}
+        self.modules = {MODULE: towers}
         self.columns = (seen, *read.values())
+        self._looks = Looks("contrast", recipe.looks)
         self._measures: dict[str, float] = {}
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
@@ -172,14 +174,17 @@ class ContrastiveTask:
         pictures, words = self.towers(picture.to(self.device), text.to(self.device))
         return {"contrastive": pair_loss(self.towers, pictures, words, same, self.recipe.loss)}
 
+    def pending(self, state: TrainingState) -> str:
+        """Whether held-out pairs are looked at now."""
+        return "validating" if self.held_out and self._looks.due(state) else ""
+
     def between(self, state: TrainingState) -> str:
         """At even shares of the budget, and once more after the last step, held-out pairs are looked at."""
-        numbers, look = state.numbers, int(state.fraction * self.recipe.looks + 1e-9)
-        note = ""
-        if self.held_out and look > numbers.get(_LOOK, 0):
-            with weights(self.towers, state.averages[MODULE]):
+        numbers, note = state.numbers, ""
+        if self.pending(state):
+            with self._looks.look(state), weights(self.towers, state.averages[MODULE]):
                 found = held_out_measures(self.towers, self.seen, self.read, self.held_out)
-            numbers.update({_LOOK: float(look)} | {_KNOWN + name: value for name, value in found.items()})
+            numbers.update({_KNOWN + name: value for name, value in found.items()})
             note = f"of held-out pairs {found['recall_5']:.0%} are found among the first five"
         self._measures = {k.removeprefix(_KNOWN): v for k, v in numbers.items() if k.startswith(_KNOWN)}
         return note
@@ -187,10 +192,6 @@ class ContrastiveTask:
     def last(self, state: TrainingState) -> str:
         """The last look."""
         return self.between(state)
-
-    def finished(self, state: TrainingState) -> str:
-        """Only the budget ends it."""
-        return ""
 
     def measures(self) -> Mapping[str, float]:
         """As last measured; "held_out" is 1 less the mean reciprocal rank."""

@@ -179,6 +179,10 @@ class DiffusionTask:
         )
         return output_weight(weight, times, schedule, self.diffusion.parameterization).float()
 
+    def pending(self, state: TrainingState) -> str:
+        """Whether the validation looks now."""
+        return "validating" if self.validation and self.validation.timing.due(state) else ""
+
     def between(self, state: TrainingState) -> str:
         """Now and then the validation looks at the averaged weights."""
         return self.validation.between(state) if self.validation else ""

@@ -142,12 +142,12 @@ def imagine(build: Callable[[], Rehearsal], config: TrainConfig, placement: Plac
             p.nbytes for module in rehearsal.modules.values() for p in module.parameters() if p.requires_grad
         )
         first = _pass(rehearsal, state, tally, 1, twice)
-        before, tally.most = tally.now, tally.now
+        before, tally.most = tally.now, tally.now  # with the gradients, and with pictures that are still held
         for name, optimizer in state.optimizers.items():
             optimizer.step()
             optimizer.zero_grad()
             state.averages[name].update(rehearsal.modules[name], 1)
-        optimizer_bytes = tally.now - weights - averages
+        optimizer_bytes = tally.now - (before - trained)
         stepping = max(0, tally.most - before - optimizer_bytes)
         few = _pass(rehearsal, state, tally, _FEW, twice)
         for optimizer in state.optimizers.values():

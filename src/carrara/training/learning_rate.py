@@ -28,14 +28,22 @@ def constant(used: float, cooldown: float) -> float:
     return 1.0
 
 
+WARMUP = 0.1  # share of the budget after which the warm-up ends, whatever its steps
+
 SCHEDULES: dict[str, Callable[[float, float], float]] = {"wsd": wsd, "cosine": cosine, "constant": constant}
 """(share of the budget used, cooldown) -> share of the highest rate."""
+
+
+def falls_from(config: TrainConfig) -> float:
+    """Share of the budget from which on the rate falls; 1 where it never does."""
+    return {"wsd": 1 - config.cooldown, "cosine": 0.0}.get(config.lr_schedule, 1.0)
 
 
 def share(config: TrainConfig, *, used: float, step: int) -> float:
     """Share of the highest rate for the step after ``step`` others, when ``used`` of the budget is gone.
 
-    The warm-up counts steps, because that is what an optimizer's averages need; it multiplies the shape.
+    The warm-up counts steps, because that is what an optimizer's averages need, but takes at most a tenth of the
+    budget; it multiplies the shape.
     """
-    rise = min(1.0, (step + 1) / max(1, config.warmup))
+    rise = min(1.0, max((step + 1) / max(1, config.warmup), used / WARMUP))
     return rise * SCHEDULES[config.lr_schedule](used, config.cooldown)

@@ -15,7 +15,6 @@ from carrara.errors import UserError
 from carrara.parts import alone
 from carrara.training import dropout, learning_rate
 from carrara.training.accumulation import parts
-from carrara.training.budget import Budget
 from carrara.training.gradients import gradients
 from carrara.training.state import TrainingState
 from carrara.training.train_config import TrainConfig
@@ -46,30 +45,34 @@ class Task(Protocol):
         """
         ...
 
+    def pending(self, state: TrainingState) -> str:
+        """What `between` or `last` will do now that takes a while, in a word such as "validating", or ""."""
+        return ""
+
     def between(self, state: TrainingState) -> str:
-        """Before each step, outside of the time that counts: may look at held-out pictures and change the state.
+        """Before each step: may look at held-out pictures and change the state.
 
         A function of the state alone, so that a resumed run does the same. Returns a note for the user, or "".
         """
-        ...
+        return ""
 
     def last(self, state: TrainingState) -> str:
         """After the last step, as `between` before each."""
-        ...
+        return ""
 
     def finished(self, state: TrainingState) -> str:
         """Asked after `between`: why training should end before its budget does, or "".
 
         A function of the state alone, too.
         """
-        ...
+        return ""
 
     def measures(self) -> Mapping[str, float]:
         """Numbers about the last step for the log, besides its losses.
 
         One called "held_out" decides which checkpoint is the best; it is that of the weights before the step.
         """
-        ...
+        return {}
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Report:
     ``measures`` are further numbers of the task for the log, ``note`` is something that the user should read;
     a report without losses is about no step and brings only the note, or ``best``: that the state as it is now
     has done better on held-out pictures than any before. ``last`` is what the task measured after the last step.
+    ``next`` is a word for what comes now and takes a while, such as "validating".
     """
 
     seen: int
@@ -92,6 +96,7 @@ class Report:
     note: str = ""
     best: bool = False
     last: bool = False
+    next: str = ""
 
     @staticmethod
     def remark(state: TrainingState, note: str = "", **more: Any) -> Report:
@@ -102,20 +107,21 @@ class Report:
 def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterator[Report]:
     """Steps until the budget is used. ``batches`` begin at ``state.seen``; the state is whole at every yield.
 
-    Time counts from asking for a batch to the end of its step, so not what the caller does with a report.
+    All time counts until the last step, also what the task does between steps and the caller with a report.
     UserError where a loss or a gradient is no longer finite: the weights are then those before that step.
     """
-    budget = Budget.parse(state.config.budget)
-    waiting = iter(batches)
+    waiting, clock, notes = iter(batches), _Clock(state), list[str]()
     drops = dropout.active(state.modules.values())
-    while (used := budget.fraction(spent=state.spent, step=state.step)) < 1:
+    while state.fraction < 1:
         with alone(state.placement.parts > 1):
             notes = [task.between(state)]
         yield from _best(task, state)
+        clock.count()
         if reason := task.finished(state):
             yield Report.remark(state, "; ".join(note for note in (*notes, f"stopped: {reason}") if note))
             return
-        start = time.perf_counter()
+        if (used := state.fraction) >= 1:  # what it did took all that was left, and was the last
+            break
         if (batch := next(waiting, None)) is None:
             return
         with alone(state.placement.parts > 1):
@@ -129,7 +135,7 @@ def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterat
             state.step += 1
             state.seen += len(batch.rows)
             state.average()
-        state.spent += time.perf_counter() - start
+        clock.count()
         yield Report(
             state.seen,
             state.step,
@@ -137,15 +143,30 @@ def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterat
             next(iter(norms.values()), 0.0),
             state.config.lr * lr,
             state.spent,
-            budget.fraction(spent=state.spent, step=state.step),
+            state.fraction,
             task.measures(),
             "; ".join(note for note in notes if note),
+            next=task.pending(state),
         )
+        notes = []
     with alone(state.placement.parts > 1):
-        note = task.last(state)
-    if note:
+        notes.append(task.last(state))
+    if note := "; ".join(note for note in notes if note):
         yield from _best(task, state)
         yield Report.remark(state, note, measures=task.measures(), last=True)
+
+
+class _Clock:
+    """Adds the time that passes to what the state has spent."""
+
+    def __init__(self, state: TrainingState) -> None:
+        self._state, self._since = state, time.perf_counter()
+
+    def count(self) -> None:
+        """The seconds since the last time."""
+        now = time.perf_counter()
+        self._state.spent += now - self._since
+        self._since = now
 
 
 def _best(task: Task, state: TrainingState) -> Iterator[Report]:

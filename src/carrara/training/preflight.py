@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.conditions.contract import Latent
-from carrara.data.loader import IN_MEMORY, Loaded
 from carrara.errors import UserError
-from carrara.evaluation.embedders.encode import embedded
+from carrara.evaluation.doctor.course import enough
 from carrara.evaluation.embedders.opening import open_embedder
 from carrara.generation.model import latent_of
-from carrara.training.autoencoding import AutoencoderRecipe
+from carrara.training.autoencoding import LOOKS, AutoencoderRecipe
 from carrara.training.budget import Budget
 from carrara.training.conditioning import TrainingRows
 from carrara.training.contrasting import ContrastiveRecipe, Pairs, Rows
 from carrara.training.diffusing import DiffusionRecipe
+from carrara.training.dry_run import Trial, run_trial
 from carrara.training.feed import check_size, multiple_of
+from carrara.training.footprint import kept_in_memory, on_disk
+from carrara.training.held_out import LOOKED_AT
 from carrara.training.imagined import Imagined, imagine
-from carrara.training.loop import TrainConfig, TrainingState, train
+from carrara.training.looks import Looks
+from carrara.training.loop import TrainConfig
 from carrara.training.machine import Memory, disk_free, memory, resident
 from carrara.training.parallel import Placement
 from carrara.training.rehearsal import (
@@ -48,9 +50,8 @@ if TYPE_CHECKING:
 Recipe = AutoencoderRecipe | ContrastiveRecipe | DiffusionRecipe
 
 _PART = 0.9  # of the free memory that a suggestion fills
-_LONGEST = 60.0  # seconds that the first step of a trial may take, by its FLOPs
+_SMALLEST = 16  # side of pictures in pixels that is still suggested
 _SCORES = 8  # tables of a batch's scores, float32, that a contrastive loss and its gradient have at once
-_CHECKPOINTS = 2  # besides those kept: the best one, and the one that is being written
 
 
 @dataclass(frozen=True)
@@ -99,21 +100,13 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """Pictures a second, how it was found, and bytes at the peak where they were measured."""
-
-    rate: float
-    words: str
-    peak: int | None = None
-
-
-@dataclass(frozen=True)
 class Plan:
     """All figures; ``document`` is their form as JSON. ``refusals`` say what cannot work, with the numbers."""
 
     parameters: Mapping[str, int]
     trained: int
     step: Imagined
+    base: int
     memory: Memory
     batch: int
     accumulate: int
@@ -122,6 +115,7 @@ class Plan:
     disk_free: int
     trial: Trial
     seconds: float
+    looks: float
     seen: float
     pictures: int | None
     notes: Sequence[str] = ()
@@ -129,8 +123,8 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes at the peak of a step as configured."""
-        return self.step.peak(self.batch // self.accumulate, self.accumulate)
+        """Bytes at the peak of the whole process (on a GPU: of what lies there), with a step as configured."""
+        return self.base + self.step.peak(self.batch // self.accumulate, self.accumulate)
 
     def document(self) -> dict[str, Any]:
         """Ready for JSON; bytes, seconds, pictures."""
@@ -141,6 +135,7 @@ class Plan:
             "memory": {
                 "kind": self.memory.kind,
                 "free": self.memory.free,
+                "base": self.base,
                 "weights": self.step.weights,
                 "averages": self.step.averages,
                 "optimizer": self.step.optimizer,
@@ -156,6 +151,7 @@ class Plan:
             "rate": self.trial.rate,
             "rate_from": self.trial.words,
             "seconds": self.seconds,
+            "seconds_of_looks": self.looks,
             "seen": round(self.seen),
             "epochs": self.seen / self.pictures if self.pictures else None,
             "pictures": self.pictures,
@@ -171,52 +167,53 @@ def plan(subject: Subject, *, seconds: float = 10.0, place: Path = Path()) -> Pl
     """
     recipe, config = subject.recipe, subject.recipe.train
     placement = Placement.choose(precision=config.precision)
-    build, notes = _rehearsal(subject, placement)
-    one = imagine(build, config, placement)
-    pairwise = isinstance(recipe, ContrastiveRecipe)
-    step = _with_scores(one, config.batch) if pairwise else one
+    need = _Need.of(subject, placement)
+    step, free = need.step, memory(placement.device)
     parameters = dict(step.parameters)
     if subject.autoencoder and not getattr(recipe, "pixels", None):
         parameters["autoencoder"] = sum(p.numel() for p in subject.autoencoder.module.parameters())
-    free = memory(placement.device)
-    kept = (
-        _kept_pictures(subject) if placement.device.type == "cpu" else 0
-    )  # a GPU's memory does not hold them
-    needed = step.peak(config.batch // config.accumulate, config.accumulate) + kept
-    fits = _fitting(one, config.batch, free.free - kept, pairwise=pairwise)
-    disk = _disk(subject, step)
-    refusals = []
-    if needed > free.free:
-        refusals.append(_too_large(one, config, needed, free, fits))
+    base = (resident() or 0) + need.kept if placement.device.type == "cpu" else 0  # all libraries are loaded
+    disk = on_disk(subject, step)
+    refusals = [refusal] if (refusal := need.refusal(free)) else []
     if (wanted := sum(disk.values())) > (space := disk_free(place)):
         refusals.append(f"{_bytes(wanted)} of disk are needed, {_bytes(space)} are free at {place.resolve()}")
+    build, _ = _rehearsal(subject, placement)
     try:
-        trial = _trial(subject, step, placement, seconds if not refusals else 0.0)
+        trial = run_trial(build, config, step.flops, placement, seconds if not refusals else 0.0)
     except torch.OutOfMemoryError:
         refusals.append(
             f"the trial ran out of memory, with {_bytes(free.free)} of {free.kind} free before it"
         )
-        trial = _trial(subject, step, placement, 0.0)
+        trial = run_trial(build, config, step.flops, placement, 0.0)
     budget = Budget.parse(config.budget)
+    looks = _looks(subject, budget, trial.rate)
     if budget.steps:
         seen = float(budget.steps * config.batch)
-        took = seen / trial.rate
+        took = seen / trial.rate + looks
     else:
         took = budget.seconds or 0.0
-        seen = took * trial.rate
-    pictures = len(_trained_on(subject.recipe, subject.dataset)) if subject.dataset else None
+        seen = (took - looks) * trial.rate
+    pictures = len(_trained_on(recipe, subject.dataset)) if subject.dataset else None
+    notes = need.notes
+    if pictures and isinstance(recipe, DiffusionRecipe) and seen < (wanted := enough(pictures)):
+        notes.append(
+            f"that is little: conditions mean something from about {wanted} pictures seen on; "
+            f"train about {math.ceil(wanted / max(seen, 1))} times as long"
+        )
     return Plan(
         parameters,
         step.gradients // 4,
         step,
+        base,
         free,
         config.batch,
         config.accumulate,
-        fits,
+        need.fits(free),
         disk,
         space,
         trial,
         took,
+        looks,
         seen,
         pictures,
         notes,
@@ -224,8 +221,100 @@ def plan(subject: Subject, *, seconds: float = 10.0, place: Path = Path()) -> Pl
     )
 
 
-def _rehearsal(subject: Subject, placement: Placement) -> tuple[Callable[[], Rehearsal], list[str]]:
-    """What builds the rehearsal, once; and what was assumed. Conditions learn here what they need of the data."""
+def check_memory(
+    recipe: Recipe,
+    dataset: Dataset,
+    autoencoder: StoredAutoencoder | None = None,
+    conditions: nn.ModuleDict | None = None,
+) -> None:
+    """UserError where a step of this recipe needs more memory than is free, with what would fit.
+
+    ``conditions`` are those of a model to begin from. Takes seconds: no number is computed.
+    """
+    placement = Placement.choose(precision=recipe.train.precision)
+    need = _Need.of(Subject.of(recipe, dataset, autoencoder, None), placement, conditions)
+    if refusal := need.refusal(memory(placement.device)):
+        raise UserError(refusal)
+
+
+@dataclass(frozen=True)
+class _Need:
+    """Memory of a step: of ``one`` picture after another, and with all that a ``step`` of the whole batch has."""
+
+    subject: Subject
+    placement: Placement
+    one: Imagined
+    step: Imagined
+    kept: int
+    notes: list[str]
+
+    @staticmethod
+    def of(subject: Subject, placement: Placement, conditions: nn.ModuleDict | None = None) -> _Need:
+        config = subject.recipe.train
+        build, notes = _rehearsal(subject, placement, conditions)
+        one = imagine(build, config, placement)
+        step = _with_scores(one, config.batch) if isinstance(subject.recipe, ContrastiveRecipe) else one
+        kept = kept_in_memory(subject) if placement.device.type == "cpu" else 0  # a GPU does not hold them
+        return _Need(subject, placement, one, step, kept, notes)
+
+    @property
+    def bytes(self) -> int:
+        """At the peak, besides what the process has already."""
+        config = self.subject.recipe.train
+        return self.step.peak(config.batch // config.accumulate, config.accumulate) + self.kept
+
+    def fits(self, free: Memory) -> list[tuple[int, int]]:
+        """Which (batch, accumulate) do."""
+        recipe = self.subject.recipe
+        pairwise = isinstance(recipe, ContrastiveRecipe)
+        return _fitting(self.one, recipe.train.batch, free.free - self.kept, pairwise=pairwise)
+
+    def refusal(self, free: Memory) -> str:
+        """Why it does not fit and what would, or ""."""
+        if self.bytes <= free.free:
+            return ""
+        smaller = "" if (fits := self.fits(free)) else self._smaller(free)
+        return _too_large(self.one, self.subject.recipe.train, self.bytes, free, fits, smaller)
+
+    def _smaller(self, free: Memory) -> str:
+        """The largest power of two as a size of pictures at which the batch fits, as a change of the recipe, or ""."""
+        recipe, room = self.subject.recipe, max(0.0, _PART * free.free - self.step.floor)
+        most = 2 * self.subject.size * math.sqrt(room / self.bytes)  # what a step takes grows with the area
+        size = 2 ** math.floor(math.log2(max(1.0, min(self.subject.size - 1, most))))
+        while size >= _SMALLEST:
+            if isinstance(recipe, AutoencoderRecipe):
+                key, changed = "size", recipe.model_copy(update={"size": size})
+            elif isinstance(recipe, DiffusionRecipe) and recipe.pixels and not recipe.resolutions:
+                pixels = recipe.pixels.model_copy(update={"size": size})
+                key, changed = "pixels.size", recipe.model_copy(update={"pixels": pixels})  # type: ignore[assignment]
+            else:
+                return ""
+            with contextlib.suppress(UserError):
+                need = _Need.of(Subject.of(changed, self.subject.dataset, None, None), self.placement)
+                if need.bytes <= _PART * free.free:
+                    return f"{key}={size}"
+            size //= 2
+        return ""
+
+
+def _looks(subject: Subject, budget: Budget, rate: float) -> float:
+    """Seconds that looks at held-out pictures will take."""
+    recipe = subject.recipe
+    held_out = len(subject.dataset.indices("held_out")) if subject.dataset else 10**9
+    if isinstance(recipe, DiffusionRecipe):
+        return recipe.validation.timing.seconds(budget, recipe.validation.passes(held_out), rate)
+    if isinstance(recipe, AutoencoderRecipe):
+        return LOOKS.seconds(budget, LOOKED_AT, rate)
+    return Looks("contrast", recipe.looks).seconds(budget, min(recipe.pairs, held_out / 2), rate)
+
+
+def _rehearsal(
+    subject: Subject, placement: Placement, conditions: nn.ModuleDict | None = None
+) -> tuple[Callable[[], Rehearsal], list[str]]:
+    """What builds the rehearsal, once; and what was assumed.
+
+    Without ``conditions`` (which stay as they are) new ones learn here what they need of the data.
+    """
     recipe, latent, size = subject.recipe, subject.latent, subject.size
     if isinstance(recipe, AutoencoderRecipe):
         return lambda: AutoencoderRehearsal(recipe, placement.device), []
@@ -236,7 +325,10 @@ def _rehearsal(subject: Subject, placement: Placement) -> tuple[Callable[[], Reh
         return lambda: ContrastiveRehearsal(chosen, *widths, placement.device), notes
     assert latent is not None
     data: Any = TrainingRows(subject.dataset) if subject.dataset else MadeUp()
-    conditions, notes = learn(recipe.model, data, latent)
+    if conditions is None:
+        conditions, notes = learn(recipe.model, data, latent)
+    else:
+        conditions, notes = copy.deepcopy(conditions), []
     if subject.dataset is None and recipe.model.conditions:
         notes.append("no data set is given: its captions and classes are made up")
     conditions.to(placement.device)
@@ -279,14 +371,21 @@ def _fitting(step: Imagined, batch: int, free: int, *, pairwise: bool = False) -
 
 
 def _too_large(
-    step: Imagined, config: TrainConfig, needed: int, free: Memory, fits: Sequence[tuple[int, int]]
+    step: Imagined,
+    config: TrainConfig,
+    needed: int,
+    free: Memory,
+    fits: Sequence[tuple[int, int]],
+    smaller: str = "",
 ) -> str:
-    """The refusal, with what would fit."""
+    """The refusal, with what would fit; ``smaller`` is a change of the recipe that does."""
     words = f"a step needs {_bytes(needed)}, {_bytes(free.free)} of {free.kind} are free"
     if fits and fits[0][0] == config.batch:
         return f"{words}: take --set train.accumulate={fits[0][1]}"
     if fits:
         return f"{words}: take --set train.batch={fits[0][0]}"
+    if smaller:
+        return f"{words}: take --set {smaller}"
     words += f"; a single picture at a time still needs {_bytes(step.peak(1, config.batch))}"
     if not config.checkpointing and step.floor < free.free:
         return f"{words}: try --set train.checkpointing=true"
@@ -294,122 +393,6 @@ def _too_large(
         f"{words}, of which weights, their averages, gradients and the optimizer alone are {_bytes(step.floor)}: "
         "take a smaller network, or a larger machine"
     )
-
-
-def _kept_pictures(subject: Subject) -> int:
-    """Bytes of decoded pictures that the loader keeps in RAM, where it feeds pictures; or of vectors."""
-    recipe, dataset = subject.recipe, subject.dataset
-    if dataset is None or (isinstance(recipe, DiffusionRecipe) and not recipe.pixels):
-        return 0
-    if isinstance(recipe, ContrastiveRecipe):
-        pairs = Pairs(recipe, dataset)
-        numbers = sum(embedder.width for embedder, _ in pairs.needed())
-        size = len(pairs.rows("train")) * numbers * 2
-        return size if size <= IN_MEMORY else 0
-    channels = (
-        recipe.network.image_channels
-        if isinstance(recipe, AutoencoderRecipe)
-        else recipe.pixels.channels
-        if recipe.pixels
-        else 3
-    )
-    size = len(dataset.indices("train")) * int(channels) * subject.size**2
-    return size if size <= IN_MEMORY else 0
-
-
-def _disk(subject: Subject, step: Imagined) -> dict[str, int]:
-    """Bytes that the run will write, by what for."""
-    recipe, config = subject.recipe, subject.recipe.train
-    one = step.weights + step.averages + step.optimizer
-    found = {"checkpoints": one * (config.keep + _CHECKPOINTS), "model": step.weights}
-    if config.posthoc:
-        found["snapshots"] = step.weights // 2 * len(config.posthoc) * config.snapshots
-    if isinstance(recipe, DiffusionRecipe) and not recipe.pixels and subject.dataset and subject.latent:
-        found["latents"] = _latents(recipe, subject.dataset, subject)
-    if isinstance(recipe, ContrastiveRecipe) and subject.dataset:
-        needed = Pairs(recipe, subject.dataset).needed()
-        lacking = [embedder for embedder, of in needed if embedded(subject.dataset, embedder, of) is None]
-        found["vectors"] = len(subject.dataset) * sum(embedder.width for embedder in lacking) * 2
-    return found
-
-
-def _latents(recipe: DiffusionRecipe, dataset: Dataset, subject: Subject) -> int:
-    """Bytes of latents that are not there yet: a mean and a spread in 16 bits for each number and variant."""
-    from carrara.data.latents import encoded, variants
-
-    assert subject.latent is not None
-    wanted = variants(recipe.flip, recipe.crops)
-    if subject.autoencoder and encoded(dataset, subject.autoencoder, wanted) is not None:
-        return 0
-    side = subject.size // subject.latent.factor
-    return len(dataset) * len(wanted) * 2 * subject.latent.channels * side**2 * 2
-
-
-# --- the trial ---
-
-
-def _trial(subject: Subject, step: Imagined, placement: Placement, seconds: float) -> Trial:
-    """Real steps of the real loop on random data, nothing written; else a rate by FLOPs, and why."""
-    speed = _speed(placement)
-    config = subject.recipe.train
-    one = step.flops / speed  # seconds a picture at the very least
-    if not seconds:
-        return Trial(1 / one, f"from its FLOPs at {speed / 1e9:.0f} GFLOP/s, no trial")
-    if one > _LONGEST:
-        return Trial(
-            1 / one, f"from its FLOPs at {speed / 1e9:.0f} GFLOP/s: a trial would take {one:.0f} s a picture"
-        )
-    part = config.batch // config.accumulate
-    batch = config.batch if one * config.batch < seconds else max(1, min(part, int(seconds / 3 / one)))
-    changes = {"budget": f"{seconds}s", "batch": batch, "warmup": 0}
-    if batch != config.batch:
-        changes["accumulate"] = 1
-    before = resident()
-    if placement.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(placement.device)
-    torch.manual_seed(config.seed)
-    rehearsal = _rehearsal(subject, placement)[0]()
-    state = TrainingState(rehearsal.modules, config.model_copy(update=changes), placement)
-    marks: list[tuple[int, float]] = []
-    with closing(_random(batch)) as batches:
-        marks.extend((r.seen, r.spent) for r in train(rehearsal, batches, state) if r.losses)
-    skipped = min(2, len(marks) - 1)  # the first steps are slow
-    (seen0, spent0), (seen, spent) = (marks[skipped - 1] if skipped else (0, 0.0)), marks[-1]
-    counted = f"{len(marks)} {'step' if len(marks) == 1 else 'steps'}"
-    fewer = f" of {batch} {'picture' if batch == 1 else 'pictures'}" if batch != config.batch else ""
-    words = f"measured over {spent:.1f} s, {counted}{fewer}"
-    peak = _measured(placement, before) if batch == config.batch else None
-    return Trial((seen - seen0) / max(1e-9, spent - spent0), words, peak)
-
-
-def _measured(placement: Placement, before: int | None) -> int | None:
-    """Bytes at the peak of the trial, where this can be told."""
-    if placement.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(placement.device))
-    now = resident("VmHWM")
-    return max(0, now - before) if now is not None and before is not None else None
-
-
-def _random(batch: int) -> Generator[Loaded, None, None]:
-    """Batches that say only how many pictures there are."""
-    seen = 0
-    while True:
-        seeds = np.arange(seen, seen + batch, dtype=np.uint64)
-        yield Loaded(np.arange(batch), seen, seeds, {})
-        seen += batch
-
-
-def _speed(placement: Placement) -> float:
-    """FLOPs a second of products of matrices, in the precision of the forward pass."""
-    dtype = torch.bfloat16 if placement.bf16 else torch.float32
-    side = 4096 if placement.device.type == "cuda" else 512
-    a = torch.randn(side, side, device=placement.device, dtype=dtype)
-    (a @ a).sum().item()
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < 0.2:
-        (a @ a).sum().item()
-        count += 1
-    return 2 * side**3 * count / (time.perf_counter() - start)
 
 
 def _bytes(count: float) -> str:

@@ -18,6 +18,7 @@ from carrara.evaluation.embedders.towers import Towers
 from carrara.generation.model import ModelConfig, bind, build_network
 from carrara.training import adversary
 from carrara.training.discriminator import LOSSES, fooled
+from carrara.training.loop import Task
 from carrara.training.losses import reconstruction_terms
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from carrara.training.autoencoding import AutoencoderRecipe
     from carrara.training.contrasting import ContrastiveRecipe
     from carrara.training.diffusing import DiffusionRecipe
-    from carrara.training.loop import TrainingState
 
 _CLASSES = 10  # of a made-up data set
 _BOX = json.dumps([{"label": "thing", "box": [0.25, 0.25, 0.5, 0.5]}])
@@ -100,10 +100,9 @@ class Part:
     module: nn.Module
 
 
-class Rehearsal(ABC):
-    """A `Task` whose losses are of the right shapes, and of no meaning."""
+class Rehearsal(Task, ABC):
+    """A task whose losses are of the right shapes, and of no meaning."""
 
-    modules: Mapping[str, nn.Module]
     parts: Sequence[Part]
     divisible = False
 
@@ -117,22 +116,6 @@ class Rehearsal(ABC):
     @abstractmethod
     def terms(self, update: str, count: int) -> Mapping[str, Tensor]:
         """For ``count`` random pictures."""
-
-    def between(self, state: TrainingState) -> str:
-        """Nothing."""
-        return ""
-
-    def last(self, state: TrainingState) -> str:
-        """Nothing."""
-        return ""
-
-    def finished(self, state: TrainingState) -> str:
-        """Only the budget ends it."""
-        return ""
-
-    def measures(self) -> Mapping[str, float]:
-        """Nothing."""
-        return {}
 
     def _image(self, *shape: int) -> Tensor:
         noise = torch.randn(*shape, device=self.device)

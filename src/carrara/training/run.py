@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from carrara.config import Config, read_toml, to_toml
+from carrara.config import Config, to_toml
 from carrara.data.store import lock
 from carrara.errors import UserError
 from carrara.training import checkpoint
+from carrara.training.continuing import PLATEAU, Change, change_of, go_back
 from carrara.training.fastest import fastest_training
+from carrara.training.learning_rate import falls_from
 from carrara.training.loop import Report, Task, TrainingState, train
 from carrara.training.parallel import Placement
 from carrara.training.post_hoc import Snapshots
@@ -37,12 +39,6 @@ RECIPE, METRICS, CHECKPOINTS, EVENTS, MODEL = "recipe.toml", "metrics.jsonl", "c
 UNFINISHED, AVERAGES = "unfinished", "averages"
 STOPPED = "stopped.txt"  # why the training could not go on; gone when it does
 LOG_EVERY = 10  # steps
-_VERSION = {
-    "data",
-    "version",
-    "tag",
-    "placement",
-}  # of the table that a run saw; it may go on with a later one that says the same
 _FIRST_FILES = {"run.json", RECIPE + ".part"}  # all that a run killed at its very start can have left
 
 
@@ -60,26 +56,46 @@ class Run:
         Nothing is written before ``train``, so that a recipe found wanting leaves no folder.
         """
         self.folder = folder
-        self._recipe, self._about, self._dataset = to_toml(recipe), dict(made_from), dataset
+        self._recipe, self._about, self._dataset = recipe, dict(made_from), dataset
         self._placement: dict[str, Any] = {}
         self._note = ""
+        self._change = self._compared()
         if (folder / RECIPE).is_file():
-            _same(folder, recipe, self._about)
-        elif folder.exists() and not folder.is_dir():
+            return
+        if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file; give a new folder with --out")
         elif folder.exists() and {p.name for p in folder.iterdir()} - _FIRST_FILES:
             raise UserError(f"{folder} is not empty and holds no run; give a new folder with --out")
 
-    def _begin(self) -> None:
-        if (self.folder / RECIPE).is_file():
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "run.json").write_text(
-            json.dumps({**self._about, **self._version(), **self._placement})
-        )
-        part = self.folder / (RECIPE + ".part")
-        part.write_text(self._recipe, encoding="utf-8")
-        os.replace(part, self.folder / RECIPE)
+    def _compared(self) -> Change:
+        """What is to become of a run that is there already; UserError where it belongs to something else."""
+        if not (self.folder / RECIPE).is_file():
+            return Change(anew=True)
+        return change_of(self.folder, self._recipe, self._about, recipe_name=RECIPE)
+
+    def _begin(self) -> list[str]:
+        """Brings the folder to what it is opened for; what to say of it."""
+        change, notes = self._compared(), []
+        if change.anew:
+            for name in (METRICS, EVENTS, UNFINISHED, AVERAGES, STOPPED):
+                _remove(self.folder / name)
+            about = {**self._about, **self._version(), **self._placement}
+            (self.folder / "run.json").write_text(json.dumps(about))
+        if change.longer:
+            notes.append(change.note)
+            try:
+                if change.back:
+                    go_back(self.folder, change.back)
+            except checkpoint.Damaged as error:
+                notes = [f"{error}; going on from the newest one with the longer budget"]
+            if self.model.is_dir():  # before the recipe is written: from then on nothing has changed
+                _remove(self.folder / UNFINISHED)
+                self.model.rename(self.folder / UNFINISHED)
+        part, text = self.folder / (RECIPE + ".part"), to_toml(self._recipe)
+        if change.anew or (self.folder / RECIPE).read_text(encoding="utf-8") != text:
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, self.folder / RECIPE)
+        return notes
 
     def _version(self) -> dict[str, Any]:
         """Where the data set is, the version that this run sees, and its tag."""
@@ -87,9 +103,8 @@ class Run:
 
         if self._dataset is None:
             return {}
-        named = hashlib.sha256(f"{self.folder.resolve()} {self._recipe} {self._about}".encode()).hexdigest()[
-            :8
-        ]
+        words = f"{self.folder.resolve()} {to_toml(self._recipe)} {self._about}"
+        named = hashlib.sha256(words.encode()).hexdigest()[:8]
         seen = {"data": str(self._dataset.path), "version": self._dataset.version}
         try:
             tag(self._dataset, f"run-{named}", move=True)
@@ -104,8 +119,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the model is there."""
-        return (self.model / "model.toml").is_file()
+        """Whether the model is there, and is not to be trained for longer."""
+        return not self._change.longer and (self.model / "model.toml").is_file()
 
     def placement(self, task: Task, load: Any, base: Placement, config: TrainConfig) -> Placement:
         """How this training computes: as it was begun, else as is fastest for its first batch (a report says so).
@@ -113,7 +128,9 @@ class Run:
         It stays so wherever and beside whatever it goes on, as other parts or another precision give other weights.
         """
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads((self.folder / "run.json").read_text())["placement"]
+            known = (
+                {} if self._change.anew else json.loads((self.folder / "run.json").read_text())["placement"]
+            )
             return replace(base, bf16=known["precision"] == "bf16", parts=int(known["parts"]))
         with closing(load(0)) as batches:
             placement, self._note = fastest_training(task, next(batches), base, config)
@@ -130,26 +147,34 @@ class Run:
         now into ``unfinished``. The reports of steps that a kill undid are taken out of the log. When the iterator
         is closed early (Ctrl-C), the state is saved first.
         """
-        with self._held():
-            yield from self._train(task, state, load, begun)
+        with self._held() as notes:
+            yield from self._train(task, state, load, begun, notes)
 
     def _train(
-        self, task: Task, state: TrainingState, load: Any, begun: Callable[[Path], object] | None
+        self,
+        task: Task,
+        state: TrainingState,
+        load: Any,
+        begun: Callable[[Path], object] | None,
+        notes: list[str],
     ) -> Generator[Report]:
         checkpoints = self.folder / CHECKPOINTS
-        notes = self._resume(state)
+        notes = [*notes, *self._resume(state)]
         (self.folder / STOPPED).unlink(missing_ok=True)
         saved = time.monotonic()
         try:
-            if begun and not (self.folder / UNFINISHED).is_dir() and not self.finished:
+            if begun and not (self.folder / UNFINISHED).is_dir() and not self.model.is_dir():
                 begun(self.folder / UNFINISHED)
             snapshots = Snapshots(self.folder / AVERAGES, state)
             with closing(_Log(self.folder, state)) as log, closing(load(state.seen)) as batches:
                 try:
                     yield from (Report.remark(state, note) for note in notes)
+                    fraction = state.fraction
                     for report in train(task, batches, state):
+                        if fraction < falls_from(state.config) <= (fraction := report.fraction) < 1:
+                            state.save(checkpoints / PLATEAU, only=True)
                         if report.best:
-                            state.save(checkpoints / checkpoint.BEST, best=True)
+                            state.save(checkpoints / checkpoint.BEST, only=True)
                             continue
                         if report.last:
                             log.add(report.step, {"seen": report.seen, **_rounded(report.measures)})
@@ -193,19 +218,21 @@ class Run:
                 ) from None
 
     @contextmanager
-    def _held(self) -> Iterator[None]:
-        """The run's folder for this process alone, made where it is missing."""
+    def _held(self) -> Iterator[list[str]]:
+        """The run's folder for this process alone, made where it is missing; with what to say of it."""
+        held = None
         try:
-            self._begin()
-            held = lock(self.folder)
-        except OSError as error:
-            last = checkpoint.newest(self.folder / CHECKPOINTS)
-            raise UserError(
-                f"cannot write {self.folder}: {error.strerror or error}; "
-                f"the last good checkpoint is {last or 'none yet'}"
-            ) from None
-        try:
-            yield
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                held = lock(self.folder)
+                notes = self._begin()
+            except OSError as error:
+                last = checkpoint.newest(self.folder / CHECKPOINTS)
+                raise UserError(
+                    f"cannot write {self.folder}: {error.strerror or error}; "
+                    f"the last good checkpoint is {last or 'none yet'}"
+                ) from None
+            yield notes
         finally:
             if held is not None:
                 os.close(held)
@@ -277,6 +304,14 @@ class _Log:
         self._events.close()
 
 
+def _remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 6) for name, value in numbers.items()}
 
@@ -319,41 +354,3 @@ def _cut_log(file: Path, step: int) -> None:
     part = file.with_suffix(".part")
     part.write_text("".join(kept), encoding="utf-8")
     os.replace(part, file)
-
-
-def _same(folder: Path, recipe: Config, about: dict[str, str]) -> None:
-    """UserError that names the first difference between a run's recipe or data and what is asked for now.
-
-    A field that came to the recipes after the run was begun has its default.
-    """
-    import tomllib
-
-    before, now = read_toml(folder / RECIPE), tomllib.loads(to_toml(recipe))
-    with contextlib.suppress(ValueError):
-        before = tomllib.loads(to_toml(type(recipe).model_validate(before)))
-    if before != now:
-        key, was, wanted = _difference(before, now)
-        raise UserError(
-            f"{folder} was begun with {key} = {was!r}, now it is {wanted!r}; "
-            "continue with the former or give another folder with --out"
-        )
-    try:
-        begun = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder / 'run.json'} cannot be read: {error}; give another folder with --out"
-        ) from None
-    named = sorted((begun.keys() | about.keys()) - _VERSION)
-    if changed := [name for name in named if begun.get(name) != about.get(name)]:
-        hint = f"; its data is {begun['data']}@{begun['tag']}" if "tag" in begun else ""
-        raise UserError(
-            f"{folder} was begun with other {' and '.join(changed)}; give another folder with --out{hint}"
-        )
-
-
-def _difference(before: Any, now: Any, path: str = "") -> tuple[str, Any, Any]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
-                return _difference(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-    return path, before, now

@@ -14,6 +14,7 @@ from carrara.errors import UserError
 from carrara.training import checkpoint
 from carrara.training.budget import Budget
 from carrara.training.ema import Ema
+from carrara.training.looks import RESERVED
 from carrara.training.optim import make_optimizer
 from carrara.training.parallel import Placement, prepare
 from carrara.training.train_config import TrainConfig, written
@@ -25,7 +26,8 @@ class TrainingState:
 
     ``own`` says how a module is trained that is not trained as ``config`` says (its optimizer and learning rate);
     ``numbers`` are the task's. ``averages`` are those of length ``config.ema``, by module; ``further`` those of
-    the other lengths, by length (see `written`) and module. ``best`` is the lowest held-out measure so far,
+    the other lengths, by length (see `written`) and module. ``spent`` are the seconds in which the training ran,
+    with looks at held-out pictures and saving. ``best`` is the lowest held-out measure so far,
     ``measured`` what the first step was found to need.
     """
 
@@ -61,7 +63,12 @@ class TrainingState:
     @property
     def fraction(self) -> float:
         """Share of the budget used, from 0 to 1."""
-        return Budget.parse(self.config.budget).fraction(spent=self.spent, step=self.step)
+        return self.fraction_at(spent=self.spent, step=self.step)
+
+    def fraction_at(self, *, spent: float, step: int) -> float:
+        """Share of the budget that was used after so many seconds and steps."""
+        reserved = self.numbers.get(RESERVED, 0.0)
+        return Budget.parse(self.config.budget).fraction(spent=spent, step=step, reserved=reserved)
 
     def averages_of(self, length: float) -> Mapping[str, Ema]:
         """The averages of one of the lengths that are kept, by module; KeyError for another."""
@@ -75,8 +82,8 @@ class TrainingState:
             for name, module in self.modules.items():
                 averages[name].update(module, self.step)
 
-    def save(self, folder: Path, *, best: bool = False) -> Path:
-        """Writes a checkpoint under ``folder``; as its only one with ``best``, else beside the newest others."""
+    def save(self, folder: Path, *, only: bool = False) -> Path:
+        """Writes a checkpoint under ``folder``; as its only one with ``only``, else beside the newest others."""
         tensors: dict[str, Tensor] = {}
         for name, module in self.modules.items():
             tensors |= {f"module.{name}.{k}": v for k, v in module.state_dict().items()}
@@ -85,7 +92,7 @@ class TrainingState:
             tensors |= {f"{prefix}{key}": value for key, value in ema.average.items()}
         numbers: dict[str, Any] = {"step": self.step, "spent": self.spent, "task": self.numbers}
         numbers |= {"best": self.best, "measured": self.measured}
-        if best:
+        if only:
             return checkpoint.save_only(folder, self.seen, tensors, numbers)
         return checkpoint.save(folder, self.seen, tensors, numbers, keep=self.config.keep)
 

@@ -22,7 +22,8 @@ from carrara.errors import UserError
 from carrara.generation.generate import generate, settings_for
 from carrara.generation.model import Model
 from carrara.generation.pictures import KEY, MOST, sheet
-from carrara.training.fixed_pictures import FixedPictures, bin_times, fetch, weights
+from carrara.training.fixed_pictures import BINS, FixedPictures, bin_times, fetch, weights
+from carrara.training.looks import SHARE, Looks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,15 +34,23 @@ if TYPE_CHECKING:
     from carrara.training.loop import TrainingState
 
 SAMPLES = "samples"
-_LOOKS, _AT, _BEST, _BEST_LOOK = (f"validation.{word}" for word in ("looks", "at", "best", "best_look"))
+_LOOKS, _AT, _BEST, _BEST_LOOK, _BEST_AT = (
+    f"validation.{word}" for word in ("looks", "at", "best", "best_look", "best_at")
+)
 _KNOWN = "validation.known."  # what was measured last, in the state's numbers
 _LOG_EVERY = 10  # steps; bins are logged once a look, not on every line
 
 
 class ValidationConfig(Config):
-    """How often and on what a diffusion model is validated while it trains; no time of the budget is used."""
+    """How often and on what a diffusion model is validated while it trains."""
 
     looks: int = Field(8, ge=0, le=1000, description="How many times in a run, evenly; 0 is never.")
+    share: float = Field(
+        SHARE,
+        gt=0,
+        le=1,
+        description="Largest share of a budget of time for it; looks become fewer, then smaller.",
+    )
     pictures: int = Field(64, ge=1, description="At most how many held-out pictures the loss is measured on.")
     samples: int = Field(8, ge=0, le=256, description="Pictures in the grid that is made each time.")
     steps: int = Field(10, ge=1, le=1000, description="Sampling steps of those pictures.")
@@ -57,6 +66,15 @@ class ValidationConfig(Config):
             )
         return self
 
+    def passes(self, held_out: int) -> float:
+        """Forward passes of a picture in a look, where there are so many held-out pictures."""
+        return min(self.pictures, held_out) * BINS * 2 + self.samples * self.steps * 2
+
+    @property
+    def timing(self) -> Looks:
+        """When to look. What is to be stopped by its looks needs all of them."""
+        return Looks("validation", self.looks, least=self.looks if self.patience else 2, share=self.share)
+
 
 class Validation:
     """Looks at the averaged weights at fixed shares of the budget; what it knows is in ``state.numbers``."""
@@ -71,8 +89,8 @@ class Validation:
     ) -> None:
         """``folder`` is the run's. UserError where it is to stop the run but no picture is held out."""
         self.config, self.task, self.dataset, self.autoencoder = config, task, dataset, autoencoder
-        self.folder = folder
-        self.held_out = len(dataset.indices("held_out")) > 0
+        self.folder, self.timing = folder, config.timing
+        self.held_out = len(dataset.indices("held_out"))
         self._measures: dict[str, float] = {}
         if config.patience and not self.held_out:
             raise UserError(
@@ -82,24 +100,16 @@ class Validation:
 
     def between(self, state: TrainingState) -> str:
         """Before a step, and once more after the last one: looks where it is time to; the note says what it saw."""
-        numbers, look = state.numbers, int(state.fraction * self.config.looks + 1e-9)
-        note = ""
-        if look > numbers.get(_LOOKS, 0):
-            note = self._look(state, first=_LOOKS not in numbers)
-            numbers.update({_LOOKS: float(look), _AT: float(state.step)})
-            if (found := numbers.get(_KNOWN + "held_out")) is not None and found < numbers.get(
-                _BEST, math.inf
-            ):
-                numbers.update({_BEST: found, _BEST_LOOK: float(look)})
-        known = {k.removeprefix(_KNOWN): v for k, v in numbers.items() if k.startswith(_KNOWN)}
+        numbers, note = state.numbers, ""
+        if self.timing.due(state):
+            with self.timing.look(state):
+                note = self._look(state, first=_LOOKS not in numbers)
+            if (found := numbers.get(_KNOWN + "held_out", math.inf)) < numbers.get(_BEST, math.inf):
+                numbers.update({_BEST: found, _BEST_LOOK: numbers[_LOOKS], _BEST_AT: state.fraction})
         # The report that follows is that of step + 1; after the last step there is none but this.
         logged = -(-int(numbers.get(_AT, 0) + 1) // _LOG_EVERY) * _LOG_EVERY
         full = state.step + 1 <= logged or state.fraction >= 1
-        self._measures = {k: v for k, v in known.items() if full or ".t" not in k}
-        if note:
-            from carrara.evaluation.run_report import write_report
-
-            write_report(self.folder, now={"step": state.step, "seen": state.seen, **known})
+        self._measures = {k: v for k, v in _known(state).items() if full or ".t" not in k}
         return note
 
     def measures(self) -> Mapping[str, float]:
@@ -114,19 +124,22 @@ class Validation:
             return ""
         return (
             f"the held-out loss has not improved in {int(waited)} looks; the best was {numbers[_BEST]:.4f} "
-            f"at {numbers[_BEST_LOOK] / self.config.looks:.0%} of the budget"
+            f"at {numbers.get(_BEST_AT, 0):.0%} of the budget"
         )
 
     def _look(self, state: TrainingState, *, first: bool) -> str:
-        """Measures and samples with the averaged weights; returns the note."""
+        """Measures and samples with the averaged weights, and writes the run's page; returns the note."""
+        from carrara.evaluation.run_report import write_report
+
         numbers, words = state.numbers, []
         before = numbers.get(_BEST)
+        part = self.timing.size(state, self.config.passes(self.held_out))
         with weights(self.task.modules["denoiser"], state.averages["denoiser"]):
             if self.held_out:
-                for name, value in self._losses(state).items():
+                for name, value in self._losses(state, math.ceil(self.config.pictures * part)).items():
                     numbers[_KNOWN + name] = value
             if self.config.samples and int(self.autoencoder.config.image_channels) <= MOST:
-                self._sample(state)
+                self._sample(state, math.ceil(self.config.samples * part))
         if (found := numbers.get(_KNOWN + "held_out")) is not None:
             words.append(f"held-out loss {found:.4f}")
             if (free := numbers.get(_KNOWN + "held_out.unconditional")) is not None:
@@ -135,11 +148,14 @@ class Validation:
                 words.append("the best so far" if found < before else f"the best was {before:.4f}")
         elif first:
             words.append("no pictures are held out, so no loss is validated (import with --held-out)")
+        if first and part < 1:
+            words.append(f"looks take {part:.0%} of the pictures that they would, as the budget is short")
+        write_report(self.folder, now={"step": state.step, "seen": state.seen, **_known(state)})
         return ", ".join(words) or f"samples after {state.seen} pictures"
 
-    def _losses(self, state: TrainingState) -> dict[str, float]:
+    def _losses(self, state: TrainingState, count: int) -> dict[str, float]:
         """The mean over the bins and each bin, with the conditions and without those that can be left out."""
-        pictures, found = self._pictures.first(self.config.pictures), {}
+        pictures, found = self._pictures.first(count), {}
         forms = {"held_out": pictures, "held_out.unconditional": pictures.free(self._conditions)}
         for name, form in forms.items():
             if form is None:
@@ -157,8 +173,8 @@ class Validation:
                 found[f"{name}.t{time:.2f}"] = error
         return found
 
-    def _sample(self, state: TrainingState) -> None:
-        """The grid of pictures, as a PNG that says how it was made."""
+    def _sample(self, state: TrainingState, count: int) -> None:
+        """The grid of so many pictures, as a PNG that says how it was made."""
         network = self.task.modules["denoiser"]
         assert isinstance(network, torch.nn.ModuleDict)
         model = Model(
@@ -169,7 +185,7 @@ class Validation:
             passport={},
             parts=state.placement.parts,
         ).to(state.placement.device)
-        wanted = self._pictures.wanted(self._conditions, self.config.samples)
+        wanted = self._pictures.wanted(self._conditions, count)
         settings = settings_for(model, {"steps": self.config.steps, "seed": self.task.recipe.train.seed})
         with state.placement.autocast():
             pictures = generate(model, wanted, settings, batch=self._at_once)
@@ -197,6 +213,11 @@ class Validation:
         rows = self.dataset.indices("held_out" if self.held_out else "train")[:count]
         loaded = fetch(self.dataset, self.task, self.autoencoder, rows.tolist(), self.task.recipe.train.seed)
         return FixedPictures.of(self.task, loaded)
+
+
+def _known(state: TrainingState) -> dict[str, float]:
+    """What was measured last."""
+    return {k.removeprefix(_KNOWN): v for k, v in state.numbers.items() if k.startswith(_KNOWN)}
 
 
 def _save(pictures: Tensor, path: Path, words: Mapping[str, Any]) -> None:

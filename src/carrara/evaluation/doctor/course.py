@@ -70,14 +70,12 @@ def losses(lines: Sequence[Mapping[str, float]], config: TrainConfig, stopped: s
                 f"raise train.clip to about {np.median(gradient):.2g}, or lower train.lr (now {config.lr:g})"
             )
             found.append(Finding("always_clipped", words, fix, serious=False))
-    if config.warmup > 0.5 * (steps := lines[-1].get("step", 0)):
-        words = f"the learning rate was still rising: warm-up takes {config.warmup} steps, the run did {steps:.0f}"
-        found.append(
-            Finding(
-                "warmup", words, f"lower train.warmup (now {config.warmup}), or train longer", serious=False
-            )
-        )
     return Check(name, saw, found)
+
+
+def enough(pictures: int) -> int:
+    """How many pictures have to be seen of so many before conditions mean something."""
+    return _OFTEN * min(pictures, _MANY)
 
 
 def amount(lines: Sequence[Mapping[str, float]], dataset: Dataset | None, conditional: bool) -> Check:
@@ -100,7 +98,7 @@ def amount(lines: Sequence[Mapping[str, float]], dataset: Dataset | None, condit
                 "few_pictures", words, f"bring at least some hundred, {_FEW} at the very least", serious=False
             )
         )
-    wanted = _OFTEN * min(pictures, _MANY)
+    wanted = enough(pictures)
     if lines and seen < wanted:
         what = "conditions mean" if conditional else "pictures become"
         words = (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from carrara.data.loader import Loaded
 from carrara.errors import UserError
@@ -19,7 +19,7 @@ from carrara.evaluation.doctor.patient import Patient, fill
 from carrara.generation.model import build_network, joined
 from carrara.tensors import mix, sample_noise
 from carrara.training.fixed_pictures import FixedPictures, absent
-from carrara.training.loop import TrainingState, train
+from carrara.training.loop import Task, TrainingState, train
 
 if TYPE_CHECKING:
     from carrara.training.diffusing import DiffusionTask
@@ -161,14 +161,14 @@ def _course(patient: Patient, lr: float, seconds: float) -> list[float]:
     return losses
 
 
-class _OneBatch:
+class _OneBatch(Task):
     """A `Task` that sees the same pictures, times and noise in every step."""
 
     divisible = False
 
     def __init__(self, task: DiffusionTask, pictures: FixedPictures) -> None:
         self.task, self.pictures = task, pictures
-        self.modules: Mapping[str, nn.Module] = task.modules
+        self.modules = task.modules
         latent = pictures.latent.to(task.device)
         self.latent = latent.contiguous(memory_format=torch.channels_last)
         self.noise = sample_noise([mix(s, 0) for s in pictures.seeds], latent.shape[1:]).to(task.device)
@@ -179,22 +179,6 @@ class _OneBatch:
         context = joined(self.task.conditions, self.pictures.values, self.pictures.size, self.task.device)
         loss = self.task.diffusion.loss(self.latent, self.noise, self.times, context)
         return {"denoising": loss.mean()}
-
-    def between(self, state: TrainingState) -> str:
-        """Nothing."""
-        return ""
-
-    def last(self, state: TrainingState) -> str:
-        """Nothing."""
-        return ""
-
-    def finished(self, state: TrainingState) -> str:
-        """Only the budget ends it."""
-        return ""
-
-    def measures(self) -> Mapping[str, float]:
-        """Nothing."""
-        return {}
 
 
 def _again(pictures: int) -> Generator[Loaded, None, None]:

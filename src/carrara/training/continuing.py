@@ -1,0 +1,175 @@
+"""How a run goes on with what it is asked for now: as before, for longer, with other settings, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from carrara.config import Config, read_toml, to_toml
+from carrara.errors import UserError
+from carrara.model_folder import write_folder
+from carrara.training import checkpoint
+from carrara.training.budget import Budget
+from carrara.training.learning_rate import falls_from
+from carrara.training.looks import RESERVED
+from carrara.training.train_config import TrainConfig
+
+PLATEAU = "plateau"  # folder beside the newest checkpoints, of the last one before the learning rate fell
+_BUDGET = "train.budget"
+# What does not touch the weights; what "pictures" and "texts" of a joint space are is known by their hashes.
+_FREE = ("validation", "looks", "train.save_every", "train.keep", "train.snapshots", "pictures", "texts")
+_NETWORK = ("model", "autoencoder", "towers", "pixels", "size", "bits")  # --start has these as they were
+_VERSION = {"data", "version", "tag", "placement"}  # of the table that a run saw, and how it computes
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of a run: begun ``anew`` (no step was made), or ``longer``, from a checkpoint to go ``back`` to
+
+    or from the newest; the ``note`` says so. Neither: it goes on as it is.
+    """
+
+    anew: bool = False
+    longer: bool = False
+    back: Path | None = None
+    note: str = ""
+
+
+def change_of(folder: Path, recipe: Config, about: Mapping[str, str], *, recipe_name: str) -> Change:
+    """What a run in ``folder`` is to become; ``about`` has the hashes of what it trains on.
+
+    UserError names the first difference that its weights could not have come from. A field that came to the recipes
+    after the run was begun has its default.
+    """
+    before, now = read_toml(folder / recipe_name), tomllib.loads(to_toml(recipe))
+    with contextlib.suppress(ValueError):
+        before = tomllib.loads(to_toml(type(recipe).model_validate(before)))
+    different = list(_differences(before, now))
+    fixed = [d for d in different if d[0] != _BUDGET and not _among(d[0], _FREE)]
+    data = "" if fixed else _other_data(folder, about)
+    if (fixed or data) and not steps_made(folder):
+        return Change(anew=True)
+    if fixed:
+        key, was, wanted = fixed[0]
+        new = "give another folder with --out"
+        if now.get("task") != "contrastive" and not _among(key, _NETWORK):
+            new = f"begin a new run from its model with --start {folder} --out NEW"
+        raise UserError(
+            f"{folder} was begun with {key} = {was!r}, now it is {wanted!r}; continue with the former, or {new}"
+        )
+    if data:
+        raise UserError(data)
+    budgets = (Budget.parse(before["train"]["budget"]), Budget.parse(now["train"]["budget"]))
+    if budgets[0] == budgets[1]:
+        return Change()
+    return _longer(folder, *budgets, TrainConfig.model_validate(before["train"]))
+
+
+def _longer(folder: Path, old: Budget, new: Budget, config: TrainConfig) -> Change:
+    """The same run with another budget: from the newest checkpoint, or from before the learning rate fell."""
+    numbers = _newest_numbers(folder / "checkpoints")
+    spent, step = float(numbers.get("spent", 0)), int(numbers.get("step", 0))
+    finished = (folder / "model" / "model.toml").is_file()
+    alike = bool(new.seconds) == bool(old.seconds)
+    larger = alike and (new.seconds or new.steps or 0) > (old.seconds or old.steps or 0)
+    if not larger and ((finished and alike) or new.fraction(spent=spent, step=step) >= 1):
+        done = f"{step} steps" if new.steps else f"{spent:.0f} s"
+        raise UserError(
+            f"{folder} has been trained for {done} of a budget of {old} already, and the budget is now {new}; "
+            "give a larger one, or another folder with --out"
+        )
+    if not numbers:
+        if finished:
+            raise UserError(
+                f"{folder} has no checkpoint left to go on from; begin a new run from its model with "
+                f"--start {folder} --out NEW"
+            )
+        return Change()
+    seen = int(numbers["seen"])
+    note = f"the budget is now {new} instead of {old}: going on from {{}} pictures seen"
+    reserved = float(numbers.get("task", {}).get(RESERVED, 0))
+    if old.fraction(spent=spent, step=step, reserved=reserved) <= falls_from(config):
+        return Change(longer=True, note=note.format(seen))
+    plateau = checkpoint.newest(folder / "checkpoints" / PLATEAU)
+    if plateau is None or int(plateau.name) > seen:
+        return Change(
+            longer=True, note=note.format(seen) + ", where the learning rate, which had fallen, rises again"
+        )
+    return Change(
+        longer=True, back=plateau, note=note.format(int(plateau.name)) + ", before the learning rate fell"
+    )
+
+
+def go_back(folder: Path, plateau: Path) -> None:
+    """Makes a checkpoint the newest of a run, and takes away what came after it.
+
+    Killed at any moment it can be done again: the checkpoint is there before the later ones go. Damaged where it
+    cannot be read. The best measure so far stays that of the best checkpoint.
+    """
+    checkpoint.load(plateau)
+    checkpoints = folder / "checkpoints"
+    place = checkpoint.place(checkpoints, int(plateau.name))
+    if not place.is_dir():
+        best = _newest_numbers(checkpoints / checkpoint.BEST)
+        about = checkpoint.numbers(plateau) | ({"best": best["best"]} if "best" in best else {})
+
+        def fill(part: Path) -> None:
+            shutil.copyfile(plateau / checkpoint.STATE, part / checkpoint.STATE)
+            (part / checkpoint.NUMBERS).write_text(json.dumps(about))
+
+        write_folder(place, fill)
+    for later in reversed(checkpoint.all_of(checkpoints)):
+        if later > place:
+            shutil.rmtree(later)
+    for grid in (folder / "samples").glob("*.png"):
+        if grid.stem.isdigit() and int(grid.stem) > int(place.name):
+            grid.unlink()
+
+
+def _newest_numbers(folder: Path) -> dict[str, Any]:
+    """Those of the newest checkpoint in which they can be read; none where there is no such one."""
+    for path in reversed(checkpoint.all_of(folder)):
+        with contextlib.suppress(checkpoint.Damaged):
+            return checkpoint.numbers(path)
+    return {}
+
+
+def steps_made(folder: Path) -> bool:
+    """Whether a run has weights that were trained: a model, or checkpoints, be they damaged."""
+    if (folder / "model" / "model.toml").is_file():
+        return True
+    found = (folder / "checkpoints").glob("**/*")
+    return any(path.is_dir() and path.name[:1].isdigit() and path.suffix != ".part" for path in found)
+
+
+def _other_data(folder: Path, about: Mapping[str, str]) -> str:
+    """What to say where the run was begun on other data than this, or ""."""
+    try:
+        begun = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        return f"{folder / 'run.json'} cannot be read: {error}; give another folder with --out"
+    named = sorted((begun.keys() | about.keys()) - _VERSION)
+    if changed := [name for name in named if begun.get(name) != about.get(name)]:
+        hint = f"; its data is {begun['data']}@{begun['tag']}" if "tag" in begun else ""
+        return f"{folder} was begun with other {' and '.join(changed)}; give another folder with --out{hint}"
+    return ""
+
+
+def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every key whose value is another, with both values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    else:
+        yield path, before, now
+
+
+def _among(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
