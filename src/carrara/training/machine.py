@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-
 _LOOK, _NOTICED = 3.0, 0.15  # seconds between looks; share of the time spent waiting that is worth a word
 
 
