@@ -141,8 +141,6 @@ class ContrastiveTask(Task):
     Which language's caption it is follows from the sample's seed, so in time every one is learnt from.
     """
 
-    divisible = False
-
     def __init__(
         self,
         recipe: ContrastiveRecipe,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from carrara.data.loader import Loaded
+from carrara.training.fastest import fastest_training
 from carrara.training.loop import TrainConfig, TrainingState, train
 from carrara.training.machine import resident
 from carrara.training.parallel import Placement
@@ -48,8 +49,9 @@ def run_trial(
     if placement.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(placement.device)
     torch.manual_seed(config.seed)
-    rehearsal = build()
-    state = TrainingState(rehearsal.modules, config.model_copy(update=changes), placement)
+    rehearsal, config = build(), config.model_copy(update=changes)
+    placement, how = fastest_training(rehearsal, next(random_batches(batch)), placement, config)
+    state = TrainingState(rehearsal.modules, config, placement)
     marks: list[tuple[int, float]] = []
     with closing(random_batches(batch)) as batches:
         marks.extend((r.seen, r.spent) for r in train(rehearsal, batches, state) if r.losses)
@@ -58,8 +60,8 @@ def run_trial(
     counted = f"{len(marks)} {'step' if len(marks) == 1 else 'steps'}"
     fewer = f" of {batch} {'picture' if batch == 1 else 'pictures'}" if batch != config.batch else ""
     words = f"measured over {spent:.1f} s, {counted}{fewer}"
-    peak = _measured(placement) if batch == config.batch else None
-    return Trial((seen - seen0) / max(1e-9, spent - spent0), words, peak)
+    peak = None if fewer else _measured(placement)
+    return Trial((seen - seen0) / max(1e-9, spent - spent0), f"{words}; {how}", peak)
 
 
 def _measured(placement: Placement) -> int | None:

@@ -35,7 +35,7 @@ class Task(Protocol):
     @property
     def divisible(self) -> bool:
         """Whether parts of a batch may be asked about at the same time, in any order: its losses keep no state."""
-        ...
+        return False
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
         """The terms whose sum the module ``update`` descends, each a scalar; none where it is not its turn.

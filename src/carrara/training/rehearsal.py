@@ -104,7 +104,6 @@ class Rehearsal(Task, ABC):
     """A task whose losses are of the right shapes, and of no meaning."""
 
     parts: Sequence[Part]
-    divisible = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -124,6 +123,8 @@ class Rehearsal(Task, ABC):
 
 class DiffusionRehearsal(Rehearsal):
     """Stage two."""
+
+    divisible = True
 
     def __init__(
         self,
@@ -210,6 +211,11 @@ class ContrastiveRehearsal(Rehearsal):
 
 class AutoencoderRehearsal(Rehearsal):
     """Stage one, with its discriminator where it has one."""
+
+    @property
+    def divisible(self) -> bool:
+        """As `AutoencoderTask`."""
+        return not self.recipe.discriminator and not any(True for _ in self.network.buffers())
 
     def __init__(self, recipe: AutoencoderRecipe, device: torch.device) -> None:
         super().__init__(device)

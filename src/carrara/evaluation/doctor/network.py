@@ -164,8 +164,6 @@ def _course(patient: Patient, lr: float, seconds: float) -> list[float]:
 class _OneBatch(Task):
     """A `Task` that sees the same pictures, times and noise in every step."""
 
-    divisible = False
-
     def __init__(self, task: DiffusionTask, pictures: FixedPictures) -> None:
         self.task, self.pictures = task, pictures
         self.modules = task.modules
