@@ -143,6 +143,14 @@ def run_diffusion(
     start: Model | None = None,
 ) -> None:
     """Latents where they are missing, then stage two with a bar; None goes with a recipe for pixels."""
+    from carrara.training.continuing import steps_made
+    from carrara.training.preflight import check_memory
+    from carrara.training.stages import fitted
+
+    if not steps_made(out):
+        fitting = fitted(recipe, dataset)
+        worked_on = fitting.pixels.autoencoder() if fitting.pixels else autoencoder
+        check_memory(fitting, dataset, worked_on, start.conditions if start else None)
     trained = diffusion_steps(recipe, dataset, autoencoder, out, start)
     console.print("training the diffusion model", soft_wrap=True)
     watch("diffusion", trained, out)
@@ -158,10 +166,8 @@ def diffusion_steps(
     """The same without the bar of stage two: its reports."""
     from carrara.generation.model import latent_of
     from carrara.training.conditioning import checked, cut_notes, derive_for, learned, reads_of
-    from carrara.training.continuing import steps_made
     from carrara.training.fastest import fastest_encoding
     from carrara.training.parallel import Placement
-    from carrara.training.preflight import check_memory
     from carrara.training.stages import feed_of, fitted, train_diffusion
 
     fitting = fitted(recipe, dataset)
@@ -181,8 +187,6 @@ def diffusion_steps(
     placement = Placement.choose(precision=recipe.train.precision)
     worked_on = fitting.pixels.autoencoder() if fitting.pixels else autoencoder
     assert worked_on is not None
-    if not steps_made(out):
-        check_memory(fitting, dataset, worked_on, start.conditions if start else None)
     if recipe.train.precision == "auto" and not fitting.pixels:
         placement = fastest_encoding(worked_on, placement)
     feed = feed_of(fitting, dataset, worked_on)
