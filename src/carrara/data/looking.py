@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 from carrara.data.apart import Lookers
 from carrara.data.beside import check, id_column
-from carrara.data.boxes import COLUMN, canonical
+from carrara.data.boxes import COLUMN, canonical, lie_turned
 from carrara.data.captions import MAX_TEXT
 from carrara.data.fetching import Unkept
 from carrara.data.known import Record
 from carrara.data.languages import with_language
-from carrara.data.pictures import look
+from carrara.data.pictures import look, orientation
 from carrara.data.rows import (
     CAPTIONED_BY,
     MORE_CAPTIONS,
@@ -42,6 +42,7 @@ TOGETHER = 8  # handing over costs about as much as a small picture
 TOGETHER_APART = 32  # … and to another process twice that
 MANY = 4000  # pictures, from which starting processes for them is worth it
 HELD = 256 * 2**20  # bytes of pictures that wait for their turn, from which no further one is read
+TURNED = "its boxes were turned with it: the sides that are stated for it are those before EXIF's turn"
 PART = 32 * 2**20  # bytes of those that are looked at together, from which the others wait
 
 
@@ -185,6 +186,17 @@ def look_at(item: Row | Rejected) -> Looked | Rejected:
         return Rejected(item.source, f"cannot be read: {getattr(error, 'strerror', None) or error}")
     captions = {caption_column(lang): text for lang, raw in item.captions.items() if (text := tidy(raw))}
     more, left_out = _more(item, width, height)
+    if item.boxes is not None:
+        turn = orientation(data) if item.sides and "rotated" in measured else 1
+        try:
+            more[COLUMN] = canonical(item.boxes, width, height, item.box_names, item.sides, turn)
+        except ValueError as error:
+            left_out.append(Rejected(item.source, f"its boxes: {str(error)[:200]}"))
+        else:
+            if lie_turned(item.sides, width, height, turn) and more[COLUMN] != "[]":
+                left_out.append(
+                    Rejected(item.source, TURNED)
+                )
     for column in [name for name, text in captions.items() if len(text) > MAX_TEXT]:
         reason = f"a {column} of {len(captions.pop(column))} letters; at most {MAX_TEXT} are taken"
         left_out.append(Rejected(item.source, reason))
@@ -215,14 +227,9 @@ def look_at(item: Row | Rejected) -> Looked | Rejected:
 
 
 def _more(item: Row, width: int, height: int) -> tuple[Record, list[Rejected]]:
-    """The boxes and the pictures beside a picture of this size, and what of them cannot be used."""
+    """The pictures beside a picture of this size, and what of them cannot be used."""
     found: Record = {}
     left_out = []
-    if item.boxes is not None:
-        try:
-            found[COLUMN] = canonical(item.boxes, width, height, item.box_names)
-        except ValueError as error:
-            left_out.append(Rejected(item.source, f"its boxes: {str(error)[:200]}"))
     for name, beside in item.beside.items():
         try:
             data = beside.read()
