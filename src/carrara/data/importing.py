@@ -318,9 +318,7 @@ def _summary(
         unchanged,
         pictures=len(dataset),
         held_out=dataset.table.count_rows(filter="split = 'held_out'"),
-        captions={
-            k: dataset.table.count_rows(filter=f"{c} IS NOT NULL") for k, c in dataset.captions.items()
-        },
+        captions={language: dataset.caption_counts[c] for language, c in dataset.captions.items()},
         labels=len(dataset.labels),
         beside={
             name: dataset.table.count_rows(filter=f"{name} IS NOT NULL")
