@@ -104,7 +104,7 @@ class Summary:
         lines = [first]
         if 0 < self.pictures == self.held_out:
             lines.append(
-                "all of them are held out, so there is nothing to train on: the names of files or folders (test, val …) "
+                "all of them are held out, so there is nothing to train on: the names of files or folders (test, val) "
                 "or a column 'split' say so"
             )
         if self.duplicates:
