@@ -60,11 +60,11 @@ def tar(path: Path, files: Sequence[tuple[str, bytes]]) -> Path:
 # Rows with more fields than the header
 
 
-@pytest.mark.parametrize("name", ["metadata.csv", "list.csv", "list.tsv"])
-@pytest.mark.parametrize("delimiter", [",", ";", "|", "\t"])
+@pytest.mark.parametrize(
+    ("name", "delimiter"),
+    [("list.tsv", "\t"), *((name, sign) for name in ("metadata.csv", "list.csv") for sign in ",;|\t")],
+)
 def test_a_row_with_more_fields_than_the_header_is_no_row(name: str, delimiter: str, tmp_path: Path) -> None:
-    if name.endswith("tsv") != (delimiter == "\t"):
-        pytest.skip("the sign of another format")
     pictures(tmp_path, [f"{k}.png" for k in range(4)])
     lines = (
         "file_name,text,label",
@@ -142,6 +142,27 @@ def test_what_a_second_row_says_otherwise_is_told(tmp_path: Path) -> None:
     rows, why = rows_of(tmp_path)
     assert (rows["a.png"].label, rows["a.png"].more) == ("cat", ("two",))
     assert why == {"metadata.csv line 3": "names its picture again, with another label"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"file_name": "a.png", "text": {"english": {"a": 1}}}',
+        b'{"file_name": "a.png", "captions": [1, {"caption": "x"}]}',
+        b'{"file_name": "a.png", "text": "one", "text": "two"}',
+    ],
+)
+@pytest.mark.parametrize("name", ["metadata.jsonl", "a.json", "list.jsonl", "x.tar"])
+def test_a_caption_that_is_no_text_is_none(name: str, line: bytes, tmp_path: Path) -> None:
+    pictures(tmp_path, ["a.png", "b.png"])
+    if name == "x.tar":
+        tar(tmp_path / name, [("a.png", png(0)), ("a.json", line), ("b.png", png(1)), ("b.json", b"{}")])
+    else:
+        (tmp_path / name).write_bytes(line if name == "a.json" else line + b'\n{"file_name": "b.png"}\n')
+    rows, why = rows_of(tmp_path / name if name in ("list.jsonl", "x.tar") else tmp_path)
+    assert not any(row.captions or row.more for row in rows.values())
+    (reason,) = why.values()
+    assert "texts is expected" in reason or "'text' stands twice" in reason
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
@@ -434,6 +455,7 @@ def test_captions_that_are_none_and_numbers_that_stand_twice(tmp_path: Path) -> 
         "x/3.png": ({}, ()),
         "x/4.png": ({"und": "of four"}, ()),
     }
+    assert why["captions_x.json"].startswith("1 annotations that cannot be used: a caption is")
     assert why.pop("x/1.png") == "not taken: captions_x.json lists it under the id of 0.png"
     assert set(why) == {"captions_x.json"}
 

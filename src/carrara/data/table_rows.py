@@ -87,6 +87,8 @@ def csv_rows(text: TextIO, delimiter: str | None = None) -> Iterator[Line]:
             names = [name.strip() for name in values]
             for name in dict.fromkeys(n for n in names if n and names.count(n) > 1):
                 yield Line(before, f"the column {name!r} stands twice; the first is taken")
+        elif sum(map(len, values)) + len(values) > MAX_LINE:
+            yield Line(before, f"longer than {MAX_LINE} letters")
         elif not all(map(is_text, values)):
             yield Line(before, NOT_UTF8)
         elif any(map(str.strip, values[len(names) :])):

@@ -187,7 +187,7 @@ def plain(value: Any) -> str | None:
 def json_row(text: str | bytes) -> dict[str, str | None]:
     """The values of a JSON object as texts; null only where it says that there is no label. ValueError for others."""
     try:
-        row: Any = json.loads(text)
+        row: Any = json.loads(text, object_pairs_hook=_each_once)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(row, dict):
@@ -200,13 +200,24 @@ def json_row(text: str | bytes) -> dict[str, str | None]:
 
 
 def _texts(value: str | None) -> list[str]:
-    """A text, or the texts of a JSON list."""
-    if value and value.startswith("["):
+    """A text, or the texts of a JSON list. UserError for JSON that holds anything else."""
+    if value and value.startswith(("[", "{")):
+        found: Any = None
         with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(value)
-            if isinstance(found, list) and all(isinstance(text, str) for text in found):
-                return found
+        if isinstance(found, list) and all(text is None or isinstance(text, str) for text in found):
+            return [text for text in found if text]
+        if isinstance(found, list | dict):
+            raise UserError(f"a text or a list of texts is expected, and not {value[:60]}")
     return [value] if value else []
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if found.setdefault(name, value) != value:
+            raise ValueError(f"{name!r} stands twice in it")
+    return found
 
 
 def _further(texts: Iterable[str], captions: Mapping[str, str]) -> tuple[str, ...]:
@@ -227,9 +238,10 @@ def _flags(said: Mapping[str, str | None]) -> tuple[str, ...]:
     """What the source says one may want to filter by; LAION's columns among it."""
     if said.keys().isdisjoint(_FLAGGING):
         return ()
-    # A text, or a list of them: an object of flags that are true or false is another program's.
-    flags = {word for text in _texts(said.get("flags")) for word in re.split(r"[\s,;]+", text)}
-    flags = set(filter(_FLAG.fullmatch, flags))
+    flags = set[str]()
+    with contextlib.suppress(UserError):  # an object of what is true or false is another program's
+        words = (word for text in _texts(said.get("flags")) for word in re.split(r"[\s,;]+", text))
+        flags = set(filter(_FLAG.fullmatch, words))
     if (said.get("nsfw") or "").lower() in ("nsfw", "unsafe", "true", "yes", "1"):
         flags.add("nsfw_claimed")
     for name, enough, flag in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -190,7 +191,8 @@ def _read(one: Set, annotated: Annotated, *, words: bool) -> list[Document]:
                     elif key == "licenses":
                         document.licences[value["id"]] = str(value.get("url") or value.get("name") or "")
                     elif key == "categories":
-                        document.categories[value["id"]] = str(value["name"])
+                        if (category := value["name"]) is not None:
+                            document.categories[value["id"]] = str(category)
                     elif key == "annotations" and words:
                         _take(value, number, annotated, document)
             for key in ("images", "annotations"):
@@ -231,6 +233,8 @@ def _take(entry: Any, number: int, annotated: Annotated, document: Document) -> 
                 annotated.note(number, entry["image_id"], [_CAPTION, text])
         if "bbox" in entry:
             left, top, width, height = (float(n) for n in entry["bbox"])
+            if not all(map(math.isfinite, (left, top, width, height))):
+                raise ValueError("a box whose numbers are not finite")
             if not isinstance(category := entry["category_id"], int | str):
                 raise TypeError(f"a category is {type(category).__name__}")
             annotated.note(number, entry["image_id"], [_BOX, category, left, top, width, height])

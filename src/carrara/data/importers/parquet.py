@@ -156,7 +156,7 @@ def _row(
         path = held.get("path") if isinstance(held, dict) else None
         only = f", only the path {path!r}" if path else ""
         return Rejected(source, f"the row holds no bytes of a picture{only}")
-    said = {word: text for c, word in layout.words.items() if (text := plain(values[c])) is not None}
+    said = {c: text for c in layout.words if (text := plain(values[c])) is not None}
     if layout.boxes and (boxes := plain(values[layout.boxes])) is not None:
         said[BOXES[0]] = boxes
     try:

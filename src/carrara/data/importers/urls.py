@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -27,7 +28,7 @@ from carrara.data.table_rows import (
     lines_of,
     text_of,
 )
-from carrara.data.words import COLUMNS, json_row, row_words
+from carrara.data.words import COLUMNS, row_words
 from carrara.errors import UserError
 
 DOWNLOADS = True  # its rows are to be fetched
@@ -35,6 +36,7 @@ URLS = ("url", "image_url", "img_url", "image_link", "coco_url")
 PATHS = ("image_path", "img_path", "file_path", "filepath", "path", "file_name", "filename", "file")
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 _DELIMITERS = {".tsv": "\t"}  # of the others the header tells
+_LOOKED_AT = 100  # lines of JSON, one of which tells the columns
 _LONGEST = 8192  # letters of an address
 
 
@@ -135,12 +137,10 @@ def _columns(path: Path) -> list[str]:
     with text_of(open(path, "rb")) as text:
         if kind in (".csv", ".tsv"):
             return csv_names(text, _DELIMITERS.get(kind))
+        if kind == ".jsonl":
+            first = itertools.islice(json_rows(text), _LOOKED_AT)
+            return list(next((row for _, row in first if not isinstance(row, str)), ()))
         head = next((line for line in lines_of(text) if line.strip()), "")
-    if kind == ".jsonl":
-        try:
-            return list(json_row(head))
-        except ValueError:
-            return []
     return ["url"] if head.startswith(("http://", "https://")) and len(head.split()) == 1 else []
 
 

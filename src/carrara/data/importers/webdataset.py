@@ -213,7 +213,8 @@ def _row(
         return ([Rejected(printable(sample.key), said)] if said else []), None
     name, file = sample.picture
     words, faults = Words(split=split), []
-    for suffix, text in sorted(sample.said.items(), key=lambda item: _weight(item[0])):
+    # What is said last goes before; of the same kind, what stands first.
+    for suffix, text in sorted(reversed(sample.said.items()), key=lambda item: _weight(item[0])):
         try:
             words = _words(suffix, text).over(words)
         except (ValueError, UserError) as error:
