@@ -57,7 +57,7 @@ def data_import(
     licence: Annotated[str | None, typer.Option(help="Licence of pictures that state none.")] = None,
     languages: Annotated[
         str,
-        typer.Option(help="Of captions that state none: keep (as given) or detect (where it is certain)."),
+        typer.Option(help="Language of captions that state none: a code (en), or keep (none), or detect."),
     ] = "detect",
     retry: Annotated[
         bool, typer.Option("--retry", help="Of urls: try again what could not be downloaded.")

@@ -200,7 +200,9 @@ def test_nothing_in_an_archive_is_read_in_part(
     monkeypatch.setattr("carrara.data.archives.MAX_BYTES", len(lines) // 2)
     inside = {name: data for name, data in files.items() if len(data) < len(lines) // 2}
     (tmp_path / name).write_bytes(PACKED[name](inside | {"set/cats/metadata.jsonl": lines}))
-    with pytest.raises(UserError, match=rf"metadata.jsonl is not readable: {len(lines)} bytes; at most"):
+    with pytest.raises(
+        UserError, match=rf"metadata.jsonl is not a readable table: {len(lines)} bytes; at most"
+    ):
         take_in(tmp_path / name, tmp_path / "data")
     inside |= {"set/cats/large.png": make_large(len(lines)), "set/cats/x1.txt": b"cat " * len(lines)}
     (tmp_path / name).write_bytes(PACKED[name](inside))

@@ -10,7 +10,7 @@ import pytest
 
 from carrara.data.importers.emoji import LANGUAGES
 from carrara.data.importing import import_pictures
-from carrara.data.languages import language_of
+from carrara.data.languages import Spoken, language_of, spoken_in
 from carrara.data.table import Dataset
 from carrara.errors import UserError
 
@@ -72,5 +72,65 @@ def test_captions_find_their_columns(tmp_path: Path, make_png: Callable[..., byt
     kept = take_in(root, tmp_path / "kept", languages="keep")
     assert kept.keys() == {"caption", "caption_de"}
     assert kept["caption"] == [row["text"] for row in rows]
-    with pytest.raises(UserError, match="languages"):
+    stated = take_in(root, tmp_path / "stated", languages="PT-br")
+    assert stated["caption_pt_br"] == [*texts.values(), None, SENTENCES["de"]]
+    assert stated["caption"] == [None] * 9 + [
+        SENTENCES["de"],
+        None,
+    ]  # of one, the source says that nobody knows
+    with pytest.raises(UserError, match=r"languages.*'guess' is no language code like 'en'"):
         take_in(root, tmp_path / "none", languages="guess")
+
+
+ENGLISH = [
+    "a man standing on the beach with a surfboard",
+    "two dogs play in the snow near a fence",
+    "a group of people sitting around the table",
+    "the cat is sleeping on the sofa",
+    "this is a very old house with a garden",
+    "somebody walks through the forest",
+]
+SHORT = [
+    "a photo of a dress",
+    "my sneakers",
+    "vintage denim jacket",
+    "a red cap",
+    "1girl, solo, blue hair, smile",
+]
+OTHER = ["IMG_2231", "SKU-4432-B", "猫", "кошка", "ein rotes Kleid", "vestido rojo", "7"]
+
+
+def test_short_captions_go_with_most_of_their_source() -> None:
+    spoken = spoken_in([*SHORT, *OTHER, *ENGLISH])
+    assert [language_of(text) for text in SHORT] == [None] * len(SHORT)
+    assert [language_of(text, spoken) for text in SHORT] == ["en"] * len(SHORT)
+    assert {language_of(text, spoken) for text in OTHER} <= {None, "de", "es"}
+    assert language_of(SENTENCES["fr"], spoken) == "fr"
+    # Where languages are mixed, or few are certain, nothing is told of the others.
+    assert spoken_in([*ENGLISH, SENTENCES["de"], SENTENCES["fr"]]) == spoken_in(ENGLISH[:4]) == Spoken()
+
+
+def test_an_import_decides_with_the_whole_source(tmp_path: Path, make_png: Callable[..., bytes]) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    for k, text in enumerate([*SHORT, *ENGLISH]):
+        (root / f"{k:02}.png").write_bytes(make_png(k))
+        (root / f"{k:02}.txt").write_text(text)
+    found = take_in(root, tmp_path / "data")
+    assert found == {"caption": [None] * 11, "caption_en": [*SHORT, *ENGLISH]}
+
+
+def test_captions_of_very_many_languages(tmp_path: Path, make_png: Callable[..., bytes]) -> None:
+    """They are counted together, not a query each."""
+    codes = [f"{a}{b}" for a in "abcdefgh" for b in "abcdefgh"]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.png").write_bytes(make_png(0))
+    (tmp_path / "in" / "metadata.jsonl").write_text(
+        json.dumps({"file_name": "0.png"} | {f"caption_{code}": code for code in codes})
+    )
+    *_, last = import_pictures(tmp_path / "in", tmp_path / "data")
+    assert last.summary is not None
+    assert last.summary.captions == dict.fromkeys(codes, 1)
+    dataset = Dataset.open(tmp_path / "data")
+    assert dataset.captions == {code: f"caption_{code}" for code in codes}
+    assert dataset.caption_counts == {"caption": 0} | {f"caption_{code}": 1 for code in codes}

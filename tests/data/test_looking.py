@@ -15,6 +15,7 @@ from carrara.data import apart as processes
 from carrara.data import looking
 from carrara.data.importers.folder import rows
 from carrara.data.importing import Options, import_pictures
+from carrara.data.languages import Spoken
 from carrara.data.looking import Looked, looked_at
 from carrara.data.rows import Rejected, Row
 from carrara.data.table import Dataset
@@ -45,7 +46,7 @@ def test_processes_and_threads_see_the_same(folder: Path) -> None:
     (folder / "x13.png").write_bytes(b"broken")
     (folder / "x2.txt").write_text("Ein Hund läuft über die grüne Wiese, und die Sonne scheint.")
     found = [
-        list(looked_at(rows(str(folder), Options()), detect=True, apart=apart)) for apart in (False, True)
+        list(looked_at(rows(str(folder), Options()), spoken=Spoken(), apart=apart)) for apart in (False, True)
     ]
     assert [looked for _, looked in found[0]] == [looked for _, looked in found[1]]
     assert [item.source for item, _ in found[1]] == [f"x{k}.png" for k in range(30)]
@@ -58,7 +59,7 @@ def test_processes_and_threads_see_the_same(folder: Path) -> None:
 def test_what_breaks_a_process_is_one_bad_picture() -> None:
     items = [Row(source=f"{k}", read=partial(png, k)) for k in range(2)]
     items.insert(1, Row(source="killer", read=partial(os._exit, 9)))
-    found = [looked for _, looked in looked_at(items, detect=False, apart=True)]
+    found = [looked for _, looked in looked_at(items, spoken=None, apart=True)]
     assert [isinstance(looked, Looked) for looked in found] == [True, False, True]
     assert isinstance(found[1], Rejected)
     assert "ended the process" in found[1].reason
@@ -74,7 +75,7 @@ def test_a_process_that_does_not_start_blames_no_picture(
     else:
         monkeypatch.setattr(processes, "_PROGRAM", "raise SystemExit(1)")
     items = [Row(source=f"{k}", read=partial(png, k)) for k in range(70)]
-    found = [looked for _, looked in looked_at(items, detect=False, apart=True)]
+    found = [looked for _, looked in looked_at(items, spoken=None, apart=True)]
     assert [isinstance(looked, Looked) for looked in found] == [True] * 70
     assert capsys.readouterr().out.count("could not be started") == 1
 
@@ -101,7 +102,7 @@ def test_a_fault_of_our_own_is_no_bad_picture() -> None:
     items = [Row(source="x", read=partial(divmod, 1, 0))]
     for apart in (False, True):
         with pytest.raises((ZeroDivisionError, RuntimeError)):
-            list(looked_at(items, detect=False, apart=apart))
+            list(looked_at(items, spoken=None, apart=apart))
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -125,7 +126,7 @@ def test_few_bytes_wait_for_their_turn(apart: bool, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(held, "more", noted)
     items = [Row(source=f"{k}", read=partial(png, k)) for k in range(60)]
-    reports = looked_at(items, detect=False, apart=apart)
+    reports = looked_at(items, spoken=None, apart=apart)
     found = [next(reports)[0].source]
     assert full.wait(60)
     found += [item.source for item, _ in reports]
@@ -136,7 +137,7 @@ def test_few_bytes_wait_for_their_turn(apart: bool, monkeypatch: pytest.MonkeyPa
 def test_who_stops_early_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(looking, "HELD", 1)
     before = threading.active_count()
-    reports = looked_at((Row(source=f"{k}", read=partial(png, k)) for k in range(200)), detect=False)
+    reports = looked_at((Row(source=f"{k}", read=partial(png, k)) for k in range(200)), spoken=None)
     next(reports)
     reports.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before

@@ -1,7 +1,8 @@
 """Pictures and what is said of them apart, joined by number in a nameless file, however many there are.
 
 An annotation names its picture by a number and stands anywhere in a document of gigabytes, before or after the list
-of pictures. What is read goes into a temporary table (SQLite's, below TMPDIR), which sorts it.
+of pictures. What is read goes into a temporary table (SQLite's, below TMPDIR), which sorts it. Numbers mean something
+within their document only; the pictures of several are joined by their names.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ _CACHE = 64 * 1024  # KiB of it that are held in memory
 
 
 class Noted(NamedTuple):
-    """A picture by its place in the order of first mention, and all that was noted of it, in that order."""
+    """A picture by its name, and all that was noted of it: (document, note) in the order of notes."""
 
-    place: int
-    notes: list[Any]
+    name: str
+    notes: list[tuple[int, Any]]
 
 
 class Annotated:
@@ -29,22 +30,34 @@ class Annotated:
 
     def __init__(self) -> None:
         self._base = sqlite3.connect("", check_same_thread=False)
-        self._waiting: list[tuple[Any, str]] = []
+        self._waiting: list[tuple[int, Any, str]] = []
         self._run(
             "PRAGMA journal_mode = OFF",
             "PRAGMA synchronous = OFF",
             f"PRAGMA cache_size = -{_CACHE}",
-            "CREATE TABLE pictures (place INTEGER PRIMARY KEY, id UNIQUE)",
-            "CREATE TABLE notes (number INTEGER PRIMARY KEY, id, note TEXT)",
+            "CREATE TABLE pictures (place INTEGER PRIMARY KEY, name TEXT UNIQUE)",
+            "CREATE TABLE listed (document INT, id, picture INT, UNIQUE (document, id))",
+            "CREATE TABLE notes (number INTEGER PRIMARY KEY, document INT, id, note TEXT)",
         )
 
-    def list(self, known_by: object) -> None:
-        """Notes that there is a picture of this number, if that is new. TypeError for what can be no number."""
-        self._run("INSERT OR IGNORE INTO pictures (id) VALUES (?)", values=(_key(known_by),))
+    def list(self, document: int, known_by: object, name: str) -> str:
+        """Lists a picture of this name under this number of a document, and gives the name that the number has: that
+        of the first that was listed under it. TypeError for what can be no number."""
+        named = json.dumps(name)  # which takes half surrogate pairs, too
+        self._run("INSERT OR IGNORE INTO pictures (name) VALUES (?)", values=(named,))
+        self._run(
+            "INSERT OR IGNORE INTO listed SELECT ?, ?, place FROM pictures WHERE name = ?",
+            values=(document, _key(known_by), named),
+        )
+        (first,) = self._base.execute(
+            "SELECT name FROM listed JOIN pictures ON place = picture WHERE document = ? AND id = ?",
+            (document, _key(known_by)),
+        ).fetchone()
+        return str(json.loads(first))
 
-    def note(self, known_by: object, note: Any) -> None:
+    def note(self, document: int, known_by: object, note: Any) -> None:
         """Notes something of the picture of this number, listed before or after."""
-        self._waiting.append((_key(known_by), json.dumps(note)))
+        self._waiting.append((document, _key(known_by), json.dumps(note)))
         if len(self._waiting) >= _TOGETHER:
             self._put_away()
 
@@ -52,20 +65,27 @@ class Annotated:
         (count,) = self._base.execute("SELECT count(*) FROM pictures").fetchone()
         return int(count)
 
-    def unlisted(self) -> Iterator[Any]:
-        """The notes of pictures that nobody listed."""
+    def unlisted(self) -> Iterator[int]:
+        """The document of each note of a picture that it does not list."""
         self._put_away()
-        found = "SELECT note FROM notes WHERE id NOT IN (SELECT id FROM pictures) ORDER BY number"
-        yield from (json.loads(note) for (note,) in self._base.execute(found))
+        found = "SELECT document FROM notes WHERE (document, id) NOT IN (SELECT document, id FROM listed)"
+        yield from (document for (document,) in self._base.execute(f"{found} ORDER BY number"))
 
     def pictures(self) -> Iterator[Noted]:
-        """All pictures in order."""
+        """All pictures in the order in which they were first listed; one that no number means has no notes."""
         self._put_away()
         # With the notes in it, what belongs to one picture lies together, and sorting it needs no memory.
-        self._run("CREATE INDEX IF NOT EXISTS by_picture ON notes (id, number, note)")
-        for place, known_by in self._base.execute("SELECT place, id FROM pictures ORDER BY place"):
-            notes = self._base.execute("SELECT note FROM notes WHERE id = ? ORDER BY number", (known_by,))
-            yield Noted(place, [json.loads(note) for (note,) in notes])
+        self._run(
+            "CREATE INDEX IF NOT EXISTS by_picture ON notes (document, id, number, note)",
+            "CREATE INDEX IF NOT EXISTS by_place ON listed (picture, document, id)",
+        )
+        for place, name in self._base.execute("SELECT place, name FROM pictures ORDER BY place"):
+            notes = self._base.execute(
+                "SELECT notes.document, note FROM listed JOIN notes USING (document, id) WHERE picture = ? "
+                "ORDER BY number",
+                (place,),
+            )
+            yield Noted(json.loads(name), [(document, json.loads(note)) for document, note in notes])
 
     def close(self) -> None:
         """The file goes."""
@@ -74,7 +94,7 @@ class Annotated:
     def _put_away(self) -> None:
         waiting, self._waiting = self._waiting, []
         try:
-            self._base.executemany("INSERT INTO notes (id, note) VALUES (?, ?)", waiting)
+            self._base.executemany("INSERT INTO notes (document, id, note) VALUES (?, ?, ?)", waiting)
         except sqlite3.Error as error:
             raise _cannot(error) from None
 

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 from carrara.console import console
+from carrara.data.languages import Spoken
 from carrara.data.rows import Rejected, Row
 from carrara.errors import UserError
 
@@ -39,19 +40,19 @@ class Lookers:
         self._count = count
         self._said = threading.Lock()  # taken for good by who says that one could not be started
 
-    def look(self, part: list[Row | Rejected], detect: bool, most: int) -> list[Any]:
+    def look(self, part: list[Row | Rejected], spoken: Spoken | None, most: int) -> list[Any]:
         """What `looking.look_at` makes of the first of them, in order: of all unless they come to ``most`` bytes."""
         process = self._free.get()
         try:
             process = process or self._started()
             with suppress(*_DIED):
-                found: list[Any] = process.ask((part, detect, most))
+                found: list[Any] = process.ask((part, spoken, most))
                 return found
             # One of them broke it. Each by itself tells which, and costs a start only where it breaks another.
             process.end()
             process = self._started_for(part[0])
             with suppress(*_DIED):
-                return list(process.ask((part[:1], detect, most)))
+                return list(process.ask((part[:1], spoken, most)))
             process.end()
             process = None
             reason = "looking at it ended the process that did: the decoder breaks down, or memory"

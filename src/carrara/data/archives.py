@@ -80,8 +80,7 @@ def list_tar(path: Path) -> Listing:
     goes when it is no longer read, also with a kill. UserError where it is none."""
     listing = Listing()
     entries, seen = [], set[str]()
-    kept = Kept(_unpacked(path) if _is_compressed(path) else path.open("rb"))
-    for found in walk_tar(path, Walked(kept.file), lambda offset, size: partial(kept.read, offset, size)):
+    for found in kept_tar(path):
         if isinstance(found, Entry) and found.name in seen:
             found = Rejected(_short(found.name), "a second entry of this name")
         if isinstance(found, Entry):
@@ -90,6 +89,13 @@ def list_tar(path: Path) -> Listing:
         else:
             listing.rejected.append(found)
     return _sorted(entries, listing)
+
+
+def kept_tar(path: Path) -> Iterator[Entry | Rejected]:
+    """The entries of a tar archive, which can be read at any time; a compressed one is unpacked first, as `list_tar`
+    says. UserError where it is none."""
+    kept = Kept(_unpacked(path) if _is_compressed(path) else path.open("rb"))
+    yield from walk_tar(path, Walked(kept.file), lambda offset, size: partial(kept.read, offset, size))
 
 
 def stream_tar(path: Path) -> Iterator[Entry | Rejected]:

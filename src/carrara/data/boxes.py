@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,13 @@ from carrara.data.rows import tidy
 COLUMN = "boxes"
 _PLACES = ("box", "bbox", "boxes", "bboxes")
 _LABELS = ("label", "category", "class", "labels", "categories", "classes")
+# Of the orientations that swap sides: left and top as shown, of the four margins (left, top, right, bottom) as stored.
+_SIDEWAYS: dict[int, Callable[[float, float, float, float], tuple[float, float]]] = {
+    5: lambda left, top, right, bottom: (top, left),
+    6: lambda left, top, right, bottom: (bottom, left),
+    7: lambda left, top, right, bottom: (bottom, right),
+    8: lambda left, top, right, bottom: (top, right),
+}
 _A_WHOLE = 1.01  # fractions may be a rounding above 1; pixels never stay below it
 
 
@@ -28,13 +35,22 @@ class Box:
     height: float
 
 
-def canonical(text: str, width: int, height: int, names: Sequence[str] = ()) -> str:
+def canonical(
+    text: str,
+    width: int,
+    height: int,
+    names: Sequence[str] = (),
+    stated: tuple[float, float] | None = None,
+    orientation: int = 1,
+) -> str:
     """The column's JSON from a source's, for a picture of this size. ValueError says what is wrong with it.
 
     The source says a list of objects with ``box`` (or ``bbox``) and ``label`` (or ``category``, ``class``), or,
     as Hugging Face does, an object of lists under these names, also in the plural. Boxes are x, y, width, height, in
     fractions where no number of the picture's boxes is above 1, otherwise in pixels; what lies outside the picture
-    is cut off. ``names`` are those of labels that are numbers.
+    is cut off. ``names`` are those of labels that are numbers. ``stated`` are the width and height of the picture
+    that they are meant for: of this one as shown, at any scale, or as it lies in the file, whose EXIF ``orientation``
+    (1 … 8) then turns them along.
     """
     try:
         said = json.loads(text)
@@ -42,8 +58,31 @@ def canonical(text: str, width: int, height: int, names: Sequence[str] = ()) -> 
         raise ValueError(f"no JSON: {error}") from None
     found = [(_label(label, names), _four(place)) for label, place in _entries(said)]
     pixels = any(number > _A_WHOLE for _, place in found for number in place)
-    sides = (width, height) if pixels else (1, 1)
-    return write([_inside(label, place, sides) for label, place in found])
+    sides = stated or (width, height)
+    boxes = [_inside(label, place, sides if pixels else (1, 1)) for label, place in found]
+    if lie_turned(stated, width, height, orientation):
+        boxes = [_turned(box, orientation) for box in boxes]
+    elif boxes and not _same_ratio(sides, (width, height)):
+        raise ValueError(f"their picture is of {sides[0]:g} x {sides[1]:g}, this one of {width} x {height}")
+    return write(boxes)
+
+
+def lie_turned(stated: tuple[float, float] | None, width: int, height: int, orientation: int) -> bool:
+    """Whether the stated sides are not those of the picture as shown, but of it as it lies in the file."""
+    return (
+        stated is not None
+        and orientation in _SIDEWAYS
+        and not _same_ratio(stated, (width, height))
+        and _same_ratio(stated, (height, width))
+    )
+
+
+def _same_ratio(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether (width, height) of one are those of another at some scale, to less than a pixel of the smaller."""
+    if one[0] > other[0]:
+        one, other = other, one
+    scale = one[0] / other[0]
+    return abs(one[1] - other[1] * scale) < 1 or abs(one[0] - other[0] * one[1] / other[1]) < 1
 
 
 def write(boxes: Sequence[Box]) -> str:
@@ -57,6 +96,13 @@ def write(boxes: Sequence[Box]) -> str:
 def parse(text: str | None) -> list[Box] | None:
     """The boxes in a value of the column; None where nobody said any."""
     return None if text is None else [Box(entry["label"], *entry["box"]) for entry in json.loads(text)]
+
+
+def _turned(box: Box, orientation: int) -> Box:
+    """A box of a picture as it lies in the file, in the same as it is shown."""
+    right, below = 1 - box.left - box.width, 1 - box.top - box.height
+    left, top = _SIDEWAYS[orientation](box.left, box.top, right, below)
+    return Box(box.label, left, top, box.height, box.width)
 
 
 def _entries(said: Any) -> list[tuple[Any, Any]]:
@@ -99,7 +145,7 @@ def _four(place: Any) -> tuple[float, float, float, float]:
     return left, top, width, height
 
 
-def _inside(label: str, place: tuple[float, float, float, float], sides: tuple[int, int]) -> Box:
+def _inside(label: str, place: tuple[float, float, float, float], sides: tuple[float, float]) -> Box:
     left, right = (min(1.0, max(0.0, n / sides[0])) for n in (place[0], place[0] + place[2]))
     top, bottom = (min(1.0, max(0.0, n / sides[1])) for n in (place[1], place[1] + place[3]))
     if right - left < 1e-6 or bottom - top < 1e-6:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from carrara.data.rows import UNSTATED, Rejected, tidy
-from carrara.data.words import LANGUAGE, Words, json_row, row_words
+from carrara.data.rows import UNSTATED, Rejected, nfc, tidy
+from carrara.data.table_rows import NOT_UTF8, is_text, text_of
+from carrara.data.words import LANGUAGE, NOTHING, Words, json_row, row_words
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def from_texts(texts: Mapping[str, File], pictures: Sequence[str]) -> Found:
 
 def described_by(text: str, named: Mapping[str, list[str]]) -> tuple[str, list[str]]:
     """The language of a text by its name, and the pictures that it describes."""
-    stem = os.path.splitext(text)[0]
+    stem = os.path.splitext(nfc(text))[0]
     if described := named.get(stem):
         return UNSTATED, described
     stem, _, suffix = stem.rpartition(".")
@@ -100,7 +102,7 @@ def from_boxes(files: Mapping[str, File], pictures: Sequence[str]) -> Found:
     words: dict[str, Words] = {}
     rejected = []
     for name, file in files.items():
-        described = named.get(name[: -len(BOXES_SUFFIX)], [])
+        described = named.get(nfc(name)[: -len(BOXES_SUFFIX)], [])
         if not described:
             rejected.append(Rejected(_shown(name), "boxes without their picture"))
             continue
@@ -109,7 +111,8 @@ def from_boxes(files: Mapping[str, File], pictures: Sequence[str]) -> Found:
         except (OSError, ValueError) as error:
             rejected.append(Rejected(_shown(name), f"boxes that cannot be read: {_reason(error)}"))
             continue
-        words |= {picture: Words(boxes=text) for picture in described}
+        if any(words.setdefault(picture, Words(boxes=text)).boxes != text for picture in described):
+            rejected.append(Rejected(_shown(name), "a second file of boxes of its picture"))
     return words, rejected
 
 
@@ -119,7 +122,7 @@ def from_records(files: Mapping[str, File], pictures: Sequence[str]) -> Found:
     words: dict[str, Words] = {}
     rejected = []
     for name, file in files.items():
-        described = named.get(os.path.splitext(name)[0], [])
+        described = named.get(os.path.splitext(nfc(name))[0], [])
         if not described:
             rejected.append(Rejected(_shown(name), "not a picture (.json)"))
             continue
@@ -128,16 +131,16 @@ def from_records(files: Mapping[str, File], pictures: Sequence[str]) -> Found:
         except (OSError, ValueError) as error:
             rejected.append(Rejected(_shown(name), f"words that cannot be read: {_reason(error)}"))
             continue
-        words |= {picture: found for picture in described}
+        words |= {picture: words.get(picture, NOTHING).over(found) for picture in described}
     return words, rejected
 
 
 def by_name(pictures: Sequence[str]) -> dict[str, list[str]]:
-    """What lies beside ``x.png`` may call it ``x`` or ``x.png``: the pictures that a name means."""
+    """What lies beside ``x.png`` may call it ``x`` or ``x.png``: the pictures that a (composed) name means."""
     named: dict[str, list[str]] = defaultdict(list)
     for picture in pictures:
-        named[picture].append(picture)
-        named[os.path.splitext(picture)[0]].append(picture)
+        named[nfc(picture)].append(picture)
+        named[os.path.splitext(nfc(picture))[0]].append(picture)
     return named
 
 
@@ -145,19 +148,13 @@ def as_text(data: bytes) -> str:
     """What a small file says; ValueError where it is none, or no text."""
     if len(data) > MAX_TEXT:
         raise ValueError(f"more than {MAX_TEXT} bytes")
-    for mark, encoding in (
-        (b"\xff\xfe", "utf-16"),
-        (b"\xfe\xff", "utf-16"),
-    ):  # Windows' editors put it before
-        if data.startswith(mark):
-            try:
-                return data.decode(encoding)
-            except UnicodeDecodeError:
-                break
     try:
-        return data.decode("utf-8-sig")
+        text = text_of(io.BytesIO(data), "strict").read()
     except UnicodeDecodeError:
-        raise ValueError("not UTF-8") from None
+        raise ValueError(NOT_UTF8) from None
+    if not is_text(text):
+        raise ValueError(NOT_UTF8)
+    return text
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from carrara.data.rows import nfc
 from carrara.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ _NAMEABLE = ("string", "large_string", "int32", "int64", "double", "float", "boo
 
 
 def enclosed(where: str) -> str:
-    """The condition in brackets, so that nothing that is put around it changes what it means.
+    """The condition in brackets, so that nothing that is put around it changes what it means; its letters composed,
+    as those of the table are.
 
     UserError where it is empty or its own brackets do not match.
     """
@@ -32,7 +34,7 @@ def enclosed(where: str) -> str:
             break
     if depth:
         raise UserError(f"the condition {where!r} cannot be read: its brackets do not match")
-    return f"({where})"
+    return f"({nfc(where)})"
 
 
 def fault(where: str, error: Exception, path: PurePath | str, columns: Sequence[str]) -> UserError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -23,10 +24,9 @@ from carrara.data.captions import (
 )
 from carrara.data.metadata import METADATA, Tables
 from carrara.data.pictures import MAX_BYTES, SUFFIXES, looks_like_picture
-from carrara.data.rows import BadPicture, Rejected, Row, tidy
-from carrara.data.words import HELD_OUT, Words
-
-_SPLITS = ("train", *HELD_OUT)
+from carrara.data.rows import BadPicture, Rejected, Row, nfc, tidy
+from carrara.data.splits import Folders
+from carrara.data.words import NOTHING, Words
 
 
 class File(NamedTuple):
@@ -87,7 +87,7 @@ class Listing:
         taken = set[tuple[str, str]]()
         for name in list(self.pictures):
             of, kind = _belongs(name)
-            if of not in named:
+            if (of := nfc(of)) not in named:
                 continue
             file = self.pictures.pop(name)
             if taken.isdisjoint(places := {(picture, kind) for picture in named[of]}):
@@ -112,42 +112,60 @@ class Listing:
         strays = Strays()
         strays.see(self.texts, list(self.pictures))
         strays.check(where)
+        names = {nfc(name) for name in self.pictures}
         with closing(Tables()) as tables:
             for name, file in self.metadata.items():
-                yield from tables.take(os.path.join(where, name), name, file, self.pictures.__contains__)
-            yield from self.told(tables, licence)
+                yield from tables.take(
+                    os.path.join(where, name), name, file, lambda picture: nfc(picture) in names
+                )
+            yield from self.told(tables, licence, self._folders())
             yield from tables.unused()
 
-    def told(self, tables: Tables, licence: str | None) -> Iterator[Row | Rejected]:
-        """What cannot be used, then a row per picture; a table goes before what lies beside the picture."""
+    def told(self, tables: Tables, licence: str | None, folders: Folders) -> Iterator[Row | Rejected]:
+        """What cannot be used, then a row per picture. A table goes before what lies beside the picture, and there
+        boxes before texts, texts before ``.json``, folders last."""
         yield from self.rejected
         pictures = list(self.pictures)
         words = dict[str, Words]()
         if self.texts or self.records or self.boxes:
-            words, unused = from_texts(self.texts, pictures)
-            for found, without in (from_records(self.records, pictures), from_boxes(self.boxes, pictures)):
-                words |= {name: said.over(words.get(name, Words())) for name, said in found.items()}
-                unused += without
-            yield from unused
+            for read, files in (
+                (from_records, self.records),
+                (from_texts, self.texts),
+                (from_boxes, self.boxes),
+            ):
+                found, unused = read(files, pictures)
+                words |= {name: said.over(words.get(name, NOTHING)) for name, said in found.items()}
+                yield from unused
         beside = self._by_picture() if self.beside else {}
         for name, file in self.pictures.items():
             said, bad = tables.said_of(name)
             yield from bad
             if name in words:
                 said = said.over(words[name])
-            split, label = _told_by_folders(name.rpartition("/")[0])
+            split, label = folders.said(name.rpartition("/")[0])
             if split or label:
-                said = said.over(Words(label=label, split=split))
+                said = said.over(Words(label=tidy(printable(label or "")), split=split))
             yield Row(
                 source=printable(name), read=file.read, beside=beside.get(name, {}), **said.told(licence)
             )
+
+    def _folders(self) -> Folders:
+        """What the folders say, where this is all that there is."""
+        inside, files = defaultdict[str, set[str]](set), defaultdict[str, list[str]](list)
+        for name in self.pictures:
+            folder, _, last = name.rpartition("/")
+            files[folder].append(last)
+            while folder and (parted := folder.rpartition("/"))[2] not in inside[parted[0]]:
+                inside[parted[0]].add(parted[2])
+                folder = parted[0]
+        return Folders(lambda folder: inside[folder], lambda folder: files[folder])
 
     def _by_picture(self) -> dict[str, dict[str, Beside]]:
         """For each picture, what lies beside it."""
         named, found = by_name(list(self.pictures)), dict[str, dict[str, Beside]]()
         for name, file in self.beside.items():
             of, kind = _belongs(name)
-            for picture in named[of]:
+            for picture in named[nfc(of)]:
                 found.setdefault(picture, {})[kind] = Beside(printable(name), file.read)
         return found
 
@@ -162,16 +180,6 @@ class Belongs(NamedTuple):
 def _belongs(name: str) -> Belongs:
     of, _, kind = os.path.splitext(name)[0].rpartition(".")
     return Belongs(of, kind) if kind in KINDS and os.path.basename(of) else Belongs("", "")
-
-
-@functools.lru_cache(maxsize=64)
-def _told_by_folders(folder: str) -> tuple[str | None, str | None]:
-    """The split and the label that the folders of a picture say: ``train/cat`` has cats to train on."""
-    folders = folder.split("/") if folder else []
-    split = next((f.lower() for f in folders if f.lower() in _SPLITS), None)
-    label = folders[-1] if folders and folders[-1].lower() not in _SPLITS else None
-    held_out = None if split is None else "train" if split == "train" else "held_out"
-    return held_out, tidy(printable(label)) if label else None
 
 
 def deep(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -218,13 +226,30 @@ def hidden(name: str) -> bool:
 
 
 def printable(name: str) -> str:
-    """A file name as valid Unicode: bytes that are not UTF-8 are written as \\xNN."""
+    """A file name as valid Unicode, composed: bytes that are not UTF-8 are written as \\xNN."""
     if name.isascii():
         return name
     try:
-        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return nfc(name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
     except UnicodeEncodeError:  # half a surrogate pair that stands for no byte
-        return name.encode("utf-8", "backslashreplace").decode()
+        return nfc(name.encode("utf-8", "backslashreplace").decode())
+
+
+def on_disk(root: Path, name: str) -> str:
+    """The path of a file below a folder by its name, or by one of the same letters in another form (macOS writes é as
+    two code points); OSError where a folder on the way cannot be read."""
+    path = os.path.join(root, name)
+    if name.isascii() or os.path.exists(path):
+        return path
+    place = os.fspath(root)
+    for part in name.split("/"):
+        place = os.path.join(place, _by_letters(place, os.stat(place).st_mtime_ns).get(nfc(part), part))
+    return place
+
+
+@functools.lru_cache(maxsize=64)
+def _by_letters(folder: str, _changed: int) -> dict[str, str]:
+    return {nfc(name): name for name in os.listdir(folder) if not name.isascii()}
 
 
 def natural(name: str) -> tuple[str, str]:
@@ -232,7 +257,7 @@ def natural(name: str) -> tuple[str, str]:
 
     All that begins with the same letters up to a dot stands together.
     """
-    return _NUMBER.sub(_padded, name.casefold().replace(".", "\0")), name
+    return _NUMBER.sub(_padded, nfc(name).casefold().replace(".", "\0")), name
 
 
 _NUMBER = re.compile(r"[0-9]{1,18}")

@@ -9,11 +9,12 @@ import json
 import pkgutil
 from collections import Counter
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from carrara.config import Config, parse
 from carrara.console import console
@@ -22,8 +23,10 @@ from carrara.data.beside import KINDS
 from carrara.data.boxes import COLUMN
 from carrara.data.fetching import fetched
 from carrara.data.files import printable
+from carrara.data.languages import Spoken, spoken_in
 from carrara.data.looking import MANY, looked_at
 from carrara.data.rows import (
+    UNSTATED,
     Rejected,
     Row,
     Survey,
@@ -31,8 +34,11 @@ from carrara.data.rows import (
 from carrara.data.store import Store, store_at
 from carrara.data.table import ABOUT, FORMAT, REJECTED, TABLE, Dataset, nearest_path, split_version
 from carrara.data.unfinished import UNFINISHED, folder_of, sweep
+from carrara.data.words import LANGUAGE
 from carrara.data.writer import SAME, Writer
 from carrara.errors import UserError
+
+_SAMPLE = 2000  # captions that tell in which language a source is
 
 
 class Options(Config):
@@ -48,9 +54,10 @@ class Options(Config):
     licence: str | None = Field(
         default=None, description="the licence of the pictures that name none themselves"
     )
-    languages: Literal["detect", "keep"] = Field(
+    languages: str = Field(
         default="detect",
-        description="'detect': captions whose language is not stated get it where it is certain; 'keep': as given",
+        description="the language of captions that state none: 'detect' finds it where it is certain, 'keep' leaves "
+        "them so, and a code like 'en' says that all of them are in it",
     )
     retry: bool = Field(default=False, description="urls: try again what could not be downloaded before")
     allow_private: bool = Field(default=False, description="urls: also from addresses that are not public")
@@ -61,6 +68,13 @@ class Options(Config):
     seconds: float = Field(default=60.0, gt=0, description="urls: for one download, all its tries together")
     at_once: int = Field(default=16, ge=1, le=256, description="urls: downloads at a time")
     per_host: int = Field(default=4, ge=1, le=64, description="urls: of these, from one host")
+
+    @field_validator("languages")
+    @classmethod
+    def _is_a_language(cls, value: str) -> str:
+        if value not in ("detect", "keep") and not LANGUAGE.fullmatch(value):
+            raise ValueError(f"{value!r} is no language code like 'en', and neither 'detect' nor 'keep'")
+        return value.lower().replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,11 @@ class Summary:
             changed = f", {self.updated} with new words" if self.updated else ""
             first = f"{self.added} pictures added{changed}; {self.pictures} in all, {self.held_out} held out"
         lines = [first]
+        if 0 < self.pictures == self.held_out:
+            lines.append(
+                "all of them are held out, so there is nothing to train on: the names of files or folders (test, val) "
+                "or a column 'split' say so"
+            )
         if self.duplicates:
             lines.append(
                 f"{self.duplicates} were there already under another name; their captions went to the picture in "
@@ -131,13 +150,15 @@ def importers() -> dict[str, Any]:
 
 
 class Job(NamedTuple):
-    """What is to be imported: by which importer, from where (``where`` is the source as it is noted), and how."""
+    """What is to be imported: by which importer, from where (``where`` is the source as it is noted), and how;
+    ``spoken`` tells the languages of captions, which stay as given if it is None."""
 
     importer: str
     source: str
     where: str
     options: Options
     total: int
+    spoken: Spoken | None = None
 
 
 class Engine(Protocol):
@@ -174,7 +195,9 @@ def import_pictures(
         raise UserError(f"a count is for 'scenes'; {source} is imported whole")
     _check_destination(store)
     survey = engine.survey(name, source, chosen) if engine is not None else importer.survey(source, chosen)
-    as_given = " languages as given" if chosen.languages == "keep" else ""
+    as_given = {"detect": "", "keep": " languages as given"}.get(
+        chosen.languages, f" languages {chosen.languages}"
+    )
     digest = hashlib.sha256(f"{survey.digest} {chosen.held_out}{as_given}".encode()).hexdigest()
     where = source if name == source else printable(str(Path(source).resolve()))
     entry: dict[str, Any] = {"importer": name, "source": where, "digest": digest}
@@ -195,7 +218,7 @@ def import_pictures(
                 f"until it is complete, what tells how to continue it lies on this machine, in {writer.folder}",
                 soft_wrap=True,
             )
-        job = Job(name, source, where, chosen, survey.total)
+        job = Job(name, source, where, chosen, survey.total, _spoken(importer, source, chosen, survey.total))
         if engine is not None:
             yield from engine.run(job, writer)
         else:
@@ -227,6 +250,25 @@ def import_pictures(
         writer.close()
 
 
+def _spoken(importer: Any, source: str, options: Options, total: int) -> Spoken | None:
+    """What captions from all over the source tell of the short ones; no picture is opened for it."""
+    if options.languages != "detect":
+        return None if options.languages == "keep" else Spoken(options.languages)
+
+    def some() -> Iterator[str]:
+        found = False
+        with suppress(UserError):  # who brings the pictures in meets it again
+            for number, item in enumerate(importer.rows(source, options)):
+                text = item.captions.get(UNSTATED) if isinstance(item, Row) and not item.settled else None
+                found = found or text is not None
+                if text is not None and number % max(1, total // _SAMPLE) == 0:
+                    yield text
+                elif not found and number > _SAMPLE:  # it has none, or states their languages
+                    return
+
+    return spoken_in(some())
+
+
 def _nothing_to_do(store: Store, total: int, same: dict[str, Any]) -> Progress:
     summary = _summary(Dataset.open(store.path), (0, 0, 0), [], unchanged=True)
     left = same["rejected"]
@@ -247,7 +289,7 @@ def take_in(items: Iterator[Row | Rejected], job: Job, writer: Writer) -> Iterat
     for item in itertools.islice(items, writer.consumed):  # these were written before a kill
         pictures += isinstance(item, Row)
     apart = job.total - writer.consumed >= MANY and getattr(importers()[job.importer], "LOOSE", False)
-    for item, looked in looked_at(items, detect=job.options.languages == "detect", apart=apart):
+    for item, looked in looked_at(items, spoken=job.spoken, apart=apart):
         if isinstance(looked, Rejected):
             writer.reject(looked.source, looked.reason)
         else:
@@ -318,9 +360,7 @@ def _summary(
         unchanged,
         pictures=len(dataset),
         held_out=dataset.table.count_rows(filter="split = 'held_out'"),
-        captions={
-            k: dataset.table.count_rows(filter=f"{c} IS NOT NULL") for k, c in dataset.captions.items()
-        },
+        captions={language: dataset.caption_counts[c] for language, c in dataset.captions.items()},
         labels=len(dataset.labels),
         beside={
             name: dataset.table.count_rows(filter=f"{name} IS NOT NULL")

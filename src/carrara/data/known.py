@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from carrara.data import boxes
 from carrara.data.beside import KINDS, id_column
-from carrara.data.rows import CAPTIONED_BY, MORE_CAPTIONS, caption_language
+from carrara.data.rows import CAPTIONED_BY, MORE_CAPTIONS, caption_language, nfc
 
 Record = dict[str, Any]
 
@@ -137,4 +137,4 @@ def is_said(column: str) -> bool:
 
 def short(text: str) -> bytes:
     """A hash of eight bytes, to tell a change by."""
-    return hashlib.sha256(text.encode()).digest()[:8]
+    return hashlib.sha256(nfc(text).encode()).digest()[:8]

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 from carrara.data.apart import Lookers
 from carrara.data.beside import check, id_column
-from carrara.data.boxes import COLUMN, canonical
+from carrara.data.boxes import COLUMN, canonical, lie_turned
 from carrara.data.captions import MAX_TEXT
 from carrara.data.fetching import Unkept
 from carrara.data.known import Record
-from carrara.data.languages import with_language
-from carrara.data.pictures import look
+from carrara.data.languages import Spoken, with_language
+from carrara.data.pictures import look, orientation
 from carrara.data.rows import (
     CAPTIONED_BY,
     MORE_CAPTIONS,
@@ -42,6 +42,7 @@ TOGETHER = 8  # handing over costs about as much as a small picture
 TOGETHER_APART = 32  # … and to another process twice that
 MANY = 4000  # pictures, from which starting processes for them is worth it
 HELD = 256 * 2**20  # bytes of pictures that wait for their turn, from which no further one is read
+TURNED = "its boxes were turned with it: the sides that are stated for it are those before EXIF's turn"
 PART = 32 * 2**20  # bytes of those that are looked at together, from which the others wait
 
 
@@ -56,9 +57,10 @@ Item = Row | Rejected
 
 
 def looked_at(
-    items: Iterable[Item], *, detect: bool, apart: bool = False
+    items: Iterable[Item], *, spoken: Spoken | None, apart: bool = False
 ) -> Iterator[tuple[Item, Looked | Rejected]]:
-    """Each item in order with what came of looking at it; ``detect`` finds the languages of captions.
+    """Each item in order with what came of looking at it; what is ``spoken`` helps to find the languages of captions,
+    which stay as given if it is None.
 
     ``apart`` looks at them in processes of their own, which takes a second or two to start: rows that can be pickled.
     """
@@ -79,12 +81,12 @@ def looked_at(
             yield item, looked
             held.less(_size(looked))
         for item in part[len(found) :]:  # too large to wait together
-            yield item, _look(item, detect) if lookers is None else lookers.look([item], detect, PART)[0]
+            yield item, _look(item, spoken) if lookers is None else lookers.look([item], spoken, PART)[0]
         held.next()
 
     try:
         for turn, part in parts:
-            waiting.append((part, pool.submit(_look_at_some, part, turn, held, detect, lookers)))
+            waiting.append((part, pool.submit(_look_at_some, part, turn, held, spoken, lookers)))
             if len(waiting) > 3 * threads:
                 yield from in_turn()
         while waiting:
@@ -134,30 +136,30 @@ class _Held:
 
 
 def _look_at_some(
-    part: list[Item], turn: int, held: _Held, detect: bool, lookers: Lookers | None
+    part: list[Item], turn: int, held: _Held, spoken: Spoken | None, lookers: Lookers | None
 ) -> list[Looked | Rejected]:
     """What came of looking at the first of them: at all, unless they are large."""
     if lookers is not None:
-        found = lookers.look(part, detect, PART) if held.wait(turn) else []
+        found = lookers.look(part, spoken, PART) if held.wait(turn) else []
         held.more(sum(map(_size, found)))
         return found
     found, size = [], 0
     for item in part:
         if size >= PART or not held.wait(turn):
             break
-        found.append(_look(item, detect))
+        found.append(_look(item, spoken))
         size += _size(found[-1])
         held.more(_size(found[-1]))
     return found
 
 
-def look_in_part(part: list[Item], detect: bool, most: int) -> list[Looked | Rejected]:
+def look_in_part(part: list[Item], spoken: Spoken | None, most: int) -> list[Looked | Rejected]:
     """What comes of looking at the first of them, which together have at least ``most`` bytes, or at all."""
     found, size = list[Looked | Rejected](), 0
     for item in part:
         if size >= most:
             break
-        found.append(_look(item, detect))
+        found.append(_look(item, spoken))
         size += _size(found[-1])
     return found
 
@@ -166,8 +168,8 @@ def _size(looked: Looked | Rejected) -> int:
     return size_of(looked.record) if isinstance(looked, Looked) else 0
 
 
-def _look(item: Item, detect: bool) -> Looked | Rejected:
-    return look_at(with_language(item) if detect and isinstance(item, Row) else item)
+def _look(item: Item, spoken: Spoken | None) -> Looked | Rejected:
+    return look_at(with_language(item, spoken) if spoken is not None and isinstance(item, Row) else item)
 
 
 def look_at(item: Row | Rejected) -> Looked | Rejected:
@@ -185,6 +187,15 @@ def look_at(item: Row | Rejected) -> Looked | Rejected:
         return Rejected(item.source, f"cannot be read: {getattr(error, 'strerror', None) or error}")
     captions = {caption_column(lang): text for lang, raw in item.captions.items() if (text := tidy(raw))}
     more, left_out = _more(item, width, height)
+    if item.boxes is not None:
+        turn = orientation(data) if item.sides and "rotated" in measured else 1
+        try:
+            more[COLUMN] = canonical(item.boxes, width, height, item.box_names, item.sides, turn)
+        except ValueError as error:
+            left_out.append(Rejected(item.source, f"its boxes: {str(error)[:200]}"))
+        else:
+            if lie_turned(item.sides, width, height, turn) and more[COLUMN] != "[]":
+                left_out.append(Rejected(item.source, TURNED))
     for column in [name for name, text in captions.items() if len(text) > MAX_TEXT]:
         reason = f"a {column} of {len(captions.pop(column))} letters; at most {MAX_TEXT} are taken"
         left_out.append(Rejected(item.source, reason))
@@ -215,14 +226,9 @@ def look_at(item: Row | Rejected) -> Looked | Rejected:
 
 
 def _more(item: Row, width: int, height: int) -> tuple[Record, list[Rejected]]:
-    """The boxes and the pictures beside a picture of this size, and what of them cannot be used."""
+    """The pictures beside a picture of this size, and what of them cannot be used."""
     found: Record = {}
     left_out = []
-    if item.boxes is not None:
-        try:
-            found[COLUMN] = canonical(item.boxes, width, height, item.box_names)
-        except ValueError as error:
-            left_out.append(Rejected(item.source, f"its boxes: {str(error)[:200]}"))
     for name, beside in item.beside.items():
         try:
             data = beside.read()

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 import json
+import operator
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING
 
-from carrara.data.rows import BadPicture, Rejected
-from carrara.data.words import COLUMNS, Words, json_row, plain, row_words
+from carrara.data.rows import BadPicture, Rejected, nfc
+from carrara.data.table_rows import Line, arrow_texts, csv_names, csv_rows, json_rows, text_of
+from carrara.data.words import COLUMNS, Words, row_words
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
     from carrara.data.files import File
 
-MAX_LINE = 16 * 2**20  # bytes of a line of JSON
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _NAMES = ("file_name", "file")
-
-Row = dict[str, str | None]
-
-
-class Line(NamedTuple):
-    """A row of a table by its number, as its columns, or the reason why it is none."""
-
-    number: int
-    row: Row | str
 
 
 class Tables:
@@ -45,28 +36,30 @@ class Tables:
         self._kept.execute(
             "CREATE TABLE said (number INTEGER PRIMARY KEY, picture BLOB, place INT, line TEXT, row TEXT)"
         )
-        self._kept.execute("CREATE UNIQUE INDEX one ON said (picture, place)")
+        self._kept.execute("CREATE INDEX one ON said (picture, place, number)")
         self._found = bytearray()  # of each row by its number
         self._count = 0
 
     def take(
         self, where: str, table: str, file: File, is_picture: Callable[[str], bool]
     ) -> Iterator[Rejected]:
-        """Remembers the rows of a table; those that are none, or name a picture again, are rejected.
+        """Remembers the rows of a table; those that are none are rejected.
 
         ``table`` is its name among the pictures', which its rows name from its own folder. Columns: ``file_name``
-        or ``file``, and those of `words.row_words`. A later table goes before an earlier one. UserError where the
-        table cannot be read, or none of its rows names what ``is_picture``.
+        or ``file``, and those of `words.row_words`. A later table goes before an earlier one, and an earlier row of
+        one before a later one. UserError where the table cannot be read, or none of its rows names what
+        ``is_picture``.
         """
         folder, last = str(PurePosixPath(table).parent), PurePosixPath(table).name
         read = {".csv": _csv, ".parquet": _parquet}.get(PurePosixPath(table).suffix, _jsonl)
         unit = "row" if table.endswith(".parquet") else "line"
-        place, total, one_is, first = self._count, 0, False, ""
+        place, total, readable, one_is, first = self._count, 0, 0, False, ""
         self._count += 1
         self._kept.execute("BEGIN")
         try:
-            for number, row in read(where, file):
+            for number, row in _readable(read(where, file), where):
                 total += 1
+                readable += not isinstance(row, str)
                 line = f"{last} {unit} {number}"
                 fault = row if isinstance(row, str) else None
                 name = None if isinstance(row, str) else row.get("file_name") or row.get("file")
@@ -81,17 +74,16 @@ class Tables:
                     one_is = is_picture(picture)
                     first = first or f"names {name[:300]!r}, which is not among the pictures"
                 said = json.dumps({k: v for k, v in row.items() if k not in _NAMES})
-                done = self._kept.execute(
-                    "INSERT OR IGNORE INTO said VALUES (?, ?, ?, ?, ?)",
+                self._kept.execute(
+                    "INSERT INTO said VALUES (?, ?, ?, ?, ?)",
                     (len(self._found), _key(picture), place, line, said),
                 )
-                if done.rowcount:
-                    self._found.append(0)
-                else:
-                    yield Rejected(line, f"names {name!r} a second time")
+                self._found.append(0)
             self._kept.execute("COMMIT")
         except sqlite3.Error as error:
             raise OSError(f"no room for what {where} says: {error}") from None
+        if total and not readable:
+            raise UserError(f"no row of {where} can be read ({first})")
         if total and not one_is:
             raise UserError(f"none of the {total} rows of {where} names a picture of this folder ({first})")
 
@@ -100,14 +92,25 @@ class Tables:
         words, rejected = Words(), list[Rejected]()
         if not self._found:
             return words, rejected
-        for number, line, row in self._kept.execute(
-            "SELECT number, line, row FROM said WHERE picture = ? ORDER BY place", (_key(picture),)
-        ):
-            self._found[number] = 1
-            try:
-                words = row_words(json.loads(row), "it").over(words)
-            except UserError as error:
-                rejected.append(Rejected(line, str(error)))
+        rows = self._kept.execute(
+            "SELECT number, place, line, row FROM said WHERE picture = ? ORDER BY place, number",
+            (_key(picture),),
+        )
+        for _, same in itertools.groupby(rows, key=operator.itemgetter(1)):  # rows of one table
+            said = Words()
+            for number, _, line, row in same:
+                self._found[number] = 1
+                try:
+                    another = row_words(json.loads(row), "it")
+                except UserError as error:
+                    rejected.append(Rejected(line, str(error)))
+                    continue
+                if lost := said.contradicts(another):
+                    rejected.append(
+                        Rejected(line, f"names its picture again, with another {' and '.join(lost)}")
+                    )
+                said = said.over(another)
+            words = said.over(words)
         return words, rejected
 
     def unused(self) -> Iterator[Rejected]:
@@ -134,83 +137,42 @@ def _below(folder: str, name: str) -> str:
 
 
 def _key(picture: str) -> bytes:
-    return picture.encode("utf-8", "surrogatepass")
+    return nfc(picture).encode("utf-8", "surrogatepass")
+
+
+def _readable(lines: Iterator[Line], where: str) -> Iterator[Line]:
+    """The rows of a table. UserError where it is damaged."""
+    import pyarrow as pa
+
+    try:
+        yield from lines
+    except (OSError, BadPicture, pa.ArrowException) as error:
+        raise UserError(f"{where} is not a readable table: {' '.join(str(error).split())[:200]}") from None
 
 
 def _csv(where: str, file: File) -> Iterator[Line]:
-    try:
-        with io.TextIOWrapper(file.open(), encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text, strict=True)
-            _check_names(where, [str(name).strip() for name in reader.fieldnames or ()])
-            for row in reader:
-                found = {str(k).strip(): v for k, v in row.items() if isinstance(v, str)}
-                yield Line(reader.line_num, found)  # type: ignore[arg-type]
-    except (OSError, BadPicture, csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{where} is not a readable CSV table: {error}") from None
+    with text_of(file.open()) as text:
+        _check_names(where, csv_names(text))
+        text.seek(0)
+        yield from csv_rows(text)
 
 
 def _jsonl(where: str, file: File) -> Iterator[Line]:
-    """Line by line, so that a bad one is one; UserError where all are."""
-    fault, whole = "", False
-    try:
-        with file.open() as lines:
-            for number, line in enumerate(_lines(lines), 1):
-                if not line.strip():
-                    continue
-                try:
-                    if len(line) > MAX_LINE:
-                        raise ValueError(f"longer than {MAX_LINE} bytes")
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                    row: Row = json_row(text)
-                except ValueError as error:
-                    reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-                    fault = fault or f"line {number} is not a JSON object: {reason}"
-                    yield Line(number, f"not a JSON object: {reason}")
-                else:
-                    whole = True
-                    yield Line(number, row)
-    except (OSError, BadPicture) as error:
-        raise UserError(f"{where} is not readable: {error}") from None
-    if fault and not whole:
-        raise UserError(f"{where} {fault}")
-
-
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines; of one that is too long only the beginning, and a byte more than it may have."""
-    while line := file.readline(MAX_LINE + 1):
-        rest = line
-        while len(rest) > MAX_LINE and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_LINE + 1)
-        yield line
+    with text_of(file.open()) as text:
+        yield from json_rows(text)
 
 
 def _parquet(where: str, file: File) -> Iterator[Line]:
-    import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
-    try:
-        with file.open() as opened, ParquetFile(opened) as table:
-            # Only these: the others may hold the pictures again.
-            names = [n for n in table.schema_arrow.names if n in _NAMES]
-            _check_names(where, names)
-            said = [n for n in table.schema_arrow.names if n.lower() in COLUMNS or n.startswith("caption_")]
-            number = 0
-            for batch in table.iter_batches(1024, columns=[*names, *said]):
-                for row in _rows(batch):
-                    number += 1
-                    yield Line(number, row)
-    except (OSError, BadPicture, pa.ArrowException) as error:
-        raise UserError(f"{where} is not readable Parquet: {' '.join(str(error).split())[:200]}") from None
-
-
-def _rows(batch: Any) -> Iterator[Row | str]:
-    """The rows of a batch as texts; one whose text is none does not take the others along."""
-    for number in range(batch.num_rows):
-        try:
-            (row,) = batch.slice(number, 1).to_pylist()
-            yield {name: text for name, value in row.items() if (text := plain(value)) is not None}
-        except UnicodeDecodeError:
-            yield "a text of the row is not UTF-8"
+    with file.open() as opened, ParquetFile(opened) as table:
+        # Only these: the others may hold the pictures again.
+        names = [n for n in table.schema_arrow.names if n in _NAMES]
+        _check_names(where, names)
+        said = [n for n in table.schema_arrow.names if n.lower() in COLUMNS or n.startswith("caption_")]
+        batches = table.iter_batches(1024, columns=[*names, *said])
+        rows = itertools.chain.from_iterable(map(arrow_texts, batches))
+        yield from itertools.starmap(Line, enumerate(rows, 1))
 
 
 def _check_names(where: str, names: list[str]) -> None:

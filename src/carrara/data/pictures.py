@@ -128,6 +128,14 @@ def look(data: bytes) -> Looked:
         return Looked(width, height, mode, tuple(flags))
 
 
+def orientation(data: bytes) -> int:
+    """How a picture lies in its file, as EXIF says (1 … 8; 1 is as it is shown). Raises BadPicture."""
+    with _refusing_what_is_bad(data):
+        picture = _open(data)
+        picture.load()  # a PNG may say it behind its pixels
+        return planes.orientation(picture)
+
+
 def _flags(picture: Image.Image) -> list[str]:
     """What the header tells: animated, alpha, cmyk, grey, rotated (shown otherwise than it lies in the file)."""
     mode, stack = picture.mode, picture.format == "TIFF"

@@ -30,7 +30,8 @@ class Row:
     ``read()`` gives the bytes, or raises OSError or BadPicture. ``captions`` maps a language ("de", "zh-tw",
     or UNSTATED) to a text. ``group`` names what must not be split apart (default: the picture alone);
     ``split`` is one of SPLITS where the source decides it. ``boxes`` is JSON that `boxes.canonical` reads, whose
-    numbered labels have the names ``box_names``; ``beside`` maps a word of `beside.KINDS` to a picture. ``url`` is
+    numbered labels have the names ``box_names`` and which are meant for a picture of the ``sides`` (width, height)
+    that the source states; ``beside`` maps a word of `beside.KINDS` to a picture. ``url`` is
     where it was downloaded from; ``flags`` are single words that one may want to filter by. ``more`` are further
     captions, in the language of the first; ``captioned_by`` is as CAPTIONED_BY has it; ``settled`` says
     that nobody knows the language of an UNSTATED one.
@@ -46,6 +47,7 @@ class Row:
     licence: str | None = None
     boxes: str | None = None
     box_names: tuple[str, ...] = ()
+    sides: tuple[float, float] | None = None
     beside: Mapping[str, Beside] = field(default_factory=dict)
     url: str | None = None
     flags: tuple[str, ...] = ()
@@ -91,9 +93,13 @@ def tidy(text: str | None) -> str | None:
         return None
     if not text.isascii():
         # Half a surrogate pair (JSON can hold one) is no text that could be stored.
-        whole = text.encode("utf-8", "backslashreplace").decode("utf-8")
-        text = unicodedata.normalize("NFC", whole)
+        text = nfc(text.encode("utf-8", "backslashreplace").decode("utf-8"))
     return text.strip() or None
+
+
+def nfc(text: str) -> str:
+    """The same letters, composed (é as one code point): so texts, names and what is asked for are compared."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def content_id(data: bytes) -> str:

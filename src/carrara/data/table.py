@@ -171,7 +171,16 @@ class Dataset:
     def captions(self) -> dict[str, str]:
         """Language to caption column ("de": "caption_de", "und": "caption"), of those with any caption."""
         found = {language: c for c in self.columns if (language := caption_language(c)) is not None}
-        return {lang: c for lang, c in found.items() if self.table.count_rows(filter=f"{c} IS NOT NULL")}
+        return {language: column for language, column in found.items() if self.caption_counts[column]}
+
+    @functools.cached_property
+    def caption_counts(self) -> dict[str, int]:
+        """How many captions each column of them has: in one pass, however many they are."""
+        found = {c: 0 for c in self.columns if caption_language(c) is not None}
+        for batch in self.table.to_batches(columns=list(found)):
+            for name, values in zip(batch.schema.names, batch.columns, strict=True):
+                found[name] += len(values) - values.null_count
+        return found
 
     @functools.cached_property
     def labels(self) -> list[str]:

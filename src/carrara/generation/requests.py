@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from carrara.conditions.holes import Masked, blend
 from carrara.data.pictures import class_ids, whole
-from carrara.data.rows import BadPicture
+from carrara.data.rows import BadPicture, nfc
 from carrara.errors import UserError, nearest
 from carrara.generation.model import Model
 
@@ -55,6 +55,13 @@ def read(model: Model, asked: Asked, guidance: float) -> Request:
 
     UserError where a file cannot be read, a value is none that a condition knows, or nothing takes what was given.
     """
+    # Letters as training read them.
+    asked = replace(
+        asked,
+        prompt=nfc(asked.prompt),
+        negative=nfc(asked.negative),
+        label=None if asked.label is None else nfc(asked.label),
+    )
     row: dict[str, Any] = {}
     encoders: dict[str, Any] = dict(model.conditions.items())
     forms = {str(encoder.form) for encoder in encoders.values()}
@@ -141,7 +148,8 @@ def _value(encoder: Any, asked: Asked, files: Mapping[str, Path]) -> tuple[Any, 
             boxes = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"the boxes are not JSON: {error}; expected a list or the file of one") from None
-        return json.dumps(boxes, ensure_ascii=False), json.dumps(boxes, ensure_ascii=False)
+        said = nfc(json.dumps(boxes, ensure_ascii=False))
+        return said, said
     if encoder.form == "picture" and (file := files.get(str(encoder.column))) is not None:
         return _picture(encoder, file, asked.mask)
     return None, ""

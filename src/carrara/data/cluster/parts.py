@@ -17,6 +17,7 @@ from carrara.data.files import below, printable
 from carrara.data.importers import parquet, webdataset
 from carrara.data.importing import Job, importers
 from carrara.data.rows import BadPicture, Rejected, Row
+from carrara.data.splits import splits_of
 from carrara.errors import UserError
 
 PARTS = 64  # that a source of rows is cut in, where this makes them neither small nor large
@@ -39,10 +40,11 @@ class Unreadable(UserError):
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a source in its order: one of its files, by the path below it, or rows."""
+    """A piece of a source in its order: one of its files, by the path below it and with its split, or rows."""
 
     number: int
     shard: str | None = None
+    split: str | None = None
     items: bytes = b""
 
     @property
@@ -68,7 +70,9 @@ class Part:
 
     def _read(self, root: Path, job: Job) -> Iterator[Row | Rejected]:
         try:
-            yield from importers()[job.importer].rows(str(root), job.options)
+            # What its name says of its split depends on those beside it.
+            splits = {str(self.shard): self.split} if self.split else {}
+            yield from importers()[job.importer].rows(str(root), job.options, splits)
         except UserError as error:
             raise Unreadable(str(error).replace(str(root), job.source)) from None
 
@@ -76,7 +80,8 @@ class Part:
 def parts(job: Job, done: set[int]) -> Iterator[Part]:
     """All of them in order, always the same ones while the source stays as it is, but for those that are ``done``."""
     if shards := shards_of(job.importer, job.source):
-        found = (Part(number, shard) for number, shard in enumerate(shards))
+        splits = splits_of(shards)
+        found = (Part(number, shard, splits.get(shard)) for number, shard in enumerate(shards))
         yield from (part for part in found if part.number not in done)
         return
     with closing(importers()[job.importer].rows(job.source, job.options)) as rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -15,12 +16,13 @@ from typing import Any
 
 from carrara.data.annotated import Annotated
 from carrara.data.archives import unsafe
-from carrara.data.files import File, below, natural, printable
+from carrara.data.files import File, below, natural, on_disk, printable
 from carrara.data.importers.folder import file_at
 from carrara.data.importing import Options
 from carrara.data.json_stream import members
 from carrara.data.rows import UNSTATED, Rejected, Row, Survey, tidy
-from carrara.data.words import split_named
+from carrara.data.splits import splits_of
+from carrara.data.table_rows import NOT_UTF8, text_of
 from carrara.errors import UserError
 
 _NAMES = re.compile(r"(instances|captions)_?(.*)\.json|(_annotations)\.coco\.json")
@@ -48,6 +50,7 @@ class Document:
     licences: dict[Any, str] = field(default_factory=dict)
     categories: dict[Any, str] = field(default_factory=dict)
     strange: Counter[str] = field(default_factory=Counter)
+    second: dict[str, str] = field(default_factory=dict)  # pictures listed under the number of another
 
 
 @dataclass
@@ -73,10 +76,9 @@ def survey(source: str, options: Options) -> Survey:
     total, first, found = 0, "", False
     for one in _sets(Path(source)):
         with closing(Annotated()) as annotated:
-            documents = _read(one, annotated, words=False)
+            _read(one, annotated, words=False)
             total += len(annotated)
-            for _, notes in annotated.pictures():
-                name = _merged(notes, documents).name
+            for name, _ in annotated.pictures():
                 found = found or _picture(one, name) is not None
                 first = first or f"; {name!r} is in none of {_places_shown(one)}"
                 if found:
@@ -88,19 +90,25 @@ def survey(source: str, options: Options) -> Survey:
 
 def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
     """A row per picture, in the order of the annotations, the sets in natural order."""
-    for one in _sets(Path(source)):
+    sets = _sets(Path(source))
+    splits = splits_of({one.name for one in sets})
+    for one in sets:
         with closing(Annotated()) as annotated:
             documents = _read(one, annotated, words=True)
-            for _, number, *_ in annotated.unlisted():
+            for number in annotated.unlisted():
                 documents[number].strange["of pictures that it does not list"] += 1
-            for _, notes in annotated.pictures():
-                yield from _row(one, _merged(notes, documents), options)
+            for name, notes in annotated.pictures():
+                if notes:
+                    yield from _row(one, _merged(name, notes, documents), splits.get(one.name), options)
             for document in documents:
+                for name, first in document.second.items():
+                    reason = f"not taken: {document.name} lists it under the id of {printable(first)}"
+                    yield Rejected(f"{one.name}/{printable(name)}".lstrip("/"), reason)
                 for reason, count in document.strange.items():
                     yield Rejected(document.name, f"{count} annotations that cannot be used: {reason}")
 
 
-def _row(one: Set, said: Said, options: Options) -> Iterator[Row | Rejected]:
+def _row(one: Set, said: Said, split: str | None, options: Options) -> Iterator[Row | Rejected]:
     name = f"{one.name}/{printable(said.name)}".lstrip("/")
     if reason := unsafe(said.name):
         yield Rejected(name, reason)
@@ -114,9 +122,10 @@ def _row(one: Set, said: Said, options: Options) -> Iterator[Row | Rejected]:
             source=name,
             read=found.read,
             captions={UNSTATED: first} if first else {},
-            split=split_named(one.name),
+            split=split,
             licence=said.licence or options.licence,
             boxes=boxes,
+            sides=said.sides,
             url=said.url,
             more=tuple(more),
         )
@@ -166,7 +175,7 @@ def _read(one: Set, annotated: Annotated, *, words: bool) -> list[Document]:
         documents.append(document)
         lists = set[str]()
         try:
-            with open(path, encoding="utf-8-sig") as file:
+            with text_of(open(path, "rb"), "strict") as file:
                 for key, kind, value in members(file):
                     if kind == "list":
                         lists.add(key)
@@ -174,12 +183,16 @@ def _read(one: Set, annotated: Annotated, *, words: bool) -> list[Document]:
                         if key in ("images", "annotations"):
                             raise TypeError(f"its {key} are no list")
                     elif key == "images":
-                        annotated.list(value["id"])
-                        annotated.note(value["id"], [_LISTED, number, *_listing(value)])
+                        known_by, (name, *more) = value["id"], _listing(value)
+                        if (first := annotated.list(number, known_by, name)) == name:
+                            annotated.note(number, known_by, [_LISTED, *more])
+                        else:
+                            document.second[name] = first
                     elif key == "licenses":
                         document.licences[value["id"]] = str(value.get("url") or value.get("name") or "")
                     elif key == "categories":
-                        document.categories[value["id"]] = str(value["name"])
+                        if (category := value["name"]) is not None:
+                            document.categories[value["id"]] = str(category)
                     elif key == "annotations" and words:
                         _take(value, number, annotated, document)
             for key in ("images", "annotations"):
@@ -197,6 +210,7 @@ def _read(one: Set, annotated: Annotated, *, words: bool) -> list[Document]:
             RecursionError,
         ) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            reason = NOT_UTF8 if isinstance(error, UnicodeDecodeError) else reason
             raise UserError(f"{path} is not COCO's JSON: {reason[:200]}") from None
     return documents
 
@@ -212,32 +226,36 @@ def _listing(image: dict[str, Any]) -> tuple[str, Any, str, float, float]:
 def _take(entry: Any, number: int, annotated: Annotated, document: Document) -> None:
     """Notes what an annotation says; what is no annotation is counted."""
     try:
-        if "caption" in entry and (text := tidy(str(entry["caption"]))):
-            annotated.note(entry["image_id"], [_CAPTION, number, text])
+        if "caption" in entry:
+            if not isinstance(caption := entry["caption"], str):
+                raise TypeError(f"a caption is {'null' if caption is None else type(caption).__name__}")
+            if text := tidy(caption):
+                annotated.note(number, entry["image_id"], [_CAPTION, text])
         if "bbox" in entry:
             left, top, width, height = (float(n) for n in entry["bbox"])
+            if not all(map(math.isfinite, (left, top, width, height))):
+                raise ValueError("a box whose numbers are not finite")
             if not isinstance(category := entry["category_id"], int | str):
                 raise TypeError(f"a category is {type(category).__name__}")
-            annotated.note(entry["image_id"], [_BOX, number, category, left, top, width, height])
+            annotated.note(number, entry["image_id"], [_BOX, category, left, top, width, height])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         document.strange[what[:80]] += 1
 
 
-def _merged(notes: list[Any], documents: list[Document]) -> Said:
+def _merged(name: str, notes: list[tuple[int, Any]], documents: list[Document]) -> Said:
     """What all files of a set say of a picture; a box of a category that its file does not name is counted."""
-    name = next(what[0] for kind, _, *what in notes if kind == _LISTED)
     said = Said(name, boxes=None)
-    for kind, number, *what in notes:
+    for number, (kind, *what) in notes:
         document = documents[number]
         if kind == _LISTED:
-            _, licence, url, width, height = what
+            licence, url, width, height = what
             said.licence = said.licence or tidy(document.licences.get(licence))
             said.url = said.url or url or None
             said.sides = (width, height)
             if document.categories and said.boxes is None:
                 said.boxes = []
-    for kind, number, *what in notes:
+    for number, (kind, *what) in notes:
         if kind == _CAPTION and what[0] not in said.captions:
             said.captions.append(what[0])
         elif kind == _BOX:
@@ -272,8 +290,8 @@ def _picture(one: Set, name: str) -> File | None:
     if unsafe(name):
         return None
     for place in _places(one):
-        path = os.path.join(place, name)
         try:
+            path = on_disk(place, name)
             return file_at(path, os.stat(path))
         except (OSError, ValueError):
             continue

@@ -7,17 +7,18 @@ import itertools
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from carrara.data.captions import Strays
-from carrara.data.files import File, Listing, hidden, natural, printable
+from carrara.data.files import File, Listing, any_below, hidden, natural, on_disk, printable
 from carrara.data.importing import Options
 from carrara.data.metadata import METADATA, Tables
 from carrara.data.pictures import SUFFIXES
 from carrara.data.rows import BadPicture, Rejected, Row, Survey
+from carrara.data.splits import Folders
 from carrara.data.table import ABOUT
 from carrara.errors import UserError
 
@@ -54,14 +55,24 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
     metadata file cannot be read.
     """
 
-    def is_picture(name: str) -> bool:
-        return ".." not in name.split("/") and os.path.isfile(os.path.join(source, name))
+    root = Path(source)
 
+    def is_picture(name: str) -> bool:
+        with suppress(OSError, ValueError):  # ValueError: a name that no file can have
+            return ".." not in name.split("/") and os.path.isfile(on_disk(root, name))
+        return False
+
+    def with_pictures(folder: str) -> list[str]:
+        with suppress(OSError):
+            return [name for name in _names(root, folder)[1] if any_below(root / folder / name, SUFFIXES)]
+        return []
+
+    folders = Folders(with_pictures, lambda folder: os.listdir(root / folder))
     with closing(Tables()) as tables:
-        for listing in walk(Path(source)):
+        for listing in walk(root):
             for name, file in listing.metadata.items():
                 yield from tables.take(os.path.join(source, name), name, file, is_picture)
-            yield from listing.told(tables, options.licence)
+            yield from listing.told(tables, options.licence, folders)
         yield from tables.unused()
 
 

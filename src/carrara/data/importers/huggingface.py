@@ -16,7 +16,7 @@ from carrara.data.importers.parquet import ROWS, Place, from_batches, layout_of,
 from carrara.data.importing import Options
 from carrara.data.nested import Flat, flat, more_pictures, pictures_in
 from carrara.data.rows import Rejected, Row, Survey
-from carrara.data.words import split_named
+from carrara.data.splits import splits_of
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def survey(source: str, options: Options) -> Survey:
 
 def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
     """A row per row, split by split in their order; what is damaged ends its file, with the reason."""
-    for path in _files(Path(source)):
+    files = _files(Path(source))
+    folders = splits_of({below(Path(source), path.parent) for path in files})
+    for path in files:
         name = printable(below(Path(source), path))
         with _mapped(path) as file:
             reader = _opened(path, file)
@@ -60,9 +62,8 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
                     reason = f"pictures are taken from the column {printable(layout.image)!r} alone"
                     yield Rejected(name, f"the column {printable(other)!r} is not read: {reason}")
             # "train" or "test" as the folder of a split, or as the only split says
-            split = split_named(name.rpartition("/")[0]) or split_named(
-                str(_json(path.parent / STATE).get("_split"))
-            )
+            only = str(_json(path.parent / STATE).get("_split"))
+            split = folders.get(below(Path(source), path.parent)) or splits_of([only]).get(only)
             place = Place(name, split, 0, _total(path, len) - 1)
             named = _Named(place)
             batches = _batches(reader, layout.columns, named)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,9 @@ from carrara.data.importers import urls
 from carrara.data.importing import Options
 from carrara.data.pictures import SUFFIXES
 from carrara.data.rows import MORE_CAPTIONS, Rejected, Row, Survey
-from carrara.data.words import BOXES, COLUMNS, LANGUAGE, TEXTS, Words, plain, row_words, split_named
+from carrara.data.splits import splits_of
+from carrara.data.table_rows import arrow_rows
+from carrara.data.words import BOXES, COLUMNS, LANGUAGE, SIDES, TEXTS, Words, plain, row_words
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ IMAGES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "ima
 CLASS_NAMES = ("class_name", "label_name", "label_text", "class", "category_name")
 LABELS = ("label", "fine_label", "class_id", "labels")
 WORDS = tuple(name for name in COLUMNS if name not in (*BOXES, "label"))
-NUMBERS = ("group", "punsafe", "pwatermark")  # of these words, those that may be numbers
+NUMBERS = ("group", "punsafe", "pwatermark", *SIDES)  # of these words, those that may be numbers
 LISTS = (*TEXTS, MORE_CAPTIONS)  # … those that may be lists of texts
 ROWS = 64  # that are in memory at a time
 _METADATA = "metadata.parquet"  # a table beside pictures, which holds none itself
@@ -85,14 +87,15 @@ def survey(source: str, options: Options) -> Survey:
     return Survey(total, digest.hexdigest())
 
 
-def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
+def rows(source: str, options: Options, splits: Mapping[str, str] | None = None) -> Iterator[Row | Rejected]:
     """A row per row, in the files' natural order; a row group that cannot be read is skipped with its reason.
 
     A column that is known by its name but cannot be used, and the first label of a file that is none, are told.
-    The split is the column of that name, or what the file's name begins with ("train-00000-of-00004").
+    The split is the column of that name, or what ``splits`` says of the file, whose names do if it is None.
     """
-    root = Path(source)
-    for path in files(root):
+    root, all_files = Path(source), files(Path(source))
+    splits = splits_of(below(root, path) for path in all_files) if splits is None else splits
+    for path in all_files:
         name = printable(below(root, path))
         with _open(path) as file:
             layout, number, told = layout_of(path, file.schema_arrow), 0, set[str]()
@@ -100,7 +103,7 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
             for group in range(file.num_row_groups):
                 first, number = number, number + file.metadata.row_group(group).num_rows
                 batches = file.iter_batches(ROWS, row_groups=[group], columns=layout.columns)
-                place = Place(name, split_named(name), first, number - 1)
+                place = Place(name, splits.get(below(root, path)), first, number - 1)
                 yield from from_batches(batches, layout, place, options, told)
 
 
@@ -128,7 +131,7 @@ def from_batches(
     number = place.first
     try:
         for batch in batches:
-            for values in _values(batch):
+            for values in arrow_rows(batch):
                 source = f"{place.file}:{number}"
                 number += 1
                 if isinstance(values, str):
@@ -144,19 +147,6 @@ def from_batches(
         yield Rejected(f"{place.file}:{number}{rest}", f"rows that cannot be read: {reason}")
 
 
-def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
-    """The rows as Python values; one whose texts are none does not take the others along."""
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:
-        for number in range(batch.num_rows):
-            try:
-                values: dict[str, Any] = batch.slice(number, 1).to_pylist()[0]
-                yield values
-            except UnicodeDecodeError:
-                yield "a text of the row is not UTF-8"
-
-
 def _row(
     values: dict[str, Any], layout: Layout, source: str, split: str | None, options: Options
 ) -> Row | Rejected:
@@ -166,7 +156,7 @@ def _row(
         path = held.get("path") if isinstance(held, dict) else None
         only = f", only the path {path!r}" if path else ""
         return Rejected(source, f"the row holds no bytes of a picture{only}")
-    said = {word: text for c, word in layout.words.items() if (text := plain(values[c])) is not None}
+    said = {c: text for c in layout.words if (text := plain(values[c])) is not None}
     if layout.boxes and (boxes := plain(values[layout.boxes])) is not None:
         said[BOXES[0]] = boxes
     try:
@@ -251,10 +241,13 @@ def layout_of(path: Path, schema: pa.Schema) -> Layout:
     # Whole numbers with holes become floats on their way through pandas.
     numbers = [n for n, k in kinds.items() if is_.is_integer(k) or is_.is_floating(k)]
     label, class_name = _first([*text, *numbers], LABELS), _first(text, CLASS_NAMES)
+    said = [name for name in BOXES if name in kinds and not is_.is_null(kinds[name])]
+    boxes = next((name for name in said if _may_say_boxes(kinds[name])), None)
     words = {
         n: word
         for n in kinds
         if (word := _word(n))
+        and (boxes or word not in SIDES)
         and (n in text or (word in NUMBERS and n in numbers) or (word in LISTS and _are_texts(kinds[n])))
     }
     labels = () if label or class_name else (*LABELS, *CLASS_NAMES)
@@ -262,10 +255,9 @@ def layout_of(path: Path, schema: pa.Schema) -> Layout:
         n: f"it holds {kind}, expected text"
         + (" or whole numbers" if n.lower() in (*LABELS, "group") else "")
         for n, kind in kinds.items()
-        if n != image and n not in words and not is_.is_null(kind) and (_word(n) or n.lower() in labels)
+        if n != image and n not in words and not is_.is_null(kind)
+        if (_word(n) and n.lower() not in SIDES) or n.lower() in labels
     }
-    said = [name for name in BOXES if name in kinds and not is_.is_null(kinds[name])]
-    boxes = next((name for name in said if _may_say_boxes(kinds[name])), None)
     unread |= {
         n: f"it holds {kinds[n]}, expected lists, or JSON" for n in said if not _may_say_boxes(kinds[n])
     }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -11,25 +11,33 @@ from pathlib import Path
 from typing import Any
 
 from carrara.data.archives import TARS, unsafe
-from carrara.data.captions import MAX_TEXT
 from carrara.data.fetching import Remote
-from carrara.data.files import any_below, below, deep, printable
+from carrara.data.files import any_below, below, deep, on_disk, printable
 from carrara.data.importers.folder import file_at
 from carrara.data.importing import Options
 from carrara.data.pictures import SUFFIXES
 from carrara.data.rows import BadPicture, Rejected, Row, Survey
-from carrara.data.words import COLUMNS, json_row, plain, row_words
+from carrara.data.table_rows import (
+    NOT_UTF8,
+    Line,
+    arrow_texts,
+    csv_names,
+    csv_rows,
+    is_text,
+    json_rows,
+    lines_of,
+    text_of,
+)
+from carrara.data.words import COLUMNS, row_words
 from carrara.errors import UserError
 
 DOWNLOADS = True  # its rows are to be fetched
 URLS = ("url", "image_url", "img_url", "image_link", "coco_url")
 PATHS = ("image_path", "img_path", "file_path", "filepath", "path", "file_name", "filename", "file")
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
-_ALTERNATIVES = {"alt": "text", "alt_text": "text", "top_caption": "text"}
-_HEAD = 1 << 16
+_DELIMITERS = {".tsv": "\t"}  # of the others the header tells
+_LOOKED_AT = 100  # lines of JSON, one of which tells the columns
 _LONGEST = 8192  # letters of an address
-
-Said = dict[str, str | None]
 
 
 def matches(source: str) -> bool:
@@ -76,7 +84,7 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
                 yield Rejected(f"{name}:{number}", f"a {column} of {len(there)} letters")
                 continue
             try:
-                words = row_words({_ALTERNATIVES.get(k.lower(), k): v for k, v in said.items()}, "the row")
+                words = row_words(said, "the row")
             except UserError as error:
                 yield Rejected(f"{name}:{number}", str(error))
                 continue
@@ -92,7 +100,7 @@ def _read_below(folder: Path, name: str) -> bytes:
     """The bytes of a file that a table names; only such as lie below it."""
     if (reason := unsafe(name)) is not None:
         raise BadPicture(f"{reason}; only files below the table's folder are read")
-    path = os.path.join(folder, name)
+    path = on_disk(folder, name)
     if not os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep):
         raise BadPicture("a link out of the table's folder")
     return file_at(path, os.stat(path)).read()
@@ -126,79 +134,52 @@ def _columns(path: Path) -> list[str]:
         if any(is_.is_binary(k) or is_.is_large_binary(k) for k in kinds):
             return []  # it has the pictures themselves
         return [f.name for f in fields if is_.is_string(f.type) or is_.is_large_string(f.type)]
-    with open(path, encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
-        head = file.readline(_HEAD)
-    if kind == ".jsonl":
-        try:
-            return list(json_row(head))
-        except ValueError:
-            return []
-    if kind == ".txt":
-        return ["url"] if head.startswith(("http://", "https://")) and len(head.split()) == 1 else []
-    try:
-        return [str(name).strip() for name in next(csv.reader([head], delimiter=_delimiter(path, head)), [])]
-    except csv.Error:
-        return []
+    with text_of(open(path, "rb")) as text:
+        if kind in (".csv", ".tsv"):
+            return csv_names(text, _DELIMITERS.get(kind))
+        if kind == ".jsonl":
+            first = itertools.islice(json_rows(text), _LOOKED_AT)
+            return list(next((row for _, row in first if not isinstance(row, str)), ()))
+        head = next((line for line in lines_of(text) if line.strip()), "")
+    return ["url"] if head.startswith(("http://", "https://")) and len(head.split()) == 1 else []
 
 
-def _lines(path: Path, *, count: bool = False) -> Iterator[tuple[int, Said | str]]:
+def _lines(path: Path, *, count: bool = False) -> Iterator[Line]:
     """The number of each row with what it says, or why it says nothing; to ``count``, what it says is left out."""
     kind = path.suffix.lower()
     if kind == ".parquet":
         yield from _parquet(path, count=count)
         return
-    with open(path, encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
+    with text_of(open(path, "rb")) as text:
         if kind in (".csv", ".tsv"):
-            yield from _csv(file, _delimiter(path, _columns_line(path)))
-            return
-        number = 0
-        while line := file.readline(MAX_TEXT):
-            number += 1
-            if not line.strip():
-                continue
-            try:
-                yield number, {"url": line.strip()} if kind == ".txt" else json_row(line)
-            except ValueError as error:
-                yield number, f"not a JSON object: {str(error)[:100]}"
+            yield from csv_rows(text, _DELIMITERS.get(kind))
+        elif kind == ".jsonl":
+            yield from json_rows(text)
+        else:
+            for number, line in enumerate(lines_of(text), 1):
+                if url := line.strip():
+                    yield Line(number, {"url": url} if is_text(line) else NOT_UTF8)
 
 
-def _csv(file: Any, delimiter: str) -> Iterator[tuple[int, Said | str]]:
-    csv.field_size_limit(MAX_TEXT)  # of one caption; 128 KB otherwise
-    reader = csv.reader(file, delimiter=delimiter)
-    names: list[str] | None = None
-    while True:
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield reader.line_num, f"not readable: {error}"
-            continue
-        if names is None:
-            names = [name.strip() for name in values]
-        elif values:
-            yield reader.line_num, {name: v for name, v in zip(names, values, strict=False) if v}
-
-
-def _parquet(path: Path, *, count: bool) -> Iterator[tuple[int, Said | str]]:
+def _parquet(path: Path, *, count: bool) -> Iterator[Line]:
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
         if count:
-            yield from ((k, "") for k in range(file.metadata.num_rows))
+            yield from (Line(k, "") for k in range(file.metadata.num_rows))
             return
         names = file.schema_arrow.names
-        known = {*URLS, *PATHS, *COLUMNS, *_ALTERNATIVES}
+        known = {*URLS, *PATHS, *COLUMNS}
         wanted = [n for n in names if n.lower() in known or n.lower().startswith("caption_")]
         number = 0
         try:
             for batch in file.iter_batches(1024, columns=wanted):
-                for values in batch.to_pylist():
-                    yield number, {k: text for k, v in values.items() if (text := plain(v)) is not None}
+                for row in arrow_texts(batch):
+                    yield Line(number, row)
                     number += 1
-        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-            yield number, f"not read any further: {' '.join(str(error).split())[:200]}"
+        except (OSError, pa.ArrowException) as error:
+            yield Line(number, f"not read any further: {' '.join(str(error).split())[:200]}")
 
 
 def _schema(path: Path) -> Any:
@@ -210,14 +191,3 @@ def _schema(path: Path) -> Any:
             return file.schema_arrow
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is not readable Parquet: {error}") from None
-
-
-def _columns_line(path: Path) -> str:
-    with open(path, encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
-        return file.readline(_HEAD)
-
-
-def _delimiter(path: Path, head: str) -> str:
-    if path.suffix.lower() == ".tsv":
-        return "\t"
-    return max(",;\t|", key=lambda sign: (head.count(sign), sign == ","))

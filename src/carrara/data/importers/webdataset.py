@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import itertools
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from carrara.data.archives import TARS, Entry, stream_tar
+from carrara.data.archives import PLAIN, TARS, Entry, kept_tar, stream_tar
 from carrara.data.beside import KINDS, Beside
 from carrara.data.captions import MAX_TEXT, as_text
 from carrara.data.files import File, any_below, below, deep, hidden, printable
 from carrara.data.importing import Options
 from carrara.data.pictures import SUFFIXES
-from carrara.data.rows import UNSTATED, Rejected, Row, Survey
-from carrara.data.words import LANGUAGE, Words, json_row, row_words, split_named
+from carrara.data.rows import UNSTATED, Rejected, Row, Survey, nfc, tidy
+from carrara.data.splits import splits_of
+from carrara.data.words import LANGUAGE, Words, json_row, row_words
 from carrara.errors import UserError
 
 PICTURES = tuple(suffix[1:] for suffix in SUFFIXES)
@@ -47,12 +51,17 @@ def matches(source: str) -> bool:
     if not path.is_file() or not path.name.lower().endswith(TARS):
         return False
     with contextlib.suppress(UserError, OSError):
-        entries = (e for e in itertools.islice(stream_tar(path), _LOOKED_AT) if isinstance(e, Entry))
-        suffixes: dict[str, set[str]] = {}
-        for key, suffix in (_parted(e.name) for e in entries):
-            suffixes.setdefault(key, set()).add(suffix)
-        marks = {"json", *CLASSES}
-        return any(found & marks and found & {*PICTURES} for found in suffixes.values())
+        # Headers are passed over quickly; what is compressed has to be unpacked for them.
+        most = None if path.name.lower().endswith(PLAIN) else _LOOKED_AT
+        marked, pictured = set[int](), set[int]()
+        for entry in itertools.islice(stream_tar(path), most):
+            key, suffix = _parted(entry.name) if isinstance(entry, Entry) else ("", "")
+            if suffix == "json" or suffix in CLASSES:
+                marked.add(hash(key))
+            elif suffix in PICTURES:
+                pictured.add(hash(key))
+            if hash(key) in marked and hash(key) in pictured:
+                return True
     return False
 
 
@@ -63,25 +72,28 @@ def survey(source: str, options: Options) -> Survey:
     for shard in shards(root):
         about = shard.stat()
         digest.update(f"{below(root, shard)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
-        keys = (_parted(e.name) for e in stream_tar(shard) if isinstance(e, Entry))
-        for _, group in itertools.groupby(keys, key=lambda parted: parted[0]):
-            total += any(suffix.rpartition(".")[2] in PICTURES for _, suffix in group)
+        total += _looked_over(shard, about.st_size, about.st_mtime_ns).pictures
     if not total:
         raise UserError(f"no pictures found in {source} (looked for {', '.join(PICTURES)} in samples)")
     return Survey(total, digest.hexdigest())
 
 
-def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
-    """A row per sample with a picture, in the shards' natural order and each shard's own."""
-    root = Path(source)
-    for shard in shards(root):
+def rows(source: str, options: Options, splits: Mapping[str, str] | None = None) -> Iterator[Row | Rejected]:
+    """A row per sample with a picture, in the shards' natural order and each shard's own.
+
+    The split is what ``splits`` says of the shard, whose names do if it is None.
+    """
+    root, all_shards = Path(source), shards(Path(source))
+    splits = splits_of(below(root, shard) for shard in all_shards) if splits is None else splits
+    for shard in all_shards:
         name = printable(below(root, shard))
+        split = splits.get(below(root, shard))
         unread: dict[str, str] = {}  # the first of each suffix that is none of ours
         for found in _samples(shard, unread):
             if isinstance(found, Rejected):
                 yield Rejected(_inside(name, found.source), found.reason)
                 continue
-            faults, row = _row(found, name, options)
+            faults, row = _row(found, name, split, options)
             for bad in (*found.faults, *faults):
                 yield Rejected(_inside(name, bad.source), bad.reason)
             if row is not None:
@@ -97,49 +109,94 @@ def shards(path: Path) -> list[Path]:
     return deep(path, TARS)
 
 
+class _Overview(NamedTuple):
+    """How many samples of a shard have a picture, and whether the files of each stand together."""
+
+    pictures: int
+    in_order: bool
+
+
+@functools.cache
+def _looked_over(shard: Path, size: int, changed: int) -> _Overview:
+    """What the names in a shard say; while it stays as it is, nobody needs to ask again."""
+    keys, pictured, before = array("q"), array("q"), None
+    for entry in stream_tar(shard):
+        if isinstance(entry, Entry) and not hidden(entry.name):
+            key, suffix = _parted(entry.name)
+            if key != before:
+                keys.append(hash(key))
+            if suffix in PICTURES or (
+                suffix.rpartition(".")[2] in PICTURES and suffix.partition(".")[0] not in KINDS
+            ):
+                pictured.append(hash(key))
+            before = key
+    return _Overview(len(set(pictured)), len(set(keys)) == len(keys))
+
+
 def _samples(shard: Path, unread: dict[str, str]) -> Iterator[Sample | Rejected]:
+    """The samples in the order of their first files."""
+    about = shard.stat()
+    lasting = shard.name.lower().endswith(PLAIN)
+    if not _looked_over(shard, about.st_size, about.st_mtime_ns).in_order:
+        yield from _gathered(shard, unread)
+        return
     sample: Sample | None = None
     for entry in stream_tar(shard):
         if isinstance(entry, Rejected):
             yield entry
-            continue
-        key, suffix = _parted(entry.name)
-        if hidden(entry.name):
+        elif hidden(entry.name):
             yield Rejected(printable(entry.name), "hidden")
-            continue
-        if sample is None or key != sample.key:
-            if sample is not None:
-                yield sample
-            sample = Sample(key)
-        if not _take(sample, entry, suffix, lasting=shard.suffix.lower() == ".tar"):
-            unread.setdefault(printable(suffix)[:40], printable(entry.name))
+        else:
+            if sample is None or _parted(entry.name)[0] != sample.key:
+                if sample is not None:
+                    yield sample
+                sample = Sample(_parted(entry.name)[0])
+            _take(sample, entry, unread, lasting=lasting)
     if sample is not None:
         yield sample
 
 
-def _take(sample: Sample, entry: Entry, suffix: str, *, lasting: bool) -> bool:
-    """Adds a file to its sample; False where it is none that is read."""
+def _gathered(shard: Path, unread: dict[str, str]) -> Iterator[Sample | Rejected]:
+    """The same where the files of a sample stand apart: by their keys, all names of the shard being in memory."""
+    entries: dict[str, list[Entry]] = {}
+    for found in kept_tar(shard):
+        if isinstance(found, Rejected):
+            yield found
+        elif hidden(found.name):
+            yield Rejected(printable(found.name), "hidden")
+        else:
+            entries.setdefault(_parted(found.name)[0], []).append(found)
+    for key, files in entries.items():
+        sample = Sample(key)
+        for entry in files:
+            _take(sample, entry, unread, lasting=True)
+        yield sample
+
+
+def _take(sample: Sample, entry: Entry, unread: dict[str, str], *, lasting: bool) -> None:
+    """Adds a file to its sample, if none of its kind is there yet; ``lasting`` ones can be read later."""
+    suffix = _parted(entry.name)[1]
     first, _, last = suffix.rpartition(".")
+    second = False
     try:
         if last in PICTURES:
             file = entry.file if lasting else _held(entry.file)
-            if first in KINDS and first not in sample.beside:
-                sample.beside[first] = (entry.name, file)
-            elif first not in KINDS and sample.picture is None:
+            if first in KINDS:
+                second = sample.beside.setdefault(first, (entry.name, file))[1] is not file
+            elif not (second := sample.picture is not None):
                 sample.picture = (entry.name, file)
-            else:
-                sample.faults.append(
-                    Rejected(printable(entry.name), "a second picture of its sample, not taken")
-                )
         elif last in (*_TEXTS, *CLASSES, "json"):
             if entry.file.size > MAX_TEXT:
                 raise ValueError(f"more than {MAX_TEXT} bytes")
-            sample.said[suffix] = as_text(entry.file.read())
+            text = as_text(entry.file.read())
+            second = sample.said.setdefault(suffix, text) is not text
         else:
-            return False
+            unread.setdefault(printable(suffix)[:40], printable(entry.name))
     except (OSError, ValueError) as error:
         sample.faults.append(Rejected(printable(entry.name), f"cannot be read: {error}"))
-    return True
+    if second:
+        kind = "picture" if last in PICTURES else f".{suffix}"
+        sample.faults.append(Rejected(printable(entry.name), f"a second {kind} of its sample, not taken"))
 
 
 def _held(file: File) -> File:
@@ -148,14 +205,16 @@ def _held(file: File) -> File:
     return File(file.size, file.stamp, partial(io.BytesIO, data))
 
 
-def _row(sample: Sample, shard: str, options: Options) -> tuple[list[Rejected], Row | None]:
+def _row(
+    sample: Sample, shard: str, split: str | None, options: Options
+) -> tuple[list[Rejected], Row | None]:
     if sample.picture is None:
         said = "" if sample.faults else "a sample without a picture"
         return ([Rejected(printable(sample.key), said)] if said else []), None
     name, file = sample.picture
-    words, faults = Words(split=split_named(shard)), []
-    # The weakest first; of a text that stands in several of them one is kept.
-    for suffix, text in sorted(sample.said.items(), key=lambda item: item[0].endswith("json")):
+    words, faults = Words(split=split), []
+    # What is said last goes before; of the same kind, what stands first.
+    for suffix, text in sorted(reversed(sample.said.items()), key=lambda item: _weight(item[0])):
         try:
             words = _words(suffix, text).over(words)
         except (ValueError, UserError) as error:
@@ -174,6 +233,12 @@ def _row(sample: Sample, shard: str, options: Options) -> tuple[list[Rejected], 
     return faults, row
 
 
+def _weight(suffix: str) -> int:
+    """What goes before: boxes of their own, then texts, then ``.json``, which names the class that ``.cls`` numbers."""
+    last = suffix.rpartition(".")[2]
+    return 3 if suffix == "boxes.json" else 2 if last in _TEXTS else 1 if last == "json" else 0
+
+
 def _words(suffix: str, text: str) -> Words:
     """What a file of a sample says."""
     first, _, last = suffix.rpartition(".")
@@ -188,12 +253,13 @@ def _words(suffix: str, text: str) -> Words:
     if last in CLASSES:
         return Words(label=text.strip() or None)
     language = first.lower().replace("_", "-") if LANGUAGE.fullmatch(first) else UNSTATED
-    return Words({language: text.strip()} if text.strip() else {})
+    caption = tidy(text)
+    return Words({language: caption} if caption else {})
 
 
 def _parted(name: str) -> tuple[str, str]:
-    """(key, suffixes) of a path in a tar: the key ends at the first dot of the file's name."""
-    folder, slash, last = name.rpartition("/")
+    """(key, suffixes) of a path in a tar, composed: the key ends at the first dot of the file's name."""
+    folder, slash, last = nfc(name).rpartition("/")
     stem, _, suffix = last.partition(".")
     return folder + slash + stem, suffix.lower()
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from carrara.data.pictures import pixels
-from carrara.data.rows import BadPicture
+from carrara.data.rows import BadPicture, nfc
 from carrara.data.search.contract import WAYS, EmbedderOf, Found, Hit, Query, Ranked, Way
 from carrara.data.search.fusion import Fused, in_depths
 from carrara.data.search.nearest import nearest
@@ -75,7 +75,7 @@ class _Asking:
 
     def __init__(self, dataset: Dataset, query: Query, embedder_of: EmbedderOf) -> None:
         self.dataset, self.query, self.embedder_of = dataset, query, embedder_of
-        self.words = query.words.strip()
+        self.words = nfc(query.words.strip())
         self.like = None if query.like is None else _row_of(dataset, query.like)
         self.columns = vector_columns(dataset)
         self.depth = _DEPTH
