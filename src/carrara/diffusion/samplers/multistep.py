@@ -216,7 +216,7 @@ def plms(
         x0 = denoise(z, t.time)
         past = [line.slope(z, x0, t), *past[:3]]
         slope = sum((c * old for c, old in zip(_ADAMS[len(past)], past, strict=True)), start=0 * z)
-        if index == 0 and s.sigma > 0:
+        if index == 0 and line.resolves(s, t, z.dtype):
             there = line.follow(z, slope, t, s)
             slope = (slope + line.slope(there, denoise(there, s.time), s)) / 2
         z = line.follow(z, slope, t, s)
