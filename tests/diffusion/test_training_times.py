@@ -106,7 +106,9 @@ def test_bound_is_ddpms() -> None:
     torch.testing.assert_close(
         WEIGHTINGS["variational_bound"](n.double() / 1000, schedule), expected, rtol=1e-7, atol=0
     )
-    first = torch.tensor([0.001]).double()  # as training has it: a float32 that is a little more than one step
+    first = torch.tensor(
+        [0.001]
+    ).double()  # as training has it: a float32 that is a little more than one step
     assert WEIGHTINGS["variational_bound"](first, schedule) == 0.5
 
 

@@ -64,7 +64,7 @@ class Diffusion:
     parameterization: Parameterization
 
     def denoise(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
-        """The clean estimate x0 ``[b c ...]`` of ``z [b c ...]`` at ``t`` ([b] or one time for all, []); see `solved`."""
+        """The clean estimate x0 ``[b c ...]`` of ``z [b c ...]`` at ``t`` ([b] or one for all, []); see `solved`."""
         t = t.to(z.device, torch.float64).expand(z.shape[0])
         skip, gain = solved(self.schedule, self.parameterization, t)
         out = self.output(z, t, context)[:, : z.shape[1]]  # more channels: a learnt variance
