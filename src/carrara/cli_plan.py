@@ -75,8 +75,7 @@ def plan(
     else:
         for name, value in _rows(found):
             console.print(f"{name:22} {value}", soft_wrap=True)
-        known = not isinstance(chosen, ContrastiveRecipe) and (opened or no_latent)
-        if known:
+        if not isinstance(chosen, ContrastiveRecipe) and (opened or no_latent):
             columns = TrainingRows(pictures) if pictures else MadeUp()
             console.print(f"{'export':22} {exportable(chosen, opened, columns)}", soft_wrap=True)
         for note in found.notes:

@@ -79,7 +79,8 @@ def denoise(
     the row lacks is the condition's null. "negative" holds what to keep away from. `Values` go by the names of
     conditions instead.
     """
-    diffusion, device, options = model.diffusion, model.device, settings.sampler_options or {}
+    diffusion, device = model.diffusion, model.device
+    options: dict[str, Any] = {**(settings.sampler_options or {})}
     times = settings.times(diffusion.schedule)
     noise = PictureNoise(settings.seed, numbers)
     sigma = float(diffusion.schedule.sigma(times[0]))
