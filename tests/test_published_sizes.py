@@ -72,8 +72,8 @@ UNETS = [
                  4, {"tokens": 512}, None, id="layout-to-image"),
     pytest.param(LDM | {"channels": 256, "multipliers": (1, 2, 3, 4), "depth": 0, "heads": 8,
                         "resample_blocks": True}, 3, {"image": 4}, None, id="inpainting"),
-    pytest.param(LDM | {"channels": 128, "multipliers": (1, 4, 8), "depth": 0, "heads": 8}, 3, {"image": 3}, None,
-                 id="semantic synthesis"),
+    pytest.param(LDM | {"channels": 128, "multipliers": (1, 4, 8), "attention": (), "middle_attention": True,
+                        "depth": 0, "heads": 8}, 3, {"image": 3}, 215_229_315, id="semantic synthesis"),
     pytest.param(LDM | {"channels": 160, "multipliers": (1, 2, 2, 4), "attention": (8, 16), "depth": 0,
                         "head_width": 32}, 3, {"image": 3}, None, id="super-resolution"),
 ]  # fmt: skip

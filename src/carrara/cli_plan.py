@@ -43,11 +43,14 @@ def plan(
     """Say before the first step what a training takes, and whether this machine has it (status 2 if not)."""
     from carrara.cli_models import open_autoencoder
     from carrara.data.table import Dataset
+    from carrara.interop.exportable import exportable
     from carrara.recipes.catalogue import named
     from carrara.training.autoencoding import AutoencoderRecipe, with_network
+    from carrara.training.conditioning import TrainingRows
     from carrara.training.contrasting import ContrastiveRecipe
     from carrara.training.preflight import Subject
     from carrara.training.preflight import plan as make
+    from carrara.training.rehearsal import MadeUp
     from carrara.training.stages import fitted
 
     changes = [*(change or []), *([f'train.budget="{budget}"'] if budget else [])]
@@ -72,6 +75,9 @@ def plan(
     else:
         for name, value in _rows(found):
             console.print(f"{name:22} {value}", soft_wrap=True)
+        if not isinstance(chosen, ContrastiveRecipe) and (opened or no_latent):
+            columns = TrainingRows(pictures) if pictures else MadeUp()
+            console.print(f"{'export':22} {exportable(chosen, opened, columns)}", soft_wrap=True)
         for note in found.notes:
             console.print(f"note: {note}", soft_wrap=True)
     if found.refusals:

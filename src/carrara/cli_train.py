@@ -115,6 +115,7 @@ def run_autoencoder(
     from carrara.autoencoders.stored import load_autoencoder
     from carrara.data.channels import check_channels
     from carrara.evaluation.reconstruction import mean_psnr
+    from carrara.interop.exportable import exportable
     from carrara.training.continuing import steps_made
     from carrara.training.parallel import Placement
     from carrara.training.preflight import check_memory
@@ -127,6 +128,7 @@ def run_autoencoder(
             check_autoencoder(recipe, recipe.network.build(), dataset, start)
         check_memory(recipe, dataset)
     placement = Placement.choose(precision=recipe.train.precision)
+    console.print(f"export: {exportable(recipe, None, None)}", soft_wrap=True)
     console.print(f"training the autoencoder on {len(dataset.indices('train'))} pictures", soft_wrap=True)
     watch("autoencoder", train_autoencoder(recipe, dataset, out, start=start), out)
     autoencoder = load_autoencoder(out / "model")
@@ -165,7 +167,8 @@ def diffusion_steps(
 ) -> Generator[Report]:
     """The same without the bar of stage two: its reports."""
     from carrara.generation.model import latent_of
-    from carrara.training.conditioning import checked, cut_notes, derive_for, learned, reads_of
+    from carrara.interop.exportable import exportable
+    from carrara.training.conditioning import TrainingRows, checked, cut_notes, derive_for, learned, reads_of
     from carrara.training.fastest import fastest_encoding
     from carrara.training.parallel import Placement
     from carrara.training.stages import feed_of, fitted, train_diffusion
@@ -206,6 +209,7 @@ def diffusion_steps(
     with Bar("conditions") as bar:
         for report in derive_for(conditions, reads, dataset):
             bar.show(report.done / max(1, report.total), f"{report.done} of {report.total} pictures")
+    console.print(f"export: {exportable(fitting, worked_on, TrainingRows(dataset))}", soft_wrap=True)
     return train_diffusion(fitting, dataset, autoencoder, out, conditions=conditions, start=start)
 
 

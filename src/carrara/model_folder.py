@@ -9,10 +9,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli_w
 from torch import Tensor, nn
@@ -115,6 +116,64 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         return load_file(str(file))
     except SafetensorError as error:
         raise UserError(f"{file} is damaged: {error}") from None
+
+
+_VARIANTS = ("", "fp32", "fp16", "bf16")  # of the same weights, in the order they are looked for
+
+
+class WeightFiles(NamedTuple):
+    """One set of weights of a folder: a file, or an index and its parts; ``variant`` is "" of the usual one."""
+
+    files: list[Path]
+    variant: str
+
+    def read(self) -> dict[str, Tensor]:
+        """All of them."""
+        tensors: dict[str, Tensor] = {}
+        for file in self.files:
+            if file.suffix == ".safetensors":
+                tensors |= read_weights(file)
+        return tensors
+
+    @property
+    def remark(self) -> str:
+        """What a user should know of them, or ""."""
+        if self.variant in _VARIANTS:
+            return ""
+        averaged = ", which are not averaged over training" if "non_ema" in self.variant else ""
+        return f"{self.files[0].parent} has only its {self.variant!r} weights{averaged}"
+
+
+def weight_files(folder: Path, stem: str) -> WeightFiles | None:
+    """The weights ``stem*.safetensors`` of a folder, in the widest precision there is; None where there are none.
+
+    UserError where an index or one of its parts is damaged or missing.
+    """
+    found = []
+    for file in folder.iterdir():
+        first, *words = file.name.split(".")
+        if first != stem or "safetensors" not in words:
+            continue
+        variant = ".".join(word for word in words if word not in ("safetensors", "index", "json"))
+        if not re.search(r"-\d+-of-\d+$", variant):  # else one of several, which their index names
+            rank = _VARIANTS.index(variant) if variant in _VARIANTS else len(_VARIANTS)
+            found.append((rank, file.name, variant))
+    if not found:
+        return None
+    _, name, variant = min(found)
+    chosen = folder / name
+    if chosen.suffix != ".json":
+        return WeightFiles([chosen], variant)
+    try:
+        parts = set(json.loads(chosen.read_text(encoding="utf-8"))["weight_map"].values())
+        astray = not all(isinstance(part, str) and Path(part).name == part for part in parts)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        astray = True
+    if astray:
+        raise UserError(f"{chosen} is damaged: it has no weight_map from names of weights to files beside it")
+    if missing := sorted(part for part in parts if not (folder / part).is_file()):
+        raise UserError(f"{folder} is incomplete: it lacks {missing[0]}")
+    return WeightFiles([chosen, *(folder / part for part in sorted(parts))], variant)
 
 
 def load_into(module: nn.Module, file: Path) -> None:

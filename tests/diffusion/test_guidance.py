@@ -22,6 +22,7 @@ from carrara.diffusion.guidance import (
     weighted,
 )
 from carrara.diffusion.mixture import Mixture
+from carrara.diffusion.parameterizations import PARAMETERIZATIONS
 from carrara.diffusion.samplers import SAMPLERS
 from carrara.diffusion.schedules import SCHEDULES
 from carrara.errors import UserError
@@ -171,6 +172,27 @@ def test_rescale() -> None:
     torch.testing.assert_close(flat(out).std(1), flat(COND).std(1))
     plain, full = guided(cfg(4.0)), out
     torch.testing.assert_close(guided(chain(cfg(4.0), rescale(0.7))), 0.7 * full + 0.3 * plain)
+
+
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+def test_rescale_of_what_the_network_says(name: str) -> None:
+    """Lin et al. 2023, eq. 15 and 16, written out on outputs."""
+    parameterization = PARAMETERIZATIONS[name]
+    alpha, sigma = LINEAR.alpha(T), LINEAR.sigma(T)
+    a, b = parameterization(alpha, sigma)
+
+    def output(x0: Tensor) -> Tensor:
+        return (b * Z - (alpha * b - sigma * a) * x0) / sigma
+
+    given, free = output(COND), output(FREE)
+    plain = free + 4 * (given - free)
+    ratio = (flat(given).std(1) / flat(plain).std(1)).view(-1, *(1,) * (Z.ndim - 1))
+    expected = 0.7 * ratio * plain + 0.3 * plain
+    rule = rescale(0.7, schedule=LINEAR, parameterization=parameterization)
+    torch.testing.assert_close(output(guided(chain(cfg(4.0), rule))), expected)
+    assert (expected - plain).abs().max() > 0.05
+    if name == "x0":
+        torch.testing.assert_close(guided(chain(cfg(4.0), rescale(0.7))), expected)
 
 
 def test_dynamic_threshold() -> None:

@@ -50,6 +50,15 @@ def test_kl_of_two_gaussians(value: float) -> None:
         assert float(loss[place]) == pytest.approx(float(expected), rel=1e-6)
 
 
+def test_the_bound_is_finite_at_both_ends() -> None:
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    for schedule in (LINEAR, SCHEDULES["linear"](zero_terminal=True), SCHEDULES["flow"]()):
+        diffusion = Diffusion(with_v(0.4).network, schedule, PARAMETERIZATIONS["x0"])
+        loss = variance_loss(diffusion, LATENT[:2], NOISE[:2], ends, Context())
+        assert loss[0] == 0
+        assert 0 < loss[1] < 10
+
+
 def test_only_v_gets_a_gradient() -> None:
     out = torch.zeros(4, 4, 3, 3, dtype=torch.float64, requires_grad=True)
     diffusion = Diffusion(lambda z, t, context: out, LINEAR, PARAMETERIZATIONS["eps"])

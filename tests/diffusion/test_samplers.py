@@ -278,3 +278,25 @@ def test_finite_with_a_network_that_is_wrong(path: str, parameterization: str) -
             noise=PictureNoise(1, [0, 1]),
         )
         assert all(step.z.isfinite().all() for step in steps)
+
+
+@pytest.mark.parametrize("steps", [2, 10])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_rounding_is_not_blown_up(name: str, steps: int) -> None:
+    """Before its last step this grid stops where the level is 1e-19: a slope there is rounding and nothing else."""
+    schedule = SCHEDULES["edm"]()
+    exact, times = Mixture().denoiser(schedule), GRIDS["leading"](steps, schedule)
+    start = PictureNoise(0, [4, 7]).draw(SHAPE) * schedule.sigma(times[0]).float()
+
+    def end(seed: int) -> Tensor:
+        draw = torch.Generator().manual_seed(seed)
+
+        def rounded(z: Tensor, t: Tensor) -> Tensor:
+            x0 = exact(z.double(), t)
+            return (x0 * (1 + 1e-7 * torch.randn(x0.shape, generator=draw, dtype=x0.dtype))).float()
+
+        *_, last = SAMPLERS[name](rounded, start, times, schedule, noise=PictureNoise(1, [4, 7]))
+        return last.z
+
+    assert 0.3 < end(0).std() < 20
+    torch.testing.assert_close(end(0), end(1), rtol=1e-3, atol=1e-3)

@@ -106,6 +106,10 @@ def test_bound_is_ddpms() -> None:
     torch.testing.assert_close(
         WEIGHTINGS["variational_bound"](n.double() / 1000, schedule), expected, rtol=1e-7, atol=0
     )
+    first = torch.tensor(
+        [0.001]
+    ).double()  # as training has it: a float32 that is a little more than one step
+    assert WEIGHTINGS["variational_bound"](first, schedule) == 0.5
 
 
 def test_p2_soft_min_snr_and_sigmoid() -> None:
@@ -116,6 +120,51 @@ def test_p2_soft_min_snr_and_sigmoid() -> None:
     torch.testing.assert_close(on_x0, 5 * snr / (snr + 5))
     sigmoid = WEIGHTINGS["sigmoid"](T, schedule, bias=-1.0)
     torch.testing.assert_close(sigmoid, 1 / (1 + snr * math.e))
+
+
+PURE = {"zero terminal": SCHEDULES["linear"](zero_terminal=True)} | {
+    name: schedule
+    for name in SCHEDULES
+    if (schedule := SCHEDULES[name]()).alpha(torch.ones((), dtype=torch.float64)) == 0
+}
+"""Paths that end in pure noise."""
+
+# What each weighting comes to at alpha = 0 for eps and for any other output, at sigma = 0 for x0 and for any other
+# output; 0 also where the limit is infinite, for there nothing is learnt of the latent.
+LIMITS = {
+    "eps": (1, 0, 0, 1),
+    "x0": (0, 1, 1, 0),
+    "velocity": (0, 1, 0, 1),
+    "min_snr": (1, 0, 5, 0),
+    "soft_min_snr": (1, 0, 5, 0),
+    "p2": (1, 0, 1, 0),
+    "edm": (0, 1, 0, 1),
+    "sigmoid": (1, 0, math.exp(-1), 0),
+    "variational_bound": (0, None, 0, 0.5),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_limits_at_both_ends(weighting: str, parameterization: str, dtype: torch.dtype) -> None:
+    def at(t: float, schedule) -> float:
+        t = torch.tensor([t], dtype=dtype)
+        weight = WEIGHTINGS[weighting](t, schedule)
+        return float(output_weight(weight, t, schedule, PARAMETERIZATIONS[parameterization]))
+
+    eps_noise, noise, x0_data, data = LIMITS[weighting]
+    for path in SCHEDULES:
+        expected = x0_data if parameterization == "x0" else data
+        assert at(0.0, SCHEDULES[path]()) == pytest.approx(expected, rel=1e-4, abs=1e-12), path
+    for path, schedule in PURE.items():
+        expected = eps_noise if parameterization == "eps" else noise
+        if expected is None:  # of the bound: half the signal-to-noise ratio one step before
+            expected = logsnr(schedule, torch.tensor(0.999, dtype=torch.float64)).exp() / 2
+        assert at(1.0, schedule) == pytest.approx(float(expected), rel=1e-3, abs=1e-12), path
+    assert len(PURE) == 5
+    for path in SCHEDULES.keys() - PURE.keys():
+        assert 0 < at(1.0, SCHEDULES[path]()) < math.inf
 
 
 @pytest.mark.parametrize("name", WEIGHTINGS)

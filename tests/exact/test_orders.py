@@ -51,3 +51,18 @@ def test_order_over_a_wide_range(name: str) -> None:
     found = bench.orders(SCHEDULES[name](), steps=(160, 320), fine=4000)
     for solver, order in ORDERS.items():
         assert found[solver][1] == pytest.approx(order, abs=0.4), solver
+
+
+@pytest.mark.parametrize(
+    ("name", "orders"),
+    [
+        ("flow", {"heun": 2, "dpmpp_2m": 2, "unipc 2": 3}),
+        ("sigmoid", {"heun": 1.5, "dpmpp_2m": 1, "unipc 2": 3}),
+        ("laplace", {"heun": 0.6, "dpmpp_2m": 0.46, "unipc 2": 0.8}),
+    ],
+)
+def test_order_from_pure_noise(name: str, orders: dict[str, float]) -> None:
+    """What is lost where alpha begins like a square root."""
+    found = bench.orders_from_noise(SCHEDULES[name](), steps=(40, 80))
+    for solver, order in orders.items():
+        assert found[solver] == pytest.approx(order, abs=0.35), solver

@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from carrara.autoencoders import kl
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder
+from carrara.conditions import label
+from carrara.denoisers import unet
 from carrara.errors import UserError
 from carrara.generation.generate import Settings, decode, denoise, generate
-from carrara.generation.model import Model, load_model
+from carrara.generation.model import Model, ModelConfig, build_network, load_model
 from carrara.generation.pictures import png_note, read_recipe, save_png, sheet, to_image
 from carrara.tensors import from_pixels
+from carrara.training.diffusing import Pixels
 from conftest import Command, Trained
 
 PROMPTS = ["red disc", "blau", "", "a green bar that is far longer than all the other prompts of this test"]
@@ -283,3 +287,33 @@ def test_a_sheet_holds_every_picture() -> None:
     assert canvas.getpixel((14, 15)) == (255, 255, 255)
     assert sheet(pictures, 5, gap=0, zoom=3).size == (5 * 18, 12)
     assert to_image(torch.zeros(1, 4, 6, dtype=torch.uint8)).mode == "L"
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_learnt_variance_is_sampled_with(guidance: float) -> None:
+    """By `ancestral`, whose noise is then as wide as the network says: 1 is the forward step's, 0 the posterior's."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        schedule="linear",
+        parameterization="eps",
+        denoiser=unet.Config(channels=8, multipliers=(1,), blocks=1, attention=(), learnt_variance=True),
+        conditions={"label": label.Config(width=8)},
+    )
+    conditions = nn.ModuleDict({"label": label.LabelEncoder(label.Config(width=8), ["a", "b"])})
+    stored = Pixels(size=8).autoencoder()
+    network = build_network(config, conditions, 3)
+    model = Model(config, network.eval(), conditions.eval(), stored, {})
+    wide: Any = network.get_submodule("conv_out")
+    with torch.no_grad():
+        wide.weight[3:] = 0
+
+    def last(v: float, **options: float) -> torch.Tensor:
+        with torch.no_grad():
+            wide.bias[3:] = 2 * v - 1
+        chosen = Settings(sampler="ancestral", grid="trailing", steps=4, guidance=guidance,
+                          sampler_options=options or None)  # fmt: skip
+        return list(denoise(model, [{"label": "a"}, {"label": "b"}], [0, 1], chosen))[-1].z
+
+    for v in (0.0, 0.4, 1.0):
+        torch.testing.assert_close(last(v), last(0.7, variance=v))
+    assert (last(0.0) - last(1.0)).abs().mean() > 0.01

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers_cases import diffusers, enlivened
+from safetensors.torch import load_file
 from test_diffusers_pipeline import ddim, ldm, plain_unet, stable_diffusion, text_unet, vae
 from torch import nn
 
 import tiny_encoders
-from carrara.autoencoders import identity, kl
+from carrara.autoencoders import identity, kl, tiny, vq
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.conditions import image, label, pretrained_text
@@ -100,7 +103,11 @@ def test_classes_of_a_unet_and_a_scale_for_each_channel(tmp_path: Path) -> None:
         assert_near(there.logvar, spread)
     again = diffusers_pipeline.read(tmp_path / "out").model
     assert (again.config.schedule, again.config.schedule_options) == ("cosine", {"zero_terminal": 1})
-    assert again.passport["licences"] == ["CC0-1.0"]
+    assert again.passport == {**again.passport, "licences": ["CC0-1.0"]}
+    assert "classes" not in again.passport
+    assert again.conditions["label"].classes == ["cat", "dog", "owl"]
+    for row in ({"label": "owl"}, {}):  # and its null
+        assert_near(output(again, z, 0.5, row), output(mine, z, 0.5, row), 3e-5)
 
 
 @pytest.mark.parametrize("kind", ["unet in pixels", "dit"])
@@ -269,6 +276,10 @@ def test_a_class_without_none(tmp_path: Path, here: Here) -> None:
         ({"schedule_options": {"shift": 3.0}}, "the schedule's shift is 3, and its networks are told the"),
         ({"parameterization": "v"}, "the parameterization is 'v' on the schedule 'flow', and it has 'flow' there"),
         ({"schedule": "linear"}, "the parameterization is 'flow', and with this schedule it has eps, x0, v"),
+        (
+            {"schedule": "linear", "schedule_options": {"zero_terminal": True}, "parameterization": "eps"},
+            "a network that says eps knows nothing of the picture, and its schedulers divide by zero there",
+        ),
         ({"schedule": "cosine", "schedule_options": {"cap": 0.99}}, "cap of the schedule is 0.99, and it has 0.999"),
     ],
 )  # fmt: skip
@@ -307,3 +318,99 @@ def test_conditions_that_cannot_be_exported(tmp_path: Path) -> None:
     assert "the condition 'it' (image) cannot be exported: none of diffusers' pipelines" in refusal(
         unet.Config(**SMALL), beside
     )
+
+
+def test_flow_matching_in_latents_is_refused(tmp_path: Path) -> None:
+    """The schedulers that these pipelines work with tell the network whole numbers for its times."""
+    with pytest.raises(UserError, match="LDMPipeline works with cut times to whole numbers"):
+        diffusers_pipeline_export.write(model(unet.Config(**SMALL)), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flow_is_sampled_there_as_here(tmp_path: Path) -> None:
+    """Its own pipeline, with its own noise, against Euler's rule at the times themselves."""
+    mine = model(unet.Config(**SMALL), pixels=True)
+    diffusers_pipeline_export.write(mine, tmp_path / "out")
+    back = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", low_cpu_mem_usage=False)
+    back.set_progress_bar_config(disable=True)
+    made = back(num_inference_steps=3, generator=torch.Generator().manual_seed(4), output_type="pt").images
+    z = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+    times = [1.0, 0.5005, 0.001, 0.0]
+    for t, s in pairwise(times):
+        z = z + (s - t) * output(mine, z, t, {})
+    expected = (z / 2 + 0.5).clamp(0, 1)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(torch.as_tensor(made), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("vq", True), ("tiny", True), ("kl", False)])
+def test_a_scale_for_each_channel(kind: str, refused: bool, tmp_path: Path) -> None:
+    """Pipelines know one factor: what cannot take the rest in is refused."""
+    mine = model(unet.Config(**SMALL), schedule="linear", parameterization="eps")
+    config: Any = {
+        "vq": vq.Config(channels=32, multipliers=(1, 1), blocks=1, codes=8, latent_channels=4),
+        "tiny": tiny.Config(encoder_width=8, decoder_width=8, encoder_blocks=(1, 1), decoder_blocks=(1, 1)),
+        "kl": mine.autoencoder.config,
+    }[kind]
+    scale = mine.autoencoder.scale
+    assert scale is not None
+    mine.autoencoder = StoredAutoencoder.of(enlivened(config.build()), config, 16, {}).with_scale(scale)
+    if refused:
+        with pytest.raises(
+            UserError, match=f"LDMPipeline knows one factor, .* of kind '{kind}' cannot take it"
+        ):
+            diffusers_pipeline_export.write(mine, tmp_path / "out")
+        assert not list(tmp_path.iterdir())
+        mine.autoencoder = mine.autoencoder.with_scale(LatentScale(torch.zeros(4), torch.full((4,), 2.0)))
+    diffusers_pipeline_export.write(mine, tmp_path / "out")
+    assert diffusers_pipeline.is_denoiser(tmp_path / "out")
+
+
+def test_the_factor_and_the_names_that_other_programs_know(tmp_path: Path) -> None:
+    """ComfyUI and A1111 multiply by 0.18215 whatever a file says, and look for text_model. before each weight."""
+    text = tiny_encoders.clip(tmp_path / "clip")
+    config = pretrained_text.Config(paths=(str(tmp_path / "clip"),), length=20, padding="read")
+    captions = config.learn(diffusers_pipeline._NoData())
+    reading = unet.Config(**{**SMALL, "depth": 1})
+    mine = model(reading, conditions={"it": captions}, schedule="scaled_linear", parameterization="eps")
+    diffusers_pipeline_export.write(mine, tmp_path / "out")
+    back = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", low_cpu_mem_usage=False)
+    assert back.vae.config.scaling_factor == 0.18215
+    assert mine.autoencoder.scale is not None
+    own: Any = mine.autoencoder.module
+    z = torch.randn(2, 4, 8, 8, generator=generator(1))
+    with torch.no_grad():
+        assert_near(back.vae.decode(z / 0.18215).sample, own.decode(mine.autoencoder.scale.unscale(z)))
+        picture = torch.rand(2, 3, 16, 16, generator=generator(2)) * 2 - 1
+        seen = mine.autoencoder.scale.scale(own.encode(picture).mean)
+        assert_near(back.vae.encode(picture).latent_dist.mean * 0.18215, seen)
+    names = load_file(tmp_path / "out" / "text_encoder" / "model.safetensors").keys()
+    assert all(name.startswith("text_model.") for name in names)
+    for there, here_ in zip(back.text_encoder.state_dict().values(), text.state_dict().values(), strict=True):
+        assert torch.equal(there, here_)
+
+
+def test_a_pipeline_in_half_precision(tmp_path: Path) -> None:
+    """Saved with variant="fp16" every file has another name; exported they have the usual ones."""
+    pipeline = stable_diffusion(tmp_path).to(torch.float16)
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16")
+    assert (tmp_path / "half" / "text_encoder" / "model.fp16.safetensors").is_file()
+    adopted = diffusers_pipeline.read(tmp_path / "half")
+    context = adopted.model.context([{"caption": "red disc"}])
+    assert context.tokens is not None
+    assert context.tokens.std() > 0.1
+    diffusers_pipeline_export.write(adopted.model, tmp_path / "out")
+    diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", low_cpu_mem_usage=False)
+    assert diffusers_pipeline.read(tmp_path / "out").model.config.sampling == adopted.model.config.sampling
+
+
+def test_weights_that_are_not_averaged_are_told(tmp_path: Path) -> None:
+    ldm(tmp_path).save_pretrained(tmp_path / "sound", variant="non_ema")
+    shutil.copyfile(
+        tmp_path / "sound" / "vqvae" / "diffusion_pytorch_model.non_ema.safetensors",
+        tmp_path / "sound" / "vqvae" / "diffusion_pytorch_model.safetensors",
+    )
+    remarks = diffusers_pipeline.read(tmp_path / "sound").remarks
+    assert remarks == [
+        f"{tmp_path / 'sound' / 'unet'} has only its 'non_ema' weights, which are not averaged over training"
+    ]

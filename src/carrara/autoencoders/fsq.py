@@ -1,6 +1,7 @@
 """Finite scalar quantization: each channel of the latent is rounded to a few values (Mentzer et al. 2024).
 
-No codebook that could die, no extra loss. Values are spread evenly over [-1, 1], ends included.
+No codebook that could die, no extra loss. Latents are bounded by tanh alone, and values are spread evenly over
+[-1, 1], ends included; the paper's bound is a hair wider and, for an even number of values, shifted so that 0 is one.
 """
 
 from __future__ import annotations

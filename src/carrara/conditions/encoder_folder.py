@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from carrara.errors import UserError, nearest
+from carrara.model_folder import WeightFiles, weight_files
 
-_WEIGHTS, _INDEX, _CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))  # any one group will do
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -66,7 +67,8 @@ class EncoderFolder:
             raise UserError(_lacks(self.path, _CONFIG) + hint)
         self._model: Any = None
         self._known: str | None = None  # hash of the weights, where it need not be computed
-        self.weights = self._weight_files()
+        self._files = self._weight_files()
+        self.weights, self.variant = self._files.files, self._files.variant
         self.tokenizer_folder, self.tokenizer_files = self._tokenizer_files()
         if importlib.util.find_spec("transformers") is None:
             raise UserError(
@@ -208,6 +210,10 @@ class EncoderFolder:
         share = mask / mask.sum(1, keepdim=True)
         return tokens, (out.last_hidden_state * share[..., None]).sum(1)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Its weights by the names that they have in their files."""
+        return self._files.read()
+
     def release(self) -> None:
         """Gives the memory of the weights back; they load again when they are next used."""
         self._model = None
@@ -223,6 +229,7 @@ class EncoderFolder:
                     self.path,
                     local_files_only=True,
                     use_safetensors=True,
+                    variant=self.variant or None,
                     dtype=torch.float32,
                     output_loading_info=True,
                 )
@@ -235,21 +242,12 @@ class EncoderFolder:
             self._model = module
         return self._model.to(device)
 
-    def _weight_files(self) -> list[Path]:
-        if (self.path / _WEIGHTS).is_file():
-            return [self.path / _WEIGHTS]
-        index = self.path / _INDEX
-        if not index.is_file():
-            pickled = any(self.path.glob("*.bin"))
-            hint = "; pickled weights are not read, save it again as safetensors" if pickled else ""
-            raise UserError(_lacks(self.path, _WEIGHTS) + hint)
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{index} is damaged") from None
-        if missing := [name for name in names if not (self.path / name).is_file()]:
-            raise UserError(_lacks(self.path, missing[0]))
-        return [index, *(self.path / name for name in names)]
+    def _weight_files(self) -> WeightFiles:
+        if (found := weight_files(self.path, "model")) is not None:
+            return found
+        pickled = any(self.path.glob("*.bin"))
+        hint = "; pickled weights are not read, save it again as safetensors" if pickled else ""
+        raise UserError(_lacks(self.path, _WEIGHTS) + hint)
 
     def _tokenizer_files(self) -> tuple[Path, list[Path]]:
         """The folder of the tokenizer and its files; in diffusers' layout it lies beside the encoder's."""

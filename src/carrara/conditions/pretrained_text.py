@@ -64,9 +64,13 @@ class Config(Base):
 
     def learn(self, data: Columns, latent: Latent | None = None) -> PretrainedTextEncoder:
         """The encoder, with what the empty text becomes. UserError where a folder cannot be used as asked."""
-        encoder = PretrainedTextEncoder(self, self._open(self.paths))
+        encoder = self.opened()
         encoder.remember_nothing()
         return encoder
+
+    def opened(self) -> PretrainedTextEncoder:
+        """The same without what the empty text becomes: nothing is computed."""
+        return PretrainedTextEncoder(self, self._open(self.paths))
 
     def restore(self, folder: Path, latent: Latent | None = None) -> PretrainedTextEncoder:
         """The encoder, if its folders are those that the model was trained with; UserError where they are not.

@@ -33,14 +33,26 @@ def trailing(steps: int, schedule: NoiseSchedule) -> Tensor:
 
 
 @GRIDS.add
-def leading(steps: int, schedule: NoiseSchedule, *, offset: int = 0) -> Tensor:
+def leading(steps: int, schedule: NoiseSchedule, *, offset: int = 0, spare: int = 0) -> Tensor:
     """Every (T / steps)-th step from the first on: DDIM's "linear" subsequence (Song et al. 2021, D.2).
 
-    It begins below t = 1, at the last such step. Stable Diffusion was sampled with ``offset`` 1.
+    It begins below t = 1, at the last such step. Stable Diffusion was sampled with ``offset`` 1. With ``spare`` so
+    many more are laid out and the lowest left out (diffusers' multistep solvers: 1).
+    """
+    total = _table_steps(schedule, steps + int(spare))
+    places = torch.arange(steps, dtype=torch.float64).flip(0) + spare
+    return _of_table(places * (total // (steps + int(spare))) + offset, total)
+
+
+@GRIDS.add
+def linspace(steps: int, schedule: NoiseSchedule, *, spare: int = 0, rounded: bool = False) -> Tensor:
+    """Equal steps from the last step of the training table to its first (k-diffusion), ``rounded`` to whole ones.
+
+    With ``spare`` so many more are laid out and the lowest left out (diffusers' multistep solvers: 1, rounded).
     """
     total = _table_steps(schedule, steps)
-    kept = (torch.arange(steps, dtype=torch.float64).flip(0) * (total // steps) + 1 + offset) / total
-    return _checked(torch.cat([kept, kept.new_zeros(1)]))
+    places = torch.linspace(total - 1, 0, steps + int(spare), dtype=torch.float64)[:steps]
+    return _of_table(places.round() if rounded else places, total)
 
 
 @GRIDS.add
@@ -151,6 +163,11 @@ def _table_steps(schedule: NoiseSchedule, steps: int) -> int:
     if _steps(steps) > total:
         raise UserError(f"this grid has at most {total} steps, one for each of the schedule's; got {steps}")
     return total
+
+
+def _of_table(places: Tensor, total: int) -> Tensor:
+    """The times of a table's steps, numbered from 0, then 0."""
+    return _checked(torch.cat([(places + 1) / total, places.new_zeros(1)]))
 
 
 def _range(schedule: NoiseSchedule, lowest: float | None, highest: float | None) -> tuple[float, float]:

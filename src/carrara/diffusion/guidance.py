@@ -31,6 +31,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from carrara.diffusion.parameterizations import Parameterization
+from carrara.diffusion.process import solved
 from carrara.diffusion.samplers.path import Denoise
 from carrara.diffusion.schedules import NoiseSchedule
 from carrara.diffusion.tables import Table
@@ -227,13 +229,29 @@ def interval(low: float, high: float) -> Guidance:
 
 
 @GUIDANCES.add
-def rescale(amount: float = 0.7) -> Guidance:
-    """Towards the conditional estimate's standard deviation (Lin et al. 2023, eq. 15, 16); 0 is off."""
+def rescale(
+    amount: float = 0.7,
+    *,
+    schedule: NoiseSchedule | None = None,
+    parameterization: Parameterization | None = None,
+) -> Guidance:
+    """Towards the conditional estimate's standard deviation, as Lin et al. 2023 do with outputs; 0 is off.
+
+    Their eq. 15 and 16 are of what the network says (v, in theirs): give ``schedule`` and ``parameterization`` for
+    that. Without, it is the estimate of x0 itself whose deviation is kept.
+    """
     _fraction(amount=amount)
+    if (schedule is None) != (parameterization is None):
+        raise UserError("rescale needs a schedule and a parameterization, or neither")
 
     def rule(e: Estimates) -> Tensor:
-        ratio = _std(e.conditional) / _std(e.guided).clamp(min=torch.finfo(e.guided.dtype).tiny)
-        return e.guided * (1 + amount * (ratio - 1))
+        still: Tensor | float = 0.0  # what of x0 is z; the rest is the output, but for one factor for all
+        if schedule is not None and parameterization is not None:
+            still = solved(schedule, parameterization, e.t).skip.to(e.z) * e.z
+        ratio = _std(e.conditional - still) / _std(e.guided - still).clamp(
+            min=torch.finfo(e.guided.dtype).tiny
+        )
+        return e.guided + amount * (ratio - 1) * (e.guided - still)
 
     return Guidance(lambda: rule, _as_before)
 

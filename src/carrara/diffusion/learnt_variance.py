@@ -54,7 +54,7 @@ def variance_loss(
     Only v gets a gradient; the mean's goes by ``Diffusion.loss`` (L_hybrid, eq. 16, is that plus 0.001 *
     steps times this). The last step, to t = 0, is a decoder's likelihood and no KL: it counts 0 here.
     """
-    t = t.double()
+    t = t.double().clamp(min=1 / steps)
     s = (t - 1 / steps).clamp(min=0)
     z = noised(diffusion.schedule, latent, noise, t)
     v = _v(diffusion.output(z, t, context), z.shape[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,27 @@ def noised(schedule: NoiseSchedule, latent: Tensor, noise: Tensor, t: Tensor) ->
     return alpha * latent + sigma * noise
 
 
+class Solved(NamedTuple):
+    """x0 = skip * z + gain * output, of the shape of t."""
+
+    skip: Tensor
+    gain: Tensor
+
+
+def solved(schedule: NoiseSchedule, parameterization: Parameterization, t: Tensor) -> Solved:
+    """How the clean estimate follows from z and the output at ``t``, in float64.
+
+    Where the output says nothing about x0 (eps at alpha = 0), the estimate is 0, the mean of scaled latents.
+    """
+    t = t.to(torch.float64)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    a, b = parameterization(alpha, sigma)
+    denominator = alpha * b - sigma * a
+    blind = denominator == 0
+    # In the first, alpha is 0 in pure noise and 1 where z is the latent.
+    return Solved(torch.where(blind, alpha, b / denominator), torch.where(blind, 0, -sigma / denominator))
+
+
 @dataclass(frozen=True)
 class Diffusion:
     """The process that a network was trained for.
@@ -43,17 +64,9 @@ class Diffusion:
     parameterization: Parameterization
 
     def denoise(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
-        """The clean estimate x0 ``[b c ...]`` of ``z [b c ...]`` at ``t`` ([b] or one time for all, []).
-
-        Where the output says nothing about x0 (eps at alpha = 0), it is 0: the mean of scaled latents.
-        """
+        """The clean estimate x0 ``[b c ...]`` of ``z [b c ...]`` at ``t`` ([b] or one for all, []); see `solved`."""
         t = t.to(z.device, torch.float64).expand(z.shape[0])
-        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        a, b = self.parameterization(alpha, sigma)
-        denominator = alpha * b - sigma * a
-        blind = denominator == 0
-        skip = torch.where(blind, alpha, b / denominator)  # alpha: 0 in pure noise, 1 where z is the latent
-        gain = torch.where(blind, 0, -sigma / denominator)
+        skip, gain = solved(self.schedule, self.parameterization, t)
         out = self.output(z, t, context)[:, : z.shape[1]]  # more channels: a learnt variance
         return expand_like(skip, z).to(z.dtype) * z + expand_like(gain, z).to(z.dtype) * out
 

@@ -13,30 +13,22 @@ from torch import Tensor
 
 from carrara.autoencoders.tiling import decode_any_size
 from carrara.conditions.contract import Size
-from carrara.config import Config, OneOf, parse
+from carrara.config import parse
 from carrara.context import Context
-from carrara.diffusion.grids import GRIDS
 from carrara.diffusion.guidance import cfg
+from carrara.diffusion.learnt_variance import with_variance
 from carrara.diffusion.samplers import SAMPLERS
 from carrara.diffusion.schedules import Discrete, Flow
-from carrara.generation.model import Model
+from carrara.generation.model import Model, Sampling
 from carrara.generation.values import Values, encoded
 from carrara.parts import alone, at_once
 from carrara.tensors import PictureNoise, to_pixels
 
 
-class Settings(Config):
+class Settings(Sampling):
     """How to sample; the same for every model."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="Noise follows from (seed, picture number).")
-    steps: int = Field(20, ge=1, le=1000, description="Steps from noise to picture.")
-    sampler: OneOf("sampler", SAMPLERS) = Field(  # type: ignore[valid-type]
-        "dpmpp_2m", description="Which way z goes."
-    )
-    grid: OneOf("time grid", GRIDS) = Field(  # type: ignore[valid-type]
-        "shifted", description="Where the steps are."
-    )
-    guidance: float = Field(2.0, ge=0, description="How strongly the conditions pull; 1 is off.")
     height: int | None = Field(None, ge=1, description="In pixels; the model's own where it is not said.")
     width: int | None = Field(None, ge=1, description="In pixels; the model's own where it is not said.")
 
@@ -48,17 +40,22 @@ class Settings(Config):
 def settings_for(model: Model, given: Mapping[str, Any]) -> Settings:
     """Settings from what is ``given``; what is absent or None as suits the model. UserError as in ``parse``.
 
-    A table of trained steps is walked on its own steps, a flow with more of them in the noise, any other path
-    evenly; guidance is off where nothing guides.
+    An adopted model is sampled as it was released. Of others a table of trained steps is walked on its own steps, a
+    flow with more of them in the noise, any other path evenly. Guidance is off where nothing guides.
     """
+    chosen = {key: value for key, value in given.items() if value is not None}
     schedule = model.diffusion.schedule
-    if isinstance(schedule, Discrete):
-        usual: dict[str, Any] = {"grid": "trailing"}
+    if released := model.config.sampling:
+        usual = released.model_dump(exclude={"scheduler"})
+        for part in ("sampler", "grid"):
+            if chosen.get(part, usual[part]) != usual[part]:  # options go with what they are of
+                usual[f"{part}_options"] = None
+    elif isinstance(schedule, Discrete):
+        usual = {"grid": "trailing"}
     else:
         usual = {"grid": "shifted" if isinstance(schedule, Flow) else "uniform"}
     if not model.conditions:
         usual["guidance"] = 1.0
-    chosen = {key: value for key, value in given.items() if value is not None}
     return parse(Settings, usual | chosen, where="sample")
 
 
@@ -83,12 +80,17 @@ def denoise(
     conditions instead.
     """
     diffusion, device = model.diffusion, model.device
-    times = GRIDS[settings.grid](settings.steps, diffusion.schedule)
+    options: dict[str, Any] = {**(settings.sampler_options or {})}
+    times = settings.times(diffusion.schedule)
     noise = PictureNoise(settings.seed, numbers)
     sigma = float(diffusion.schedule.sigma(times[0]))
     z = sigma * noise.draw(model.latent_of(settings.size(model)), device=device)
-    guided = _guided(model, rows, settings)
-    for step in SAMPLERS[settings.sampler](guided, z, times, diffusion.schedule, noise=noise):
+    says_variance = getattr(model.config.denoiser, "learnt_variance", False)
+    learnt: list[Tensor] | None = [] if settings.sampler == "ancestral" and says_variance else None
+    if (heard := learnt) is not None:
+        options = {"variance": lambda z, t: heard[-1], **options}
+    guided = _guided(model, rows, settings, learnt)
+    for step in SAMPLERS[settings.sampler](guided, z, times, diffusion.schedule, noise=noise, **options):
         yield Moment(step.index + 1, settings.steps, step.z, step.x0)
 
 
@@ -125,8 +127,16 @@ def generate(
     return torch.cat(pictures)
 
 
-def _guided(model: Model, rows: Sequence[Mapping[str, Any]] | Values, settings: Settings) -> Any:
-    """z, t -> x0: both guidance branches in one call of the network, and only where guidance is on."""
+def _guided(
+    model: Model,
+    rows: Sequence[Mapping[str, Any]] | Values,
+    settings: Settings,
+    learnt: list[Tensor] | None,
+) -> Any:
+    """z, t -> x0: both guidance branches in one call of the network, and only where guidance is on.
+
+    ``learnt`` keeps the variance of the last call, where the network says one: the conditional branch's.
+    """
     diffusion, size = model.diffusion, settings.size(model)
     values = rows if isinstance(rows, Values) else Values.of(model, rows)
 
@@ -137,10 +147,15 @@ def _guided(model: Model, rows: Sequence[Mapping[str, Any]] | Values, settings: 
         return [part.remembering() for part in whole.split(min(model.parts, rows))]
 
     def estimate(z: Tensor, t: Tensor, both: bool) -> Tensor:
-        parts = zip(z.tensor_split(len(contexts(both))), contexts(both), strict=True)
+        parts = list(zip(z.tensor_split(len(contexts(both))), contexts(both), strict=True))
         with alone(model.parts > 1), model.autocast():
-            work = [functools.partial(diffusion.denoise, part, t, context) for part, context in parts]
-            return torch.cat(at_once(work))
+            if learnt is None:
+                work = [functools.partial(diffusion.denoise, part, t, context) for part, context in parts]
+                return torch.cat(at_once(work))
+            asked = [(part, with_variance(diffusion, context)) for part, context in parts]
+            x0 = torch.cat(at_once([functools.partial(each.denoise, part, t) for part, each in asked]))
+        learnt[:] = [torch.cat([each.variance(part, t) for part, each in asked])[: values.count]]
+        return x0
 
     def conditional(z: Tensor, t: Tensor) -> Tensor:
         return estimate(z, t, False)

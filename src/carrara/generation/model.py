@@ -17,9 +17,11 @@ from carrara.conditions.contract import Inputs, Latent, Size
 from carrara.config import Component, Config, OneOf, component, kinds, parse
 from carrara.context import Context
 from carrara.denoisers import unet
+from carrara.diffusion.grids import GRIDS
 from carrara.diffusion.parameterizations import PARAMETERIZATIONS
 from carrara.diffusion.process import Diffusion
-from carrara.diffusion.schedules import SCHEDULES
+from carrara.diffusion.samplers import SAMPLERS
+from carrara.diffusion.schedules import SCHEDULES, NoiseSchedule
 from carrara.errors import UserError
 from carrara.model_folder import (
     hash_weights,
@@ -32,6 +34,39 @@ from carrara.model_folder import (
 )
 
 
+class Sampling(Config):
+    """The way from noise to data."""
+
+    steps: int = Field(20, ge=1, le=1000, description="Steps from noise to picture.")
+    sampler: OneOf("sampler", SAMPLERS) = Field(  # type: ignore[valid-type]
+        "dpmpp_2m", description="Which way z goes."
+    )
+    sampler_options: dict[str, int | float] | None = Field(
+        None, description="The sampler's own, for example eta; a learnt variance is used where none is given."
+    )
+    grid: OneOf("time grid", GRIDS) = Field(  # type: ignore[valid-type]
+        "shifted", description="Where the steps are."
+    )
+    grid_options: dict[str, int | float] | None = Field(
+        None, description="The grid's own, for example offset."
+    )
+    end: float | None = Field(None, ge=0, lt=1, description="The time to stop at; none is 0, the data.")
+    guidance: float = Field(2.0, ge=0, description="How strongly the conditions pull; 1 is off.")
+
+    def times(self, schedule: NoiseSchedule) -> Tensor:
+        """The stops, falling, as a sampler takes them."""
+        times = GRIDS[self.grid](self.steps, schedule, **(self.grid_options or {}))
+        if not self.end:
+            return times
+        return torch.cat([times[times > self.end], times.new_tensor([self.end])])
+
+
+class Released(Sampling):
+    """How an adopted model was sampled where it comes from."""
+
+    scheduler: dict[str, Any] = Field({}, description="The other program's own words for it, to export.")
+
+
 class ModelConfig(Config):
     """The parts of a diffusion model; with the weights it is the model."""
 
@@ -42,6 +77,9 @@ class ModelConfig(Config):
     )
     denoiser: Component("denoisers") = Field(default_factory=unet.Config, description="The network.")  # type: ignore[valid-type]
     conditions: dict[str, Component("conditions")] = Field({}, description="What guides it, by name.")  # type: ignore[valid-type]
+    sampling: Released | None = Field(
+        None, description="How it is sampled where nobody says; none is as suits the schedule."
+    )
 
     @model_validator(mode="after")
     def _options_fit(self) -> ModelConfig:

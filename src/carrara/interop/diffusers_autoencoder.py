@@ -93,11 +93,7 @@ def write(stored: StoredAutoencoder, folder: Path) -> list[str]:
 
     UserError, before anything is written, where diffusers has no form for the configuration.
     """
-    if stored.config.kind not in BY_KIND:
-        raise UserError(
-            f"diffusers cannot express an autoencoder of kind {stored.config.kind!r}, only {', '.join(BY_KIND)}"
-        )
-    file = BY_KIND[stored.config.kind].express(stored)
+    file = described(stored)
     said = {"_class_name": type(file).__name__, **file.model_dump(mode="json", exclude_none=True)}
     tensors = _written(stored)
     scale = stored.scale
@@ -111,6 +107,15 @@ def write(stored: StoredAutoencoder, folder: Path) -> list[str]:
 
     write_folder(folder, fill)
     return _remarks(file, scale)
+
+
+def described(stored: StoredAutoencoder) -> AutoencoderKL | VQModel | AutoencoderTiny:
+    """Its ``config.json``; UserError where diffusers has no form for the configuration. No weight is read."""
+    if stored.config.kind not in BY_KIND:
+        raise UserError(
+            f"diffusers cannot express an autoencoder of kind {stored.config.kind!r}, only {', '.join(BY_KIND)}"
+        )
+    return BY_KIND[stored.config.kind].express(stored)
 
 
 def _remarks(file: AutoencoderKL | VQModel | AutoencoderTiny, scale: LatentScale | None) -> list[str]:

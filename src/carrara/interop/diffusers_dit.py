@@ -145,21 +145,16 @@ def write_dit(
     no form for the network.
     """
     config = network.config
-    channels = network.conv_out.out_features // config.patch**2 // (2 if config.learnt_variance else 1)
-    inputs = _first_layer(network.state_dict()).shape[1] // config.patch**2
-    said = _said(network, channels, inputs, size)
+    said = check_dit(network, size=size, classes=table is not None)
+    channels = said["out_channels"] // (2 if config.learnt_variance else 1)
     remarks = []
     if network.vector is None:
         table = torch.zeros(2, config.width)
         remarks.append(
             "it was trained without classes, which diffusers asks for: give class 0 and guidance_scale=1"
         )
-    elif table is None:
-        raise UserError(
-            "diffusers cannot express it: its vector comes from another condition than one class, and its DiT has "
-            "classes only"
-        )
     else:
+        assert table is not None
         with torch.no_grad():  # what our layers make of each class, once for all
             table = network.vector(table.to(network.conv_out.weight))
     tensors = {
@@ -181,6 +176,19 @@ def write_dit(
     if config.learnt_variance:
         remarks.append(f"of its {2 * channels} channels the last {channels} are the variance of a step")
     return remarks
+
+
+def check_dit(network: dit.DiT, *, size: int, classes: bool) -> dict[str, Any]:
+    """Its fields there but for the number of classes; UserError as of `write_dit`. No weight is read."""
+    config = network.config
+    channels = network.conv_out.out_features // config.patch**2 // (2 if config.learnt_variance else 1)
+    inputs = _first_layer(network.state_dict()).shape[1] // config.patch**2
+    if network.vector is not None and not classes:
+        raise UserError(
+            "diffusers cannot express it: its vector comes from another condition than one class, and its DiT has "
+            "classes only"
+        )
+    return _said(network, channels, inputs, size)
 
 
 def _parsed(values: dict[str, Any], where: str) -> DiTTransformer2DModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,36 +10,24 @@ from typing import Any
 from torch import Tensor
 
 from carrara.errors import UserError
-from carrara.model_folder import read_weights
+from carrara.model_folder import weight_files
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-_VARIANTS = ("", "fp32", "fp16", "bf16")  # of the same weights, in the order they are looked for
+_STEM = "diffusion_pytorch_model"
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """The weights of a folder: in one file or in several with an index, in the widest precision there is."""
-    found = []
-    for file in folder.iterdir():
-        first, *words = file.name.split(".")
-        if first != "diffusion_pytorch_model" or "safetensors" not in words:
-            continue
-        variant = ".".join(word for word in words if word not in ("safetensors", "index", "json"))
-        if not re.search(r"-\d+-of-\d+$", variant):  # else one of several, which their index names
-            found.append((_VARIANTS.index(variant) if variant in _VARIANTS else len(_VARIANTS), file.name))
-    if not found:
+    found = weight_files(folder, _STEM)
+    if found is None:
         raise UserError(_no_weights(folder))
-    chosen = folder / min(found)[1]
-    if chosen.suffix != ".json":
-        return read_weights(chosen)
-    shards = read_table(chosen).get("weight_map")
-    if not isinstance(shards, dict) or not all(
-        isinstance(name, str) and Path(name).name == name for name in shards.values()
-    ):
-        raise UserError(f"{chosen} has no weight_map from names of weights to files beside it")
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(shards.values())):
-        tensors |= read_weights(folder / name)
-    return tensors
+    return found.read()
+
+
+def remark_on_weights(folder: Path) -> str:
+    """What a user should know of the weights that `read_tensors` finds there, or ""."""
+    found = weight_files(folder, _STEM)
+    return found.remark if found else ""
 
 
 def _no_weights(folder: Path) -> str:

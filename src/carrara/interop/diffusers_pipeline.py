@@ -18,28 +18,30 @@ from carrara.conditions import label, pretrained_text, size
 from carrara.conditions.encoder_folder import EncoderFolder
 from carrara.config import Config
 from carrara.errors import UserError, nearest
-from carrara.generation.model import Model, ModelConfig
+from carrara.generation.model import Model, ModelConfig, Released
 from carrara.interop import diffusers_autoencoder, diffusers_dit, diffusers_unet
 from carrara.interop.diffusers_configs import file_config
-from carrara.interop.diffusers_files import CONFIG, read_table
+from carrara.interop.diffusers_files import CONFIG, read_table, remark_on_weights
 from carrara.interop.diffusers_pipeline_scheduler import Process, read_process
 from carrara.model_folder import read_passport
 
 INDEX = "model_index.json"
+CLASSES = "classes"  # in the passport of what was exported from here: the names, one a row of the table but the last
 _WINDOW = 77  # of a tokenizer that does not say
 
 
 class Form(NamedTuple):
-    """Which folders a pipeline has, and how strongly it is guided where nobody says."""
+    """Which folders a pipeline has, and how strongly and in how many steps it samples where nobody says."""
 
     network: str
     autoencoder: str | None = None
     texts: tuple[str, ...] = ()
     guidance: float = 1.0
+    steps: int = 50
 
 
 FORMS: Mapping[str, Form] = {
-    "DDPMPipeline": Form("unet"),
+    "DDPMPipeline": Form("unet", steps=1000),
     "DDIMPipeline": Form("unet"),
     "PNDMPipeline": Form("unet"),
     "LDMPipeline": Form("unet", "vqvae"),
@@ -69,6 +71,7 @@ class _Parts(NamedTuple):
     autoencoder: Path | None
     texts: tuple[Path, ...]
     guidance: float
+    steps: int
 
 
 class _Denoiser(NamedTuple):
@@ -108,6 +111,8 @@ def read(
     process = read_process(parts.scheduler)
     denoiser = _denoiser(parts, process)
     remarks = list(process.remarks)
+    parted = [parts.network, *([parts.autoencoder] if parts.autoencoder and autoencoder is None else [])]
+    remarks += [remark for folder in parted if (remark := remark_on_weights(folder))]
     stored, scale_remarks = _stored(parts, denoiser, size, licence, given=autoencoder is not None)
     remarks += scale_remarks
     if process.clips and parts.autoencoder is not None:
@@ -119,14 +124,16 @@ def read(
     conditions, configs = _conditions(parts, denoiser)
     if denoiser.table is not None and not denoiser.has_null:
         remarks.append("it knows no picture without a class: always give one, and guidance has no effect")
+    guidance = parts.guidance if conditions and (denoiser.table is None or denoiser.has_null) else 1.0
     model_config = ModelConfig(
         schedule=process.schedule,
         schedule_options=process.options,
         parameterization=process.parameterization,
         denoiser=denoiser.config,
         conditions=configs,
+        sampling=Released(**process.sampling, steps=parts.steps, guidance=guidance),
     )
-    passport = read_passport(source) | {
+    passport = {key: value for key, value in read_passport(source).items() if key != CLASSES} | {
         "carrara": __version__,
         "adopted": {"format": "diffusers", "class": parts.name, "from": source.resolve().name},
     }
@@ -134,7 +141,6 @@ def read(
         passport |= {"licences": [licence]}
     model = Model(model_config, denoiser.network.eval(), conditions.eval(), stored, passport)
     model.latent_of((model.size, model.size))  # says where the size does not fit
-    guidance = parts.guidance if conditions and (denoiser.table is None or denoiser.has_null) else 1.0
     return Adopted(model, remarks, guidance)
 
 
@@ -152,7 +158,7 @@ def _parts(source: Path, autoencoder: Path | None, texts: Sequence[Path], schedu
             )
         form = FORMS["DiTPipeline" if name in _DITS else "StableDiffusionPipeline"]
         guidance = form.guidance if texts or name in _DITS else 1.0
-        return _Parts(name, {}, source, scheduler or beside, autoencoder, tuple(texts), guidance)
+        return _Parts(name, {}, source, scheduler or beside, autoencoder, tuple(texts), guidance, form.steps)
     index = read_table(source / INDEX)
     name = str(index.get("_class_name"))
     if name not in FORMS:
@@ -161,6 +167,8 @@ def _parts(source: Path, autoencoder: Path | None, texts: Sequence[Path], schedu
         raise UserError(
             f"{source / INDEX}: _class_name {name!r} is not supported{nearest(name, FORMS)}{alone}"
         )
+    if names := read_passport(source).get(CLASSES):
+        index = {"id2label": {str(number): word for number, word in enumerate(names)}} | index
     form = FORMS[name]
     own = None
     if form.autoencoder is not None:
@@ -173,7 +181,7 @@ def _parts(source: Path, autoencoder: Path | None, texts: Sequence[Path], schedu
         if folder is not None and not folder.is_dir():
             raise UserError(f"{source} is incomplete: it lacks {folder.name}")
     network, noise = source / form.network, scheduler or source / "scheduler"
-    return _Parts(name, index, network, noise, own, read_by, form.guidance)
+    return _Parts(name, index, network, noise, own, read_by, form.guidance, form.steps)
 
 
 # --- the network ---
@@ -204,10 +212,12 @@ def _denoiser(parts: _Parts, process: Process) -> _Denoiser:
             f"{parts.network / CONFIG}: freq_shift {unet.config.frequency_shift:g} beside sizes is not supported; "
             "Carrara has 0 there"
         )
+    table = extras.class_table
+    has_null = table is not None and len(table) == len(parts.listing.get("id2label") or ()) + 1
     return _fitting(
         parts,
         _Denoiser(
-            unet.config, unet.network(), unet.channels, unet.widths, side, extras.vector, extras.class_table, False
+            unet.config, unet.network(), unet.channels, unet.widths, side, extras.vector, table, has_null
         ),
     )  # fmt: skip
 

@@ -20,14 +20,17 @@ from carrara.denoisers import dit, unet
 from carrara.errors import UserError
 from carrara.generation.model import Model
 from carrara.interop import diffusers_autoencoder
-from carrara.interop.diffusers_dit import write_dit
+from carrara.interop.diffusers_dit import check_dit, write_dit
 from carrara.interop.diffusers_files import write_table
-from carrara.interop.diffusers_pipeline import FORMS, INDEX
+from carrara.interop.diffusers_pipeline import CLASSES, FORMS, INDEX
 from carrara.interop.diffusers_pipeline_scheduler import FILE, written_process
-from carrara.interop.diffusers_unet import write_unet
+from carrara.interop.diffusers_unet import described, write_unet
 from carrara.interop.diffusers_unet_configs import Extras
-from carrara.model_folder import PASSPORT, write_folder
+from carrara.model_folder import PASSPORT, write_folder, write_weights
 
+# The one factor of latents that programs know for a pipeline's files, whatever the file says (ComfyUI, A1111 …).
+_FACTORS = {"StableDiffusionPipeline": 0.18215, "StableDiffusionXLPipeline": 0.13025}
+_PREFIX = "text_model."
 _CLASSES = 1000  # of ImageNet: DiTPipeline takes the class of that number for none
 # What its pipelines of text do with captions, in our words.
 _READ = {"padding": "read", "prefix": "", "tokens": True}
@@ -39,8 +42,47 @@ class _Guides(NamedTuple):
     """The conditions by kind, at most one of each."""
 
     label: Any
-    text: Any
+    pretrained_text: Any
     size: Any
+
+    @property
+    def text(self) -> Any:
+        """The encoder of captions."""
+        return self.pretrained_text
+
+
+class _Prepared(NamedTuple):
+    """What is decided before anything is written."""
+
+    name: str
+    guides: _Guides
+    process: dict[str, Any]
+    takes_in: bool  # the autoencoder's outermost layers its latent scale
+
+
+def _prepare(model: Model) -> _Prepared:
+    guides = _guides(model)
+    pixels = model.autoencoder.config.kind == "identity"
+    name = _pipeline(model, guides, pixels)
+    process = written_process(model.config, name)
+    return _Prepared(name, guides, process, not pixels and _takes_in(model.autoencoder, name))
+
+
+def check(model: Model) -> str:
+    """The pipeline that `write` makes, without a number being read: the network may be on the meta device.
+
+    UserError where `write` has one.
+    """
+    ready = _prepare(model)
+    if isinstance(model.network, dit.DiT):
+        shown = _transformer(model, ready.guides)
+        check_dit(shown.network, size=_side(model), classes=shown.table is not None)
+    else:
+        shown_unet = _unet(model, ready.guides)
+        described(shown_unet.config, shown_unet.network, shown_unet.extras)
+    if FORMS[ready.name].autoencoder is not None:
+        diffusers_autoencoder.described(model.autoencoder)
+    return ready.name
 
 
 def write(model: Model, folder: Path) -> list[str]:
@@ -48,14 +90,9 @@ def write(model: Model, folder: Path) -> list[str]:
 
     UserError, before anything is left behind, where diffusers has no form for a part or for the whole.
     """
-    guides = _guides(model)
-    pixels = model.autoencoder.config.kind == "identity"
-    name = _pipeline(model, guides, pixels)
+    name, guides, process, takes_in = _prepare(model)
     form = FORMS[name]
-    process = written_process(model.config, pixels=pixels, splits=name == "DiTPipeline")
-    stored = model.autoencoder
-    if not pixels and name != "StableDiffusionXLPipeline":
-        stored = _scaled_inside(stored)
+    stored = _scaled_inside(model.autoencoder, name) if takes_in else model.autoencoder
     index: dict[str, Any] = {"_class_name": name, "scheduler": ["diffusers", process["_class_name"]]}
     remarks: list[str] = []
 
@@ -82,7 +119,8 @@ def write(model: Model, folder: Path) -> list[str]:
         (part / "scheduler").mkdir()
         write_table(part / "scheduler" / FILE, process)
         write_table(part / INDEX, index)
-        write_table(part / PASSPORT, model.passport)
+        named = {CLASSES: guides.label.classes} if guides.label is not None else {}
+        write_table(part / PASSPORT, {**model.passport, **named})
 
     write_folder(folder, fill)
     return remarks
@@ -92,18 +130,24 @@ def _guides(model: Model) -> _Guides:
     found: dict[str, Any] = {}
     for name, encoder in model.conditions.items():
         kind = model.config.conditions[name].kind
-        if kind not in ("label", "pretrained_text", "size") or kind in found:
-            why = (
-                "its text encoder was trained here, and diffusers has none of this kind (pretrained_text it has)"
-                if kind == "text"
-                else "none of diffusers' pipelines that Carrara writes has a place for it"
-            )
-            raise UserError(
-                f"the condition {name!r} ({kind}) cannot be exported: {why}; the autoencoder alone: "
-                f"carrara export {(model.path or Path('MODEL')) / 'autoencoder'} DEST"
-            )
+        check_kind(name, kind if kind not in found else f"{kind}, the second", model.path)
         found[kind] = encoder
     return _Guides(found.get("label"), found.get("pretrained_text"), found.get("size"))
+
+
+def check_kind(name: str, kind: str, path: Path | None = None) -> None:
+    """UserError where no pipeline of diffusers has a place for a condition of this kind; ``path`` is the model's."""
+    if kind in _Guides._fields:
+        return
+    why = (
+        "its text encoder was trained here, and diffusers has none of this kind (pretrained_text it has)"
+        if kind == "text"
+        else "none of diffusers' pipelines that Carrara writes has a place for it"
+    )
+    raise UserError(
+        f"the condition {name!r} ({kind}) cannot be exported: {why}; the autoencoder alone: "
+        f"carrara export {(path or Path('MODEL')) / 'autoencoder'} DEST"
+    )
 
 
 def _pipeline(model: Model, guides: _Guides, pixels: bool) -> str:
@@ -159,7 +203,13 @@ def _as_told(model: Model) -> dict[str, int]:
     return {"first_step": 0} if model.config.schedule == "flow" else {}
 
 
-def _write_transformer(model: Model, guides: _Guides, folder: Path) -> list[str]:
+class _Transformer(NamedTuple):
+    network: dit.DiT
+    table: Tensor | None
+    remarks: list[str]
+
+
+def _transformer(model: Model, guides: _Guides) -> _Transformer:
     network, table, remarks = copy.copy(model.network), None, []
     assert isinstance(network, dit.DiT)
     network.config = network.config.model_copy(update=_as_told(model))
@@ -182,10 +232,22 @@ def _write_transformer(model: Model, guides: _Guides, folder: Path) -> list[str]
             remarks.append(
                 f"its table is filled up to {_CLASSES} classes by what stands for none, as DiTPipeline counts on that"
             )
+    return _Transformer(network, table, remarks)
+
+
+def _write_transformer(model: Model, guides: _Guides, folder: Path) -> list[str]:
+    network, table, remarks = _transformer(model, guides)
     return remarks + write_dit(folder, network, size=_side(model), table=table)
 
 
-def _write_unet(model: Model, guides: _Guides, folder: Path) -> list[str]:
+class _Unet(NamedTuple):
+    config: unet.Config
+    network: unet.UNet
+    extras: Extras
+    remarks: list[str]
+
+
+def _unet(model: Model, guides: _Guides) -> _Unet:
     network, remarks = model.network, []
     assert isinstance(network, unet.UNet)
     config = network.config.model_copy(update=_as_told(model))
@@ -207,6 +269,11 @@ def _write_unet(model: Model, guides: _Guides, folder: Path) -> list[str]:
         if config.vector_layers != "none":
             network, config, rows = _table_through(network, config, rows)
         extras = replace(extras, class_table=rows)
+    return _Unet(config, network, extras, remarks)
+
+
+def _write_unet(model: Model, guides: _Guides, folder: Path) -> list[str]:
+    config, network, extras, remarks = _unet(model, guides)
     return remarks + write_unet(folder, config, network, extras)
 
 
@@ -227,16 +294,29 @@ def _table_through(network: unet.UNet, config: unet.Config, table: Tensor) -> _D
     return _Direct(network, config.model_copy(update={"vector_layers": "none"}), through)
 
 
-def _scaled_inside(stored: StoredAutoencoder) -> StoredAutoencoder:
-    """The same pictures from scaled latents, which its 1x1 convolutions take in: most pipelines know one factor.
+def _takes_in(stored: StoredAutoencoder, pipeline: str) -> bool:
+    """Whether the latent scale is not the one factor that is known there, and goes into the outermost layers.
 
-    Only a KL autoencoder can: what is quantized lies where its codes are.
+    UserError where it has none that could: what is quantized lies where its codes are.
     """
     scale = stored.scale
     assert scale is not None
     plain = len(set(scale.std.tolist())) == 1 and not scale.mean.any()
-    if stored.config.kind != "kl" or plain:
-        return stored
+    factor = _FACTORS.get(pipeline)
+    if plain and (factor is None or stored.config.kind != "kl"):
+        return False
+    if stored.config.kind != "kl":
+        raise UserError(
+            f"diffusers cannot express it: the latent scale is another for each channel, {pipeline} knows one factor, "
+            f"and an autoencoder of kind {stored.config.kind!r} cannot take it in; to export, train on one of kind 'kl'"
+        )
+    return not plain or factor is None or abs(factor * float(scale.std[0]) - 1) > 1e-5
+
+
+def _scaled_inside(stored: StoredAutoencoder, pipeline: str) -> StoredAutoencoder:
+    """The same pictures from latents scaled by that factor alone: 1x1 convolutions take the rest in."""
+    factor, scale = _FACTORS.get(pipeline, 1.0), stored.scale
+    assert scale is not None
     config = stored.config.model_copy(update={"projections": True})
     channels = config.latent_channels
     state = {name: value.double().cpu() for name, value in stored.module.state_dict().items()}
@@ -244,7 +324,8 @@ def _scaled_inside(stored: StoredAutoencoder) -> StoredAutoencoder:
         for name, width in (("to_moments", 2 * channels), ("from_latent", channels)):
             state[f"{name}.weight"] = torch.eye(width, dtype=torch.float64)[:, :, None, None]
             state[f"{name}.bias"] = torch.zeros(width, dtype=torch.float64)
-    mean, std = scale.mean.double().cpu(), scale.std.double().cpu()
+    # Their raw latents are ours, less the mean and over std * factor: times the factor they are what is scaled here.
+    mean, std = scale.mean.double().cpu(), scale.std.double().cpu() * factor
     gain = torch.cat([1 / std, torch.ones_like(std)])  # of means; a log variance only moves
     shift = torch.cat([-mean / std, -2 * std.log()])
     state["to_moments.weight"] = state["to_moments.weight"] * gain[:, None, None, None]
@@ -255,8 +336,8 @@ def _scaled_inside(stored: StoredAutoencoder) -> StoredAutoencoder:
     with torch.device("meta"):
         module: nn.Module = config.build()
     module.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
-    unit = LatentScale(torch.zeros(channels), torch.ones(channels))
-    return StoredAutoencoder.of(module, config, stored.size, stored.passport, stored.bits).with_scale(unit)
+    one = LatentScale(torch.zeros(channels), torch.full((channels,), 1 / factor))
+    return StoredAutoencoder.of(module, config, stored.size, stored.passport, stored.bits).with_scale(one)
 
 
 def _write_texts(encoder: Any, places: tuple[str, ...], folder: Path) -> dict[str, list[str]]:
@@ -264,8 +345,7 @@ def _write_texts(encoder: Any, places: tuple[str, ...], folder: Path) -> dict[st
     index = {}
     for place, source in zip(places, encoder.folders, strict=True):
         beside = place.replace("text_encoder", "tokenizer")
-        _copy(source.weights, folder / place)
-        shutil.copyfile(source.path / "config.json", folder / place / "config.json")
+        _copy_encoder(source, folder / place)
         _copy(source.tokenizer_files, folder / beside)
         settings = folder / beside / "tokenizer_config.json"
         said = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
@@ -279,6 +359,23 @@ def _write_texts(encoder: Any, places: tuple[str, ...], folder: Path) -> dict[st
 
 def _encoder_class(source: EncoderFolder, *, pooled: bool) -> str:
     return "CLIPTextModelWithProjection" if pooled and source.projected else source.family.reads
+
+
+def _copy_encoder(source: EncoderFolder, folder: Path) -> None:
+    """Its configuration and weights, under the names that every program looks for.
+
+    Newer versions of transformers leave the prefix of CLIP's text model away, and ComfyUI then finds no weight.
+    """
+    tensors = source.tensors() if source.variant or source.family.reads.startswith("CLIP") else {}
+    bare = bool(tensors) and not any(name.startswith(_PREFIX) for name in tensors)
+    if source.variant or (bare and source.family.reads.startswith("CLIP")):
+        folder.mkdir()
+        keep = (_PREFIX, "text_projection.")
+        named = {n if not bare or n.startswith(keep) else _PREFIX + n: value for n, value in tensors.items()}
+        write_weights(folder / "model.safetensors", named)
+    else:
+        _copy(source.weights, folder)
+    shutil.copyfile(source.path / "config.json", folder / "config.json")
 
 
 def _copy(files: list[Path], folder: Path) -> None:

@@ -1,6 +1,6 @@
-"""diffusers' ``scheduler_config.json`` as a schedule and a parameterization, and back.
+"""diffusers' ``scheduler_config.json`` as a schedule, a parameterization and a way to sample, and back.
 
-A scheduler there is a trained process and a way to sample in one: the process is taken, samplers are our own.
+A scheduler there is all of these in one; `diffusers_sampling` reads the last.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from carrara.errors import UserError, nearest
 from carrara.generation.model import ModelConfig
 from carrara.interop.diffusers_configs import Factor, only
 from carrara.interop.diffusers_files import read_table
+from carrara.interop.diffusers_sampling import read_sampling
 
 FILE = "scheduler_config.json"
 _STEPS = 1000  # which networks there and here are told the number of
@@ -53,7 +54,11 @@ _ABSENT: dict[str, dict[str, Any]] = {  # what a class has for keys that its fil
     ),
     **dict.fromkeys(["LCMScheduler", "TCDScheduler"], _LATENT),
 }
-_FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+_FLOWS = (
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMapEulerDiscreteScheduler",
+)
 _CLIPPING = ("DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler")
 
 
@@ -65,6 +70,7 @@ class Process(NamedTuple):
     parameterization: str
     clips: bool
     remarks: list[str]
+    sampling: dict[str, Any]  # fields of `Released`
 
     @property
     def flow(self) -> bool:
@@ -97,43 +103,54 @@ def read_process(folder: Path) -> Process:
     file = folder / FILE
     if not file.is_file():
         raise UserError(f"{folder.parent} is incomplete: it lacks {folder.name}/{FILE}")
-    values = read_table(file)
-    name = values.get("_class_name")
+    return process_of(read_table(file), str(file))
+
+
+def process_of(values: dict[str, Any], where: str) -> Process:
+    """The same of the table itself."""
+    name = str(values.get("_class_name"))
+    if name not in (*_ABSENT, *_FLOWS):
+        raise UserError(f"{where}: _class_name {name!r} is not supported{nearest(name, [*_ABSENT, *_FLOWS])}")
+    sampling, remarks = read_sampling(name, values, where)
     if name in _FLOWS:
-        parse(_Flow, _known(_Flow, values), where=str(file))
-        return Process("flow", {}, "flow", False, [])
-    if name not in _ABSENT:
-        raise UserError(
-            f"{file}: _class_name {name!r} is not supported{nearest(str(name), [*_ABSENT, *_FLOWS])}"
-        )
-    said = parse(_Betas, _ABSENT[name] | _known(_Betas, values), where=str(file))
+        parse(_Flow, _known(_Flow, values), where=where)
+        return Process("flow", {}, "flow", False, remarks, sampling)
+    said = parse(_Betas, _ABSENT[name] | _known(_Betas, values), where=where)
     if (said.prediction_type == "flow_prediction") != said.use_flow_sigmas:
         raise UserError(
-            f"{file}: prediction_type {said.prediction_type!r} with use_flow_sigmas {said.use_flow_sigmas} is not "
+            f"{where}: prediction_type {said.prediction_type!r} with use_flow_sigmas {said.use_flow_sigmas} is not "
             "supported; Carrara has 'flow_prediction' with use_flow_sigmas, or neither"
         )
     if said.use_flow_sigmas:
-        return Process("flow", {}, "flow", False, [])
+        return Process("flow", {}, "flow", False, remarks, sampling)
     options: dict[str, float] = {}
     if said.beta_schedule != "squaredcos_cap_v2":
         options |= {"start": said.beta_start, "end": said.beta_end}
     if said.rescale_betas_zero_snr:
         options |= {"zero_terminal": True}
-    remarks = []
     if values.get("thresholding"):
         remarks.append("its dynamic thresholding (Imagen's) is not taken over: samples are clipped or left")
     clips = name in _CLIPPING and bool(values.get("clip_sample", True))
     parameterization = _PREDICTIONS[said.prediction_type]
-    return Process(_SCHEDULES[said.beta_schedule], options, parameterization, clips, remarks)
+    schedule = _SCHEDULES[said.beta_schedule]
+    return Process(schedule, options, parameterization, clips, remarks, sampling)
 
 
-def written_process(config: ModelConfig, *, pixels: bool, splits: bool) -> dict[str, Any]:
-    """The table of a scheduler for the process of ``config``; UserError where diffusers has none.
+def written_process(config: ModelConfig, pipeline: str) -> dict[str, Any]:
+    """The table of a scheduler for the process of ``config``; UserError where that pipeline of diffusers has none.
 
-    ``splits``: the pipeline takes a learnt variance from the output itself, so the scheduler must not.
+    An adopted model has the one that it came with.
     """
+    if config.sampling and (released := config.sampling.scheduler):
+        was = process_of(released, FILE)
+        if (was.schedule, was.options, was.parameterization) == (
+            config.schedule,
+            config.schedule_options,
+            config.parameterization,
+        ):
+            return released
     if config.schedule == "flow":
-        return _written_flow(config)
+        return _written_flow(config, pipeline)
     there = {ours: theirs for theirs, ours in _SCHEDULES.items()}
     if config.schedule not in there:
         raise UserError(
@@ -154,8 +171,16 @@ def written_process(config: ModelConfig, *, pixels: bool, splits: bool) -> dict[
             f"diffusers cannot express it: the parameterization is {config.parameterization!r}, and with this "
             f"schedule it has {', '.join(predictions)}"
         )
+    if config.parameterization == "eps" and options["zero_terminal"]:
+        raise UserError(
+            "diffusers cannot express it: at the last step of a schedule with zero_terminal a network that says eps "
+            "knows nothing of the picture, and its schedulers divide by zero there; train with --set "
+            "model.parameterization=v"
+        )
     betas = {"beta_start": options["start"], "beta_end": options["end"]} if "start" in options else {}
-    learnt = bool(getattr(config.denoiser, "learnt_variance", False)) and not splits
+    pixels = pipeline == "DDPMPipeline"
+    # DiTPipeline leaves a learnt variance out before its scheduler sees it.
+    learnt = bool(getattr(config.denoiser, "learnt_variance", False)) and pipeline != "DiTPipeline"
     kind: Literal["DDPMScheduler", "DDIMScheduler"] = "DDPMScheduler" if pixels or learnt else "DDIMScheduler"
     said = {
         "_class_name": kind,
@@ -173,7 +198,14 @@ def written_process(config: ModelConfig, *, pixels: bool, splits: bool) -> dict[
     return said | {"variance_type": "learned_range" if learnt else "fixed_small"}
 
 
-def _written_flow(config: ModelConfig) -> dict[str, Any]:
+_FLOW_CLASSES = {
+    "DDPMPipeline": "FlowMatchEulerDiscreteScheduler",
+    "DiTPipeline": "FlowMapEulerDiscreteScheduler",
+}
+"""Which tell a network its time itself and do what the pipeline asks of a scheduler; others cut it to whole steps."""
+
+
+def _written_flow(config: ModelConfig, pipeline: str) -> dict[str, Any]:
     if config.parameterization != "flow":
         raise UserError(
             f"diffusers cannot express it: the parameterization is {config.parameterization!r} on the schedule "
@@ -188,15 +220,13 @@ def _written_flow(config: ModelConfig) -> dict[str, Any]:
         raise UserError(
             "diffusers cannot express it: first_step is 0 on the schedule 'flow', and its networks count from 1 there"
         )
-    # Of its schedulers for flow matching this one does what its older pipelines ask of a scheduler.
-    return {
-        "_class_name": "DPMSolverMultistepScheduler",
-        "num_train_timesteps": _STEPS,
-        "prediction_type": "flow_prediction",
-        "use_flow_sigmas": True,
-        "flow_shift": 1.0,
-        "steps_offset": 1,
-    }
+    if pipeline not in _FLOW_CLASSES:
+        raise UserError(
+            f"diffusers cannot express it: the schedulers for flow matching that {pipeline} works with cut times to "
+            "whole numbers of 1000; to export, train with --set model.schedule=scaled_linear --set "
+            "model.parameterization=v --set times=discrete"
+        )
+    return {"_class_name": _FLOW_CLASSES[pipeline], "num_train_timesteps": _STEPS, "shift": 1.0}
 
 
 def _known(model: type[Config], values: dict[str, Any]) -> dict[str, Any]:

@@ -105,12 +105,7 @@ def write_unet(
 
     UserError, before anything is written, where diffusers has no form for the configuration.
     """
-    extras = extras or Extras()
-    widths = _widths(config, network)
-    if extras.class_table is not None:
-        _check_table(config, widths, extras)
-        extras = replace(extras, vector="classes", classes=len(extras.class_table))
-    file = express(config, network, network.channels, widths, extras)
+    file, extras = described(config, network, extras or Extras())
     state = {name: value.detach().float().cpu() for name, value in network.state_dict().items()}
     if config.first_step == 1:
         state["time.0.weight"] = _one_step_later(state["time.0.weight"], config)
@@ -133,6 +128,22 @@ def write_unet(
 
     write_folder(folder, fill)
     return tolerances(config)
+
+
+class Described(NamedTuple):
+    """The file's form, and the extras with what follows from a class table."""
+
+    file: UNet2DModel | UNet2DConditionModel
+    extras: Extras
+
+
+def described(config: unet.Config, network: unet.UNet, extras: Extras) -> Described:
+    """The network's ``config.json``; UserError where diffusers has no form for it. No weight is read."""
+    widths = _widths(config, network)
+    if extras.class_table is not None:
+        _check_table(config, widths, extras)
+        extras = replace(extras, vector="classes", classes=len(extras.class_table))
+    return Described(express(config, network, network.channels, widths, extras), extras)
 
 
 def _vector_name(extras: Extras) -> str:

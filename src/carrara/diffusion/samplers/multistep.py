@@ -109,16 +109,18 @@ def unipc(
     """UniPC with B(h) = exp(h) - 1 (Zhao et al. 2023, Algorithms 1 and 2, on estimates of x0).
 
     A step's end is corrected by the estimate made there for the next step, which costs nothing; the steps
-    yielded are the predictions.
+    yielded are the predictions. Towards the data the order falls by one a step, to 1 in the last (their code).
     """
     _check_order(order, 3)
+    falling = float(schedule.sigma(times[-1])) == 0
     past: list[tuple[Moment, Tensor]] = []  # the newest last
     start = z
     for index, (t, s) in intervals(times, schedule):
         x0 = denoise(z, t.time)
         if past:
             z = towards(start, _unified(past, t, at_end=x0), past[-1][0], t)
-        past = [*past, (t, x0)][-order:]
+        left = len(times) - 1 - index if falling else order
+        past = [*past, (t, x0)][-min(order, left) :]
         start, z = z, towards(z, _unified(past, s), t, s)
         yield Step(index, z, x0)
 
@@ -216,7 +218,7 @@ def plms(
         x0 = denoise(z, t.time)
         past = [line.slope(z, x0, t), *past[:3]]
         slope = sum((c * old for c, old in zip(_ADAMS[len(past)], past, strict=True)), start=0 * z)
-        if index == 0 and s.sigma > 0:
+        if index == 0 and line.resolves(s, t, z.dtype):
             there = line.follow(z, slope, t, s)
             slope = (slope + line.slope(there, denoise(there, s.time), s)) / 2
         z = line.follow(z, slope, t, s)

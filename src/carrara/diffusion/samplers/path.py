@@ -118,6 +118,13 @@ class Straight:
         """dy/du for an estimate x0 at t."""
         return (z / self.scale(t) - x0) / self.u(t)
 
+    def resolves(self, s: Moment, t: Moment, dtype: torch.dtype) -> bool:
+        """Whether a slope at ``s`` can be used for a step from ``t``: x0 is only known to the rounding of z.
+
+        That rounding is divided by u(s) and multiplied by u(t); at the data nothing would be left of the slope.
+        """
+        return bool(self.u(s) > torch.finfo(dtype).eps ** 0.5 * self.u(t))
+
     def follow(self, z: Tensor, slope: Tensor, t: Moment, s: Moment) -> Tensor:
         """z carried from t to s along one slope."""
         return self.scale(s) * (z / self.scale(t) + (self.u(s) - self.u(t)) * slope)

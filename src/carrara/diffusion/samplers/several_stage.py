@@ -40,7 +40,7 @@ def heun(
 def _heun_step(denoise: Denoise, z: Tensor, t: Moment, s: Moment, line: Straight) -> tuple[Tensor, Tensor]:
     """(z at s, the estimate at t)."""
     x0 = denoise(z, t.time)
-    if s.sigma == 0:  # at the data the slope is 0 / 0: Euler's rule
+    if not line.resolves(s, t, z.dtype):  # at the data, or as good as there: Euler's rule
         return towards(z, x0, t, s), x0
     there = denoise(towards(z, x0, t, s), s.time)
     aim = x0 + line.u(t) / (2 * line.u(s)) * (there - x0)
@@ -56,8 +56,8 @@ def dpm2(
     for index, (t, s) in intervals(times, schedule):
         x0 = denoise(z, t.time)
         aim = x0
-        if s.sigma > 0:
-            m = line.between(t, s)
+        m = line.between(t, s)
+        if line.resolves(m, t, z.dtype):
             aim = x0 + line.u(t) / line.u(m) * (denoise(towards(z, x0, t, m), m.time) - x0)
         z = towards(z, aim, t, s)
         yield Step(index, z, x0)

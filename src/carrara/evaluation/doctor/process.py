@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from carrara.diffusion.grids import GRIDS
 from carrara.diffusion.schedules import Discrete
 from carrara.diffusion.times import TIMES
 from carrara.evaluation.doctor.findings import Check, Finding
@@ -47,7 +46,7 @@ def times(model: Model, recipe: DiffusionRecipe, settings: Settings) -> Check:
     u = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
     drawn = TIMES[recipe.times](u, schedule, **recipe.times_options)
     drawn = recipe.times_shift * drawn / (1 + (recipe.times_shift - 1) * drawn)
-    grid = GRIDS[settings.grid](settings.steps, schedule)
+    grid = settings.times(schedule)
     edge = float(grid[max(1, settings.steps // 5)])
     share = float((drawn >= edge).double().mean())
     saw = (
@@ -67,7 +66,7 @@ def times(model: Model, recipe: DiffusionRecipe, settings: Settings) -> Check:
 def sampling(model: Model, recipe: DiffusionRecipe, settings: Settings) -> Check:
     """Whether a sampler, its grid, steps and guidance suit what was trained."""
     schedule = model.diffusion.schedule
-    grid = GRIDS[settings.grid](settings.steps, schedule)
+    grid = settings.times(schedule)
     first = grid[0]
     ratio = float((schedule.alpha(first) / schedule.sigma(first)) ** 2)
     exploding = float(schedule.alpha(torch.ones(()))) == 1

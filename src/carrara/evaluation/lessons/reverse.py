@@ -9,7 +9,6 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from carrara.diffusion.grids import GRIDS
 from carrara.errors import UserError
 from carrara.evaluation.exhibits import Exhibit, Lesson, Progress
 from carrara.evaluation.plates import Row, plate
@@ -32,7 +31,7 @@ def reverse(model: Model, prompt: str, settings: Settings, *, columns: int = 9) 
     """The exhibit for picture 0 of a seed: the one that `carrara sample` makes with the same settings."""
     row = request(model, prompt)
     schedule = model.diffusion.schedule
-    times = GRIDS[settings.grid](settings.steps, schedule)
+    times = settings.times(schedule)
     stops = len(times) - 1
     shown = sorted({round(stops * k / (columns - 1)) for k in range(columns)})
     kept = sorted({round(stops * k / (FRAMES - 1)) for k in range(FRAMES)} | set(shown))

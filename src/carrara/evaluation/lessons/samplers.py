@@ -93,7 +93,9 @@ def samplers(
     spent = 0
 
     def run(sampler: str, planned: Cost) -> Generator[Progress, None, Tensor]:
-        own = settings.model_copy(update={"sampler": sampler, "steps": planned.steps})
+        own = settings.model_copy(
+            update={"sampler": sampler, "sampler_options": None, "steps": planned.steps}
+        )
         for moment in denoise(model, rows, numbers, own):
             done = spent + planned.evaluations * moment.step / max(planned.steps, moment.step)
             yield Progress(done / total, f"{sampler}, {planned.evaluations} evaluations")

@@ -1,0 +1,58 @@
+"""What a recipe's model can be exported to, said before it is trained: by the exporters' own refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from carrara.autoencoders.scale import LatentScale
+from carrara.autoencoders.stored import StoredAutoencoder
+from carrara.errors import UserError
+from carrara.generation.model import Model, ModelConfig, build_network
+from carrara.interop import diffusers_autoencoder, diffusers_pipeline_export
+from carrara.training.autoencoding import AutoencoderRecipe
+from carrara.training.diffusing import DiffusionRecipe
+
+
+def exportable(
+    recipe: AutoencoderRecipe | DiffusionRecipe, autoencoder: StoredAutoencoder | None, data: Any
+) -> str:
+    """One line. ``data`` are the `Columns` that conditions learn from; nothing big is built.
+
+    A latent scale that is measured only in training counts as another for each channel.
+    """
+    try:
+        if isinstance(recipe, AutoencoderRecipe):
+            with torch.device("meta"):
+                module: nn.Module = recipe.network.build()
+            stored = StoredAutoencoder(module, recipe.network, recipe.size, None, "", {})
+            return _as(type(diffusers_autoencoder.described(stored)).__name__)
+        worked_on = recipe.pixels.autoencoder() if recipe.pixels else autoencoder
+        assert worked_on is not None
+        if not recipe.pixels:
+            channels = int(worked_on.module.channels)  # type: ignore[arg-type]
+            measured = LatentScale(torch.zeros(channels), 1 + torch.arange(channels).float())
+            worked_on = worked_on.with_scale(measured)
+        return _as(diffusers_pipeline_export.check(_sketch(recipe.model, worked_on, data)))
+    except UserError as error:
+        return f"not to diffusers: {str(error).removeprefix('diffusers cannot express it: ')}"
+
+
+def _as(name: str) -> str:
+    return f"as {name} of diffusers: carrara export RUN DEST"
+
+
+def _sketch(config: ModelConfig, autoencoder: StoredAutoencoder, data: Any) -> Model:
+    """The model without a number in it. UserError of a condition that cannot be exported, before it learns."""
+    encoders = nn.ModuleDict()
+    for name, condition in config.conditions.items():
+        diffusers_pipeline_export.check_kind(name, condition.kind)
+        encoders[name] = (
+            condition.opened() if condition.kind == "pretrained_text" else condition.learn(data, None)
+        )
+    channels = int(autoencoder.module.channels)  # type: ignore[arg-type]
+    with torch.device("meta"):
+        network = build_network(config, encoders, channels)
+    return Model(config, network, encoders.to("meta"), autoencoder, {})
