@@ -195,10 +195,7 @@ def import_pictures(
         raise UserError(f"a count is for 'scenes'; {source} is imported whole")
     _check_destination(store)
     survey = engine.survey(name, source, chosen) if engine is not None else importer.survey(source, chosen)
-    as_given = {"detect": "", "keep": " languages as given"}.get(
-        chosen.languages, f" languages {chosen.languages}"
-    )
-    digest = hashlib.sha256(f"{survey.digest} {chosen.held_out}{as_given}".encode()).hexdigest()
+    digest = _digest(survey, chosen)
     where = source if name == source else printable(str(Path(source).resolve()))
     entry: dict[str, Any] = {"importer": name, "source": where, "digest": digest}
     ticket = json.dumps(entry if engine is None else {**entry, "engine": engine.name})
@@ -248,6 +245,14 @@ def import_pictures(
         ) from None
     finally:
         writer.close()
+
+
+def _digest(survey: Survey, options: Options) -> str:
+    """What is the same for imports that give the same rows."""
+    stated = {"detect": "", "keep": " languages as given"}.get(
+        options.languages, f" languages {options.languages}"
+    )
+    return hashlib.sha256(f"{survey.digest} {options.held_out}{stated}".encode()).hexdigest()
 
 
 def _spoken(importer: Any, source: str, options: Options, total: int) -> Spoken | None:

@@ -235,9 +235,8 @@ def layout_of(path: Path, schema: pa.Schema) -> Layout:
     image = (named or others)[0]
     beside = tuple(name for name in within if name in KINDS)
     kinds = {f.name: f.type.value_type if is_.is_dictionary(f.type) else f.type for f in schema}
-    text = [
-        n for n, k in kinds.items() if is_.is_string(k) or is_.is_large_string(k) or is_.is_string_view(k)
-    ]
+    is_text = (is_.is_string, is_.is_large_string, is_.is_string_view)
+    text = [n for n, kind in kinds.items() if any(test(kind) for test in is_text)]
     # Whole numbers with holes become floats on their way through pandas.
     numbers = [n for n, k in kinds.items() if is_.is_integer(k) or is_.is_floating(k)]
     label, class_name = _first([*text, *numbers], LABELS), _first(text, CLASS_NAMES)
