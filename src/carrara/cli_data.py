@@ -59,6 +59,13 @@ def data_import(
         str,
         typer.Option(help="Language of captions that state none: a code (en), or keep (none), or detect."),
     ] = "detect",
+    numbers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--range",
+            help="Black and white of floats and of numbers beyond 16 bits: LOW..HIGH, or of one column depth=0..40.",
+        ),
+    ] = None,
     retry: Annotated[
         bool, typer.Option("--retry", help="Of urls: try again what could not be downloaded.")
     ] = False,
@@ -89,6 +96,7 @@ def data_import(
         count=count,
         licence=licence,
         languages=languages,
+        range=tuple(numbers or ()),
         retry=retry,
         allow_private=allow_private,
         ignore_robots_tag=ignore_robots_tag,

@@ -230,7 +230,7 @@ def _sheet(dataset: Dataset, hits: Sequence[Hit], path: Path) -> None:
     for start in range(0, len(hits), _COLUMNS_OF_A_SHEET):
         part = hits[start : start + _COLUMNS_OF_A_SHEET]
         data = dataset.take([hit.row for hit in part], ["image"])["image"]
-        squares = [_square(found, side) for found in data]
+        squares = [_square(found, side, dataset.span("image")) for found in data]
         rows.append(Row("", squares, [f"{hit.row}: {hit.score:.3f}" for hit in part]))
     part_file = path.with_name(path.name + ".part")
     try:
@@ -240,11 +240,11 @@ def _sheet(dataset: Dataset, hits: Sequence[Hit], path: Path) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def _square(data: bytes, side: int) -> Image.Image:
+def _square(data: bytes, side: int, span: tuple[float, float] | None) -> Image.Image:
     """A picture, whole, on a white square."""
     from PIL import Image, ImageOps
 
     from carrara.data.pictures import decode
 
-    picture = decode(data, short_side=side).convert("RGB")
+    picture = decode(data, short_side=side, span=span).convert("RGB")
     return ImageOps.pad(picture, (side, side), Image.Resampling.LANCZOS, "white")

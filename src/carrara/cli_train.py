@@ -130,6 +130,7 @@ def run_autoencoder(
     placement = Placement.choose(precision=recipe.train.precision)
     console.print(f"export: {exportable(recipe, None, None)}", soft_wrap=True)
     console.print(f"training the autoencoder on {len(dataset.indices('train'))} pictures", soft_wrap=True)
+    _say_mirrored(recipe)
     watch("autoencoder", train_autoencoder(recipe, dataset, out, start=start), out)
     autoencoder = load_autoencoder(out / "model")
     measured = mean_psnr(autoencoder, dataset, placement.device)
@@ -210,7 +211,15 @@ def diffusion_steps(
         for report in derive_for(conditions, reads, dataset):
             bar.show(report.done / max(1, report.total), f"{report.done} of {report.total} pictures")
     console.print(f"export: {exportable(fitting, worked_on, TrainingRows(dataset))}", soft_wrap=True)
+    _say_mirrored(fitting)
     return train_diffusion(fitting, dataset, autoencoder, out, conditions=conditions, start=start)
+
+
+def _say_mirrored(recipe: AutoencoderRecipe | DiffusionRecipe) -> None:
+    from carrara.training.mirroring import note
+
+    if said := note(recipe):
+        console.print(f"note: {said}", soft_wrap=True)
 
 
 def watch(title: str, reports: Iterator[Report], out: Path) -> None:

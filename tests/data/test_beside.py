@@ -2,6 +2,8 @@
 
 import io
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -48,6 +50,21 @@ def palette(numbers: Any) -> Image.Image:
     return picture
 
 
+def grey_png(numbers: Any, bits: int) -> bytes:
+    """A grey PNG of 2 or 4 bits, which Pillow shows spread over 0 … 255."""
+    width = numbers.shape[1]
+    rows = np.unpackbits(numbers[..., None], axis=-1)[..., -bits:].reshape(len(numbers), -1)
+    packed = zlib.compress(b"".join(b"\0" + np.packbits(row).tobytes() for row in rows))
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, len(numbers), bits, 0, 0, 0, 0)),
+        (b"IDAT", packed),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts
+    )
+
+
 IDS = np.arange(12, dtype=np.uint8).reshape(3, 4)
 
 
@@ -60,6 +77,9 @@ IDS = np.arange(12, dtype=np.uint8).reshape(3, 4)
         (as_png(Image.fromarray(IDS.astype(np.uint16) * 5000)), IDS.astype(np.uint16) * 5000),
         (as_png(Image.fromarray(IDS % 2 > 0)), IDS % 2),  # one bit
         (as_png(palette(IDS % 4), bits=2), IDS % 4),
+        (grey_png(IDS % 4, 2), IDS % 4),
+        (grey_png(IDS, 4), IDS),
+        (as_png(Image.fromarray(IDS), format="WEBP", lossless=True), IDS),
     ],
 )
 def test_numbers_are_read_as_they_are(data: bytes, expected: Any) -> None:
@@ -80,6 +100,14 @@ def test_what_is_no_numbers_is_refused(make_png: MakePng) -> None:
     for data, reason in (
         (as_png(colour), "holds colours"),
         (as_png(Image.fromarray(IDS), format="JPEG"), "JPEG changes numbers"),
+        (as_png(colour, format="MPO", save_all=True, append_images=[colour]), "JPEG changes numbers"),
+        (as_png(Image.fromarray(IDS), format="WEBP"), "WebP .lossy. changes numbers"),
+        (
+            as_png(colour, format="WEBP", save_all=True, append_images=[colour.rotate(9)]),
+            "WebP .lossy. changes",
+        ),
+        (as_png(Image.fromarray(IDS), format="AVIF"), "AVIF changes numbers"),
+        (as_png(Image.fromarray(IDS), format="TIFF", compression="jpeg"), "JPEG changes numbers"),
         (floats.getvalue(), "not whole ones"),
         (b"GIF89a", "damaged"),
     ):

@@ -69,7 +69,8 @@ BAD = {
     "bomb.bmp": (b"BM" + bytes(12) + b"\x28\0\0\0\x60\xea\0\0\x60\xea\0\0\x01\0\x18\0" + bytes(24), "pixels"),
     "cut.jpg": (b"\xff\xd8\xff\xe0\0\x10JFIF\0", "damaged"),
     "inner.zip": (b"PK\3\4", "not a picture (.zip)"),
-    "film.heic": (b"\0\0\0\x18ftypheic", "not a picture (.heic)"),
+    "photo.heic": (b"\0\0\0\x18ftypheic", "damaged"),
+    "film.mp4": (b"\0\0\0\x18ftypisom", "not a picture (.mp4)"),
 }
 NAMES = [
     "line\nbreak.png",

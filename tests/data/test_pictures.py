@@ -15,7 +15,9 @@ from carrara.data.pictures import (
     BadPicture,
     decode,
     examine,
+    look,
     looks_like_picture,
+    orientation,
     resize_and_crop,
     stack,
     to_tensor,
@@ -207,7 +209,7 @@ def test_the_middle_square(size: tuple[int, int]) -> None:
         (b"\0" * 100, "not a picture"),
         (b"hello, I am a text", "not a picture"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
-        (b"\0\0\0\x18ftypheic" + b"\0" * 40, "HEIC"),
+        (b"\0\0\0\x18ftypisom" + b"\0" * 40, "a video"),
         (png_header(60000, 60000), "pixels"),
         (png_header(9500, 9500), "pixels"),  # above the limit, below twice of it, where Pillow only warns
         (png_header(4, 4), "damaged"),
@@ -269,3 +271,42 @@ def test_stack_and_wrong_channels(make_png: Callable[..., bytes]) -> None:
     assert stack([], 8, 1).shape == (0, 1, 8, 8)
     with pytest.raises(ValueError, match="channels is 5"):
         decode(make_png(1), channels=5)
+
+
+@pytest.mark.parametrize("kind", ["MPO", "HEIF", "PNG", "WEBP", "GIF", "AVIF"])
+def test_only_what_moves_is_animated(kind: str) -> None:
+    """Not a photograph in a file that may hold several pictures, nor a film of one frame."""
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    frames = [GRADIENT, GRADIENT.transpose(Image.Transpose.ROTATE_180)]
+    one = encoded(frames[0], kind, save_all=True)
+    two = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    moves = kind not in ("MPO", "HEIF")
+    assert ["animated" in look(data).flags for data in (one, two)] == [False, moves]
+    if kind == "PNG":  # shown where it cannot move, and then one frame
+        still = encoded(frames[0], kind, save_all=True, append_images=frames[1:], default_image=True)
+        assert "animated" not in look(still).flags
+
+
+def test_heic_is_read_or_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    picture = Image.new("RGB", (64, 48), (200, 60, 60))
+    data = encoded(picture, "HEIF", quality=95)
+    assert looks_like_picture(data[:16])
+    assert look(data)[:4] == (64, 48, "RGB", ())
+    assert np.abs(np.array(decode(data).getpixel((9, 9))) - (200, 60, 60)).max() <= 4
+    for share in (0.1, 0.5, 0.9):
+        with pytest.raises(BadPicture):
+            decode(data[: int(len(data) * share)])
+    monkeypatch.setattr("carrara.data.opened._reads_heic", lambda: False)
+    with pytest.raises(BadPicture, match=r"a HEIC picture: pip install 'carrara\[heic\]'"):
+        look(data)
+
+
+def test_a_png_may_say_behind_its_pixels_how_it_lies(make_png: Callable[..., bytes]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = make_png(1, (12, 10))
+    late = data[:-12] + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + data[-12:]
+    assert look(late)[:2] == decode(late).size == (10, 12)
+    assert (orientation(late), orientation(data)) == (6, 1)

@@ -38,7 +38,7 @@ def model(**configs: Any) -> Any:
         for name, config in configs.items()
     }
     return SimpleNamespace(
-        conditions=torch.nn.ModuleDict(encoders), config=SimpleNamespace(conditions=configs)
+        conditions=torch.nn.ModuleDict(encoders), config=SimpleNamespace(conditions=configs), passport={}
     )
 
 

@@ -156,6 +156,7 @@ def test_a_plan_of_pixels_on_a_command_line(here: Here, tmp_path: Path) -> None:
     assert told["seen"] == 160
     assert told["seconds"] == pytest.approx(160 / told["rate"])
     assert told["fits"][0] == {"batch": 4, "accumulate": 1}
+    assert any("half of the pictures are mirrored" in note for note in told["notes"])
     assert told["memory"]["peak"] < told["memory"]["free"]
     assert "measured" in told["rate_from"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.toml"]  # nothing is written

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from carrara.data.buckets import Size
-    from carrara.data.pictures import Crop
+    from carrara.data.pictures import Crop, Span
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Kind:
 
     values: Literal["numbers", "grey", "colour"]
     bits: Literal[8, 16]
+    mirrored: Literal["as seen", "negates red", "swaps sides"] = "as seen"  # what a mirrored picture means
 
     @property
     def channels(self) -> int:
@@ -34,8 +35,8 @@ KINDS = {
     "mask": Kind("numbers", 16),
     "depth": Kind("grey", 16),
     "edges": Kind("grey", 8),
-    "normal": Kind("colour", 8),
-    "pose": Kind("colour", 8),
+    "normal": Kind("colour", 8, mirrored="negates red"),  # red is x, to the right
+    "pose": Kind("colour", 8, mirrored="swaps sides"),  # left and right limbs have colours of their own
 }
 
 
@@ -52,16 +53,17 @@ def id_column(name: str) -> str:
     return f"{name}_id"
 
 
-def check(name: str, data: bytes, width: int, height: int) -> None:
-    """Decodes all of it. BadPicture where it is none, or no such thing as belongs in the column ``name``, or has
-    another ratio than the picture of this size (by more than a pixel)."""
-    from carrara.data.pictures import class_ids, examine
+def check(name: str, data: bytes, width: int, height: int, span: Span | None = None) -> tuple[str, ...]:
+    """Decodes all of it; notes on what of it is clipped. BadPicture where it is none, or no such thing as belongs in
+    the column ``name``, or has another ratio than the picture of this size (by more than a pixel)."""
+    from carrara.data.pictures import class_ids, look
 
-    own_width, own_height, _ = examine(data)
     if KINDS[name].values == "numbers":
-        class_ids(data)
+        own_height, own_width = class_ids(data).shape
+        notes: tuple[str, ...] = ()
     else:
-        read(name, data, 1)
+        own_width, own_height, _, _, notes = look(data, span, managed=False)
+        read(name, data, 1, span=span)
     if (
         abs(own_width - width * own_height / height) >= 1
         and abs(own_height - height * own_width / width) >= 1
@@ -69,13 +71,15 @@ def check(name: str, data: bytes, width: int, height: int) -> None:
         raise BadPicture(
             f"is {own_width} x {own_height}, which has not the ratio of its picture of {width} x {height}"
         )
+    return notes
 
 
-def read(name: str, data: bytes, size: Size, crop: Crop = "centre") -> Tensor:
+def read(name: str, data: bytes, size: Size, crop: Crop = "centre", span: Span | None = None) -> Tensor:
     """The picture of the column ``name`` at a size, cropped as its picture is. Raises BadPicture.
 
     Numbers come as int64 ``[1 h w]`` by the nearest, depth as uint16 ``[1 h w]`` in 0 … 65535, edges as uint8
-    ``[1 h w]``, the others as uint8 ``[3 h w]``.
+    ``[1 h w]``, the others as uint8 ``[3 h w]``. ``span`` as in `pictures.decode`; none are colours, so that what a
+    file says of its colours is not followed.
     """
     import numpy as np
     import torch
@@ -85,4 +89,20 @@ def read(name: str, data: bytes, size: Size, crop: Crop = "centre") -> Tensor:
     kind = KINDS[name]
     if kind.values == "numbers":
         return torch.from_numpy(class_ids(data, size, crop=crop).astype(np.int64))[None]
-    return pixels(data, size, kind.channels, bits=kind.bits, crop=crop)
+    return pixels(data, size, kind.channels, bits=kind.bits, crop=crop, span=span, managed=False)
+
+
+def mirror(name: str, pictures: Tensor) -> Tensor:
+    """Pictures ``[b c h w]`` of the column ``name`` as those of mirrored pictures: a normal that pointed to the right
+    points to the left. ValueError for one whose sides nobody can tell."""
+    import torch
+
+    if (how := KINDS[name].mirrored if name in KINDS else "as seen") == "swaps sides":
+        raise ValueError(f"a mirrored {name} has its left and right swapped")
+    bits = (
+        pictures.view(torch.int16) if pictures.dtype == torch.uint16 else pictures
+    )  # which cannot be turned
+    turned = bits.flip(-1)
+    if how == "negates red":
+        turned[:, 0] = 255 - turned[:, 0]
+    return turned.view(pictures.dtype)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from carrara.data.table import Dataset
 
 _ONE = ("1", "L", "I", "F")
-_TWO = ("LA", "La")
-_FOUR = ("RGBA", "RGBa", "PA")
+_TWO = ("LA", "La", "LX")
+_FOUR = ("RGBA", "RGBa", "PA", "RGBX")
 
 
 def channels_of(mode: str) -> int:
@@ -26,7 +26,12 @@ def channels_of(mode: str) -> int:
 def bits_of(mode: str) -> int:
     """Its bits a channel: 16, or 8 (also for fewer)."""
     kind = mode.partition(" x ")[0]
-    return 16 if ";16" in kind or kind.partition(";")[0] in ("I", "F") else 8
+    return 16 if ";" in kind or kind in ("I", "F") else 8
+
+
+def has_more(mode: str) -> bool:
+    """Whether a picture has a sample beside its colours that is no transparency, such as near infrared."""
+    return mode.partition(";")[0].endswith("X")
 
 
 def can_become(mode: str, channels: int) -> bool:
@@ -65,6 +70,8 @@ def check_channels(dataset: Dataset, channels: int, bits: int = 8) -> str | None
         notes.append(f"{grey} of {total} pictures are grey: they become {_channels(channels)}")
     if channels in (1, 2) and (colour := by_channels[3] + by_channels[4]):
         notes.append(f"{colour} of {total} pictures are in colour: they become grey")
+    if more := sum(n for mode, n in modes.items() if has_more(mode) and channels_of(mode) != channels):
+        notes.append(f"{more} of {total} pictures have a sample beside their colours, which is left out")
     palettes = sum(n for mode, n in modes.items() if mode == "P")  # may be transparent; the mode does not say
     if channels in (2, 4) and (opaque := by_channels[1] + by_channels[3] - palettes):
         notes.append(f"{opaque} of {total} pictures have no transparency: they become opaque")

@@ -19,9 +19,11 @@ import numpy as np
 from carrara import __version__
 from carrara.data.beside import KINDS, id_column
 from carrara.data.boxes import COLUMN as BOXES
+from carrara.data.pictures import is_heic
 from carrara.data.rows import CAPTIONED_BY, MORE_CAPTIONS, UNSTATED, caption_language
 from carrara.data.shards import Shards
 from carrara.data.table import Dataset
+from carrara.data.tiff import STARTS
 from carrara.errors import UserError, nearest
 
 AT_A_TIME = 32 * 2**20  # bytes that are read at once
@@ -33,8 +35,7 @@ _STARTS = {
     b"\xff\xd8\xff": "jpg",
     b"GIF8": "gif",
     b"BM": "bmp",
-    b"II*\0": "tif",
-    b"MM\0*": "tif",
+    **dict.fromkeys(STARTS, "tif"),
 }
 
 
@@ -182,7 +183,8 @@ def suffix_of(data: bytes) -> str:
     """What a picture's file ends in, by its bytes."""
     if data[8:12] == b"WEBP":
         return "webp"
-    return next((suffix for start, suffix in _STARTS.items() if data.startswith(start)), "avif")
+    other = "heic" if is_heic(data) else "avif"
+    return next((suffix for start, suffix in _STARTS.items() if data.startswith(start)), other)
 
 
 def _picture(

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 
 from carrara.config import Config, parse
 from carrara.console import console
-from carrara.data import told
+from carrara.data import ranges, told
 from carrara.data.beside import KINDS
 from carrara.data.boxes import COLUMN
 from carrara.data.fetching import fetched
@@ -26,6 +26,7 @@ from carrara.data.files import printable
 from carrara.data.languages import Spoken, spoken_in
 from carrara.data.looking import MANY, looked_at
 from carrara.data.rows import (
+    KEPT,
     UNSTATED,
     Rejected,
     Row,
@@ -58,6 +59,10 @@ class Options(Config):
         default="detect",
         description="the language of captions that state none: 'detect' finds it where it is certain, 'keep' leaves "
         "them so, and a code like 'en' says that all of them are in it",
+    )
+    range: tuple[str, ...] = Field(
+        default=(),
+        description="LOW..HIGH or COLUMN=LOW..HIGH: black and white of floats and other numbers without a usual range",
     )
     retry: bool = Field(default=False, description="urls: try again what could not be downloaded before")
     allow_private: bool = Field(default=False, description="urls: also from addresses that are not public")
@@ -92,6 +97,9 @@ class Summary:
     labels: int = 0
     beside: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
+    remarks: dict[str, int] = field(default_factory=dict)
+    spans: dict[str, ranges.Span] = field(default_factory=dict)
+    unstated: int = 0
 
     def lines(self) -> list[str]:
         """The summary in readable sentences, the most important first."""
@@ -128,6 +136,25 @@ class Summary:
         if self.beside:
             found = ", ".join(f"{name} {count}" for name, count in self.beside.items())
             lines.append(f"beside the pictures: {found}")
+        if self.remarks:
+            why = "; ".join(f"{count} x {remark}" for remark, count in list(self.remarks.items())[:3])
+            lines.append(f"with a remark in {REJECTED}: {why}")
+        if self.unstated and "image" not in self.spans:
+            lines.append(
+                f"{self.unstated} pictures hold floats or whole numbers of more than 16 bits: white is 1 or the "
+                "largest such number (--range chooses, at a first import)"
+            )
+        if self.spans:
+            alike = {
+                span: [n for n, other in self.spans.items() if other == span] for span in self.spans.values()
+            }
+            read = ", ".join(
+                ranges.words(span)
+                if len(names) == len(ranges.COLUMNS)
+                else f"{' and '.join(names)} {ranges.words(span)}"
+                for span, names in alike.items()
+            )
+            lines.append(f"numbers without a usual range, from black to white: {read}")
         return lines
 
 
@@ -194,6 +221,11 @@ def import_pictures(
     if chosen.count is not None and name != "scenes":
         raise UserError(f"a count is for 'scenes'; {source} is imported whole")
     _check_destination(store)
+    begun = told.about(store) is not None and store.has_table()  # of one killed in its very last step not yet
+    spans = ranges.chosen(chosen.range, Dataset.open(destination) if begun else None)
+    chosen = chosen.model_copy(
+        update={"range": tuple(f"{name}={low}..{high}" for name, (low, high) in sorted(spans.items()))}
+    )
     survey = engine.survey(name, source, chosen) if engine is not None else importer.survey(source, chosen)
     digest = _digest(survey, chosen)
     where = source if name == source else printable(str(Path(source).resolve()))
@@ -229,8 +261,9 @@ def import_pictures(
             again = "; --retry asks for them again" if getattr(importer, "DOWNLOADS", False) else ""
             raise UserError(f"no picture in {source} could be read{reason}{again}")
         writer.commit()
-        skipped = len(writer.rejected) - writer.duplicates
-        told.tell(store, {**entry, "rejected": skipped}, writer.rejected)
+        skipped = len(_left_out(writer.rejected))
+        own = {ranges.KEY: {name: list(span) for name, span in spans.items()}} if spans else {}
+        told.tell(store, {**entry, **own, "rejected": skipped}, writer.rejected)
         writer.finish()
         sweep(store, which=lambda other: _of_same_source(other, entry))
         counts = (writer.added, writer.updated, writer.duplicates)
@@ -252,6 +285,7 @@ def _digest(survey: Survey, options: Options) -> str:
     stated = {"detect": "", "keep": " languages as given"}.get(
         options.languages, f" languages {options.languages}"
     )
+    stated += "".join(f" {text}" for text in options.range)
     return hashlib.sha256(f"{survey.digest} {options.held_out}{stated}".encode()).hexdigest()
 
 
@@ -293,6 +327,7 @@ def take_in(items: Iterator[Row | Rejected], job: Job, writer: Writer) -> Iterat
     pictures = 0
     for item in itertools.islice(items, writer.consumed):  # these were written before a kill
         pictures += isinstance(item, Row)
+    items = _with_spans(items, ranges.parse(job.options.range))
     apart = job.total - writer.consumed >= MANY and getattr(importers()[job.importer], "LOOSE", False)
     for item, looked in looked_at(items, spoken=job.spoken, apart=apart):
         if isinstance(looked, Rejected):
@@ -303,6 +338,18 @@ def take_in(items: Iterator[Row | Rejected], job: Job, writer: Writer) -> Iterat
             writer.add(looked.record)
         pictures += isinstance(item, Row)
         yield Progress(pictures, job.total, writer.added, len(writer.rejected) - writer.duplicates)
+
+
+def _with_spans(items: Iterator[Row | Rejected], spans: dict[str, ranges.Span]) -> Iterator[Row | Rejected]:
+    for item in items:
+        if isinstance(item, Row):
+            item.spans = spans
+        yield item
+
+
+def _left_out(rejected: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Of what is listed that which did not come in: no further copy, and no remark on what did."""
+    return [entry for entry in rejected if not entry["reason"].startswith((SAME, KEPT))]
 
 
 def _importer(source: str) -> tuple[str, Any]:
@@ -356,7 +403,8 @@ def _summary(
     dataset: Dataset, counts: tuple[int, int, int], rejected: list[dict[str, str]], *, unchanged: bool
 ) -> Summary:
     added, updated, duplicates = counts
-    skipped = [r for r in rejected if not r["reason"].startswith(SAME)]
+    skipped = _left_out(rejected)
+    remarks = [r["reason"].removeprefix(KEPT) for r in rejected if r["reason"].startswith(KEPT)]
     return Summary(
         added,
         updated,
@@ -373,4 +421,7 @@ def _summary(
             if name in dataset.columns
         },
         reasons=dict(Counter(r["reason"] for r in skipped).most_common()),
+        remarks=dict(Counter(remarks).most_common()),
+        spans=ranges.of(dataset.about),
+        unstated=dataset.table.count_rows(filter=ranges.UNSTATED),
     )

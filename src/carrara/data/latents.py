@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from carrara.autoencoders.stored import StoredAutoencoder
     from carrara.data.pictures import Crop
 
-CODE = 2  # raise it when the way from bytes to latents changes: old columns are then not used any more
+CODE = 3  # raise it when the way from bytes to latents changes: old columns are then not used any more
 PIXELS = 64 * 64 * 64  # of a batch on a CPU; larger ones fall out of its caches
 _CROPS: Mapping[int, Sequence[Crop]] = {1: ("centre",), 3: ("centre", "start", "end")}
 

@@ -24,6 +24,7 @@ from carrara.data.languages import Spoken, with_language
 from carrara.data.pictures import look, orientation
 from carrara.data.rows import (
     CAPTIONED_BY,
+    KEPT,
     MORE_CAPTIONS,
     BadPicture,
     Rejected,
@@ -178,7 +179,7 @@ def look_at(item: Row | Rejected) -> Looked | Rejected:
         return item
     try:
         data = item.read()
-        width, height, mode, measured = look(data)
+        width, height, mode, measured, notes = look(data, item.spans.get("image"))
     except Unkept:  # the disk is full: no fault of this picture
         raise
     except BadPicture as error:
@@ -196,6 +197,7 @@ def look_at(item: Row | Rejected) -> Looked | Rejected:
         else:
             if lie_turned(item.sides, width, height, turn) and more[COLUMN] != "[]":
                 left_out.append(Rejected(item.source, TURNED))
+    left_out += [Rejected(item.source, f"{KEPT}{note}") for note in notes]
     for column in [name for name, text in captions.items() if len(text) > MAX_TEXT]:
         reason = f"a {column} of {len(captions.pop(column))} letters; at most {MAX_TEXT} are taken"
         left_out.append(Rejected(item.source, reason))
@@ -232,11 +234,12 @@ def _more(item: Row, width: int, height: int) -> tuple[Record, list[Rejected]]:
     for name, beside in item.beside.items():
         try:
             data = beside.read()
-            check(name, data, width, height)
+            notes = check(name, data, width, height, item.spans.get(name))
         except BadPicture as error:
             left_out.append(Rejected(beside.source, f"a {name} that cannot be used: {error}"))
         except OSError as error:
             left_out.append(Rejected(beside.source, f"cannot be read: {error.strerror or error}"))
         else:
             found |= {name: data, id_column(name): content_id(data)}
+            left_out += [Rejected(beside.source, f"{KEPT}{note}") for note in notes]
     return found, left_out

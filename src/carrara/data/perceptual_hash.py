@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from carrara.data.derive import Derive, Progress, derive, derived
-from carrara.data.pictures import decode
+from carrara.data.pictures import Span, decode
 
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
@@ -46,9 +47,9 @@ class Glances(NamedTuple):
     colours: npt.NDArray[np.uint8]
 
 
-def look(data: bytes) -> npt.NDArray[np.float32]:
+def look(data: bytes, span: Span | None = None) -> npt.NDArray[np.float32]:
     """The glance of one picture as it is stored: read it with `unpack`. Raises BadPicture."""
-    seen = decode(data, channels=3, short_side=_FINE)
+    seen = decode(data, channels=3, short_side=_FINE, span=span)
     small = seen.resize((_FINE, _FINE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     grey = np.asarray(small.convert("L"), np.float64)
     block = _FINE // SIDE
@@ -76,7 +77,7 @@ def distance(a: Hashes, b: Hashes) -> npt.NDArray[np.uint8]:
 
 def derive_glances(dataset: Dataset, *, by: Derive = derive) -> Generator[Progress, None, None]:
     """Derives the glances of the pictures that have none yet; the last report names their column."""
-    return by(dataset, _NAME, _KEY, _look_at_all, batch=_AT_ONCE)
+    return by(dataset, _NAME, _KEY, partial(_look_at_all, span=dataset.span("image")), batch=_AT_ONCE)
 
 
 def glance_column(dataset: Dataset) -> str | None:
@@ -104,8 +105,8 @@ def all_glanced(dataset: Dataset) -> str:
     raise AssertionError("the last report names the column")
 
 
-def _look_at_all(columns: Mapping[str, Any]) -> npt.NDArray[np.float32]:
-    return np.stack([look(data) for data in columns["image"]])
+def _look_at_all(columns: Mapping[str, Any], span: Span | None = None) -> npt.NDArray[np.float32]:
+    return np.stack([look(data, span) for data in columns["image"]])
 
 
 def _numbers(values: Any) -> npt.NDArray[np.float32]:

@@ -7,29 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from carrara.data.channels import can_become, channels_of
+from carrara.data.channels import can_become, channels_of, has_more
+from carrara.data.colours import Transform
 from carrara.data.rows import BadPicture
+from carrara.data.tiff import TOP, Tiff
 
 Values = npt.NDArray[Any]  # as in the file, or floats; float32 holds every 16-bit number
 Planes = npt.NDArray[np.uint16]  # [c h w]
 
-TOP = 65535
-MAX_PAGES = 1024
 # Of all channels together: at the worst, in pages of 32 bits, reading them takes 1.5 GB, and the planes 0.5 GB.
 MAX_VALUES = 3 * 89_478_485
 _LARGE = MAX_VALUES // 4
 _ALONE = threading.Lock()  # the threads of an import would need several times as much for several large ones
 _BLOCK = 1 << 20  # numbers that are floats at a time
-_GREYS = ("L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _LUMINANCE = np.array([19595, 38470, 7471], np.float32) / 65536  # ITU-R 601-2, as Pillow's own "L"
 
 # The turns and mirrorings that a camera's orientation tag asks for, of [h w ...].
@@ -43,46 +41,77 @@ _TURNS: dict[int, Callable[[Values], Values]] = {
     8: lambda a: np.rot90(a, 1),
 }
 
-Open = Callable[[], Image.Image]
+ToSrgb = Transform | None
 
 
-def nature(picture: Image.Image) -> str:
-    """The mode of a picture as in the file: Pillow's, or "RGB;16" and the like, or "I;16 x 5" for five pages.
-
-    Only the headers are read; afterwards the picture stands at its first page. Raises BadPicture.
-    """
-    pages = _pages(picture)
-    mode = f"{_mode(picture)} x {pages}" if pages > 1 else _mode(picture)
-    width, height = picture.size
-    if is_deep(mode) and channels_of(mode) * width * height > MAX_VALUES:
-        what = f"{pages} pages of {width} x {height}" if pages > 1 else f"{width} x {height} in {mode}"
+def check_amount(mode: str, width: int, height: int, bits: int = 16) -> None:
+    """BadPicture where a picture of this mode is more than there is memory for."""
+    count = channels_of(mode) * width * height
+    if is_deep(mode) and count * max(32, bits) // 32 > MAX_VALUES:
+        kind, _, pages = mode.partition(" x ")
+        what = f"{pages} pages of {width} x {height}" if pages else f"{width} x {height} in {kind}"
         raise BadPicture(f"{what} are more than {MAX_VALUES} numbers")
-    return mode
 
 
 def is_deep(mode: str) -> bool:
-    """Whether Pillow's own reading would drop something of a picture of this nature."""
-    return bool(re.fullmatch(r"(RGB|RGBA|LA);16", mode)) or " x " in mode
+    """Whether Pillow's own reading would drop something of a picture of this mode."""
+    kind, _, pages = mode.partition(" x ")
+    return bool(pages) or ";" in kind or kind in ("I", "F", "LX", "RGBX")
 
 
-def read(
-    open_: Open, mode: str, channels: int, as_seen: Callable[[Image.Image], Image.Image]
-) -> tuple[Planes, bool]:
-    """The picture's planes ``[channels h w]``, and whether the last one is transparency.
+class Layer(NamedTuple):
+    """A picture's numbers ``[h w n]``, upright, and how rows of them become floats in 0 … 65535: grey or colour, in
+    sRGB, with transparency last if there is any."""
 
-    ``open_`` gives the picture, unread, as often as it is asked; ``mode`` is its nature; ``as_seen`` makes an
-    8-bit picture out of what is no deep one. Raises BadPicture where the channels cannot become the asked.
+    numbers: Values
+    floats: Callable[[Values], Values]
+
+
+def first_page(layer: Callable[[], Layer], channels: int, large: bool) -> Planes:
+    """What one sees of a picture of any number of pages and samples, ``[channels h w]`` with 1 to 4 channels.
+
+    ``large`` ones are read one at a time.
     """
+    with _ALONE if large else contextlib.nullcontext():
+        seen = layer()
+        planes = np.empty((channels, *seen.numbers.shape[:2]), np.uint16)
+        for rows in _blocks(seen.numbers):
+            values = _to_channels(seen.floats(seen.numbers[rows]), channels)
+            planes[:, rows] = np.rint(np.moveaxis(values, -1, 0))
+        return planes
+
+
+def all_samples(tiff: Tiff, large: bool) -> Planes:
+    """All samples of all pages as they are, ``[pages * samples h w]``; they share their range."""
+    with _ALONE if large else contextlib.nullcontext():
+        return _all_samples(tiff)
+
+
+def _all_samples(tiff: Tiff) -> Planes:
+    found = [upright(tiff.numbers(page), tiff.orientation) for page in range(tiff.pages)]
+    ends = [_extremes(numbers) for numbers in found]
+    span = tiff.span(min(low for low, _ in ends), max(high for _, high in ends))
+    height, width, bands = found[0].shape
+    planes = np.empty((tiff.pages * bands, height, width), np.uint16)
+    for page in range(tiff.pages):
+        numbers = found.pop(0)  # and so its memory is free again before the last plane is filled
+        for rows in _blocks(numbers):
+            values = np.moveaxis(tiff.scaled(numbers[rows], span), -1, 0)
+            planes[page * bands : (page + 1) * bands, rows] = np.rint(values)
+    return planes
+
+
+def is_large(mode: str, width: int, height: int) -> bool:
+    """Whether several pictures of this mode and size at a time would take too much memory."""
+    return channels_of(mode) * width * height > _LARGE
+
+
+def is_asked_whole(mode: str, channels: int) -> bool:
+    """Whether ``channels`` are all numbers of a picture that has more than its colours. BadPicture where a picture of
+    this mode cannot have so many."""
     if not can_become(mode, channels):
         raise BadPicture(f"has {channels_of(mode)} channels; the recipe asks for {channels}")
-    kind, _, pages = mode.partition(" x ")
-    width, height = open_().size
-    large = channels_of(mode) * width * height > _LARGE
-    waits: contextlib.AbstractContextManager[Any] = _ALONE if large else contextlib.nullcontext()
-    with waits:
-        if pages and channels_of(mode) == channels:
-            return _stack(open_, kind, int(pages)), False
-        return _page(open_, kind, channels, as_seen), channels in (2, 4)
+    return channels_of(mode) == channels and (" x " in mode or has_more(mode))
 
 
 def resize(
@@ -109,29 +138,17 @@ def resize(
     return whole
 
 
-def numbers(picture: Image.Image) -> npt.NDArray[np.uint16]:
-    """The whole numbers ``[h w]`` of a palette picture (its indices) or a grey one, upright, as they are in the file.
+def classes(stored: Values, mode: str) -> npt.NDArray[np.uint16]:
+    """Numbers ``[h w n]`` of a map as ``[h w]``; of a colour ``mode`` those whose channels are all equal, as grey.
 
-    Colour whose channels are all equal counts as grey. Raises BadPicture for what else is no numbers.
+    Raises BadPicture for what is no whole number of each pixel.
     """
-    if picture.format in ("JPEG", "AVIF"):
-        raise BadPicture(f"{picture.format} changes numbers as it packs them; expected PNG")
-    mode = _mode(picture)
-    if is_deep(mode):
-        raise BadPicture(f"has mode {mode}; expected one number a pixel (grey, or a palette)")
-    found = _upright(_numbers(picture), picture)
-    if found.ndim == 3:
-        colours = 3 if picture.mode in ("RGB", "RGBA", "RGBX") else 1
-        if (
-            picture.mode not in ("RGB", "RGBA", "RGBX", "LA")
-            or (found[..., 1:colours] != found[..., :1]).any()
-        ):
-            raise BadPicture(
-                f"holds colours ({picture.mode}); expected one number a pixel (grey, or a palette)"
-            )
-        found = found[..., 0]
-    low, high = float(found.min()), _highest(found)
-    if low < 0 or high > TOP or (found.dtype.kind == "f" and (found != np.rint(found)).any()):
+    bands = 3 if mode.startswith("RGB") else 1
+    if stored.shape[-1] not in (bands, bands + 1) or (stored[..., 1:bands] != stored[..., :1]).any():
+        raise BadPicture(f"holds colours ({mode}); expected one number a pixel (grey, or a palette)")
+    found = stored[..., 0]
+    low, high = float(found.min()), float(found.max())
+    if not (low >= 0 and high <= TOP) or (found.dtype.kind == "f" and (found != np.rint(found)).any()):
         raise BadPicture(f"holds numbers that are not whole ones in 0 … {TOP}")
     return found.astype(np.uint16)
 
@@ -145,16 +162,6 @@ def to_eight_bits(numbers: Values, top: float) -> npt.NDArray[np.uint8]:
     return eight.reshape(numbers.shape)
 
 
-def grey_values(picture: Image.Image) -> tuple[Values, float]:
-    """The numbers ``[h w]`` of a 16-bit, 32-bit or float grey, and the number that white has. BadPicture.
-
-    "I;16" is 16 bits by name; 32-bit and float files do not say their range, so the smallest usual one that
-    holds their values is taken.
-    """
-    values = _numbers(picture)
-    return values, _white(picture.mode, _highest(values))
-
-
 def orientation(picture: Image.Image) -> int:
     """What the camera's tag says of a picture that was loaded, 1 … 8; damaged EXIF says 1."""
     try:
@@ -163,48 +170,62 @@ def orientation(picture: Image.Image) -> int:
         return 1
 
 
-def _highest(values: Values) -> float:
-    if not np.isfinite(values).all():
-        raise BadPicture("holds values that are not finite")
-    return float(values.max())
+def of_png(open_: Callable[[], Image.Image], mode: str, to_srgb: ToSrgb) -> Layer:
+    """The layer of a PNG of 16 bits; ``open_`` gives the picture, unread, as often as it is asked."""
+    picture = open_()
+    key: Any = picture.info.get("transparency")  # the grey or the colour that stands for transparency
+    numbers = (
+        _upright(stored_numbers(picture), picture)[..., None]
+        if mode.startswith("I")
+        else _colours(open_, mode)
+    )
+    alpha = numbers.shape[-1] in (2, 4)
+
+    def floats(rows: Values) -> Values:
+        values = _managed(rows.astype(np.float32), alpha, to_srgb)
+        if key is None or alpha:
+            return values
+        cover = np.where((rows == np.array(key)).all(-1, keepdims=True), 0, TOP)
+        return np.concatenate([values, cover], -1)
+
+    return Layer(numbers, floats)
 
 
-def _white(mode: str, highest: float) -> float:
-    ranges = (65535.0,) if mode.startswith("I;16") else (65535.0, 2.0**31 - 1, 2.0**32 - 1)
-    ranges = (1.0, 255.0, 65535.0) if mode == "F" else ranges
-    top = next((r for r in ranges if highest <= r), None)
-    if top is None:
-        raise BadPicture(f"holds values up to {highest:g}; expected at most {ranges[-1]:g}")
-    return top
+def of_eight_bits(picture: Image.Image) -> Layer:
+    """The layer of a picture "L", "RGB" or "RGBA" that is upright and in sRGB."""
+    numbers = np.asarray(picture)
+    numbers = numbers[..., None] if numbers.ndim == 2 else numbers
+    return Layer(numbers, lambda rows: rows.astype(np.float32) * (TOP / 255))
 
 
-def _pages(picture: Image.Image) -> int:
-    """How many pages make one picture: all of a TIFF whose pages are alike in size and kind, else 1."""
-    if picture.format != "TIFF":
-        return 1
-    first, pages = (picture.size, _mode(picture)), 1
-    if first[1] not in (*_GREYS, "RGB", "RGBA", "RGB;16", "RGBA;16"):
-        return 1
-    try:
-        while pages <= MAX_PAGES:
-            try:
-                picture.seek(pages)
-            except EOFError:
-                break
-            if (picture.size, _mode(picture)) != first:
-                pages = 1  # a smaller copy, a mask: the first page is the picture
-                break
-            pages += 1
-    finally:
-        picture.seek(0)
-    if pages > MAX_PAGES:
-        raise BadPicture(f"more than {MAX_PAGES} pages")
-    return pages
+def of_tiff(tiff: Tiff, to_srgb: ToSrgb) -> Layer:
+    numbers = upright(tiff.numbers(), tiff.orientation)
+    span = tiff.span(*_extremes(numbers))
+
+    def floats(rows: Values) -> Values:
+        if to_srgb is not None and to_srgb.space == "CMYK" and tiff.name == "CMYK" and not tiff.kind.extra:
+            return to_srgb.sixteen(tiff.scaled(rows, span))
+        values = tiff.coloured(rows, span)
+        return _managed(values, tiff.transparent, to_srgb)
+
+    return Layer(numbers, floats)
 
 
-def _mode(picture: Image.Image) -> str:
+def _managed(values: Values, alpha: bool, to_srgb: ToSrgb) -> Values:
+    if to_srgb is None or to_srgb.space == "CMYK":
+        return values
+    if not alpha:
+        return to_srgb.sixteen(values)
+    return np.concatenate([to_srgb.sixteen(values[..., :-1]), values[..., -1:]], -1)
+
+
+def _extremes(numbers: Values) -> tuple[float, float]:
+    return float(numbers.min()), float(numbers.max())
+
+
+def png_mode(picture: Image.Image) -> str:
     """Pillow's mode, or the deep one that it would reduce to 8 bits."""
-    found = re.fullmatch(r"((?:RGB|RGBA|LA);16)[BLN]", _raw(picture))
+    found = re.fullmatch(r"((?:RGB|RGBA|LA);16)B", _raw(picture))
     return found[1] if found else picture.mode
 
 
@@ -216,57 +237,7 @@ def _raw(picture: Image.Image) -> str:
     return raw if isinstance(raw, str) else ""
 
 
-def _page(open_: Open, mode: str, channels: int, as_seen: Callable[[Image.Image], Image.Image]) -> Planes:
-    """The first page as people see it but for its turn, with the channels that were asked for."""
-    picture, white = open_(), float(TOP)
-    floats: npt.DTypeLike = np.float32
-    key: Any = picture.info.get("transparency")  # the colour that stands for transparency
-    if is_deep(mode):
-        numbers = _colours(open_, mode, 0)
-        key = key if isinstance(key, tuple) and numbers.shape[-1] == 3 else None
-    elif picture.mode in _GREYS and picture.mode != "L":
-        numbers, white = grey_values(picture)
-        numbers = _upright(numbers, picture)[..., None]
-        key, floats = key if isinstance(key, int) else None, np.float64
-    else:
-        picture.load()
-        numbers, white, key = np.asarray(as_seen(picture)), 255.0, None
-        numbers = numbers[..., None] if numbers.ndim == 2 else numbers
-    planes = np.empty((channels, *numbers.shape[:2]), np.uint16)
-    for rows in _blocks(numbers):
-        values = numbers[rows].astype(floats).clip(0, white) * (TOP / white)
-        if key is not None:
-            cover = np.where((numbers[rows] == np.array(key)).all(-1, keepdims=True), 0, TOP)
-            values = np.concatenate([values, cover], -1)
-        planes[:, rows] = np.rint(np.moveaxis(_to_channels(values, channels), -1, 0))
-    return planes
-
-
-def _stack(open_: Open, mode: str, pages: int) -> Planes:
-    """All pages, ``[pages * bands h w]``; greys without a stated range share the one that holds them all."""
-    picture, found, highest = open_(), list[Values](), 0.0
-    for page in range(pages):
-        if is_deep(mode):
-            numbers = _colours(open_, mode, page)
-        else:
-            picture.seek(page)
-            numbers = _upright(_numbers(picture), picture)
-        numbers = numbers[..., None] if numbers.ndim == 2 else numbers
-        highest = max(highest, _highest(numbers))
-        found.append(numbers)
-    del picture, numbers
-    white = TOP if is_deep(mode) else 255.0 if mode in ("L", "RGB", "RGBA") else _white(mode, highest)
-    height, width, bands = found[0].shape
-    planes = np.empty((pages * bands, height, width), np.uint16)
-    for page in range(pages):
-        numbers = found.pop(0)  # and so its memory is free again before the last plane is filled
-        for rows in _blocks(numbers):
-            values = numbers[rows].astype(np.float64).clip(0, white) * (TOP / white)
-            planes[page * bands : (page + 1) * bands, rows] = np.rint(np.moveaxis(values, -1, 0))
-    return planes
-
-
-def _numbers(picture: Image.Image) -> Values:
+def stored_numbers(picture: Image.Image) -> Values:
     """The numbers ``[h w]`` or ``[h w c]`` as they are in the file (Pillow's own way there copies them twice)."""
     picture.load()
     width, height = picture.size
@@ -287,34 +258,33 @@ def _blocks(numbers: Values) -> Iterator[slice]:
         yield slice(top, top + step)
 
 
-def _colours(open_: Open, mode: str, page: int) -> Values:
+def _colours(open_: Callable[[], Image.Image], mode: str) -> Values:
     """16-bit colour ``[h w c]``. Pillow keeps one byte of each number: the high one, or, told the other byte
     order, the low one; grey with transparency it can read as if its four bytes were four channels."""
 
     def read(raw: str) -> Values:
         picture = open_()
-        picture.seek(page)
         picture.tile = [tile._replace(args=_with_raw(tile.args, raw)) for tile in picture.tile]  # type: ignore[attr-defined]
-        return _upright(_numbers(picture), picture)
+        return _upright(stored_numbers(picture), picture)
 
-    first = open_()
-    first.seek(page)
-    raw = _raw(first)
-    order = {"little": "L", "big": "B"}[sys.byteorder] if raw.endswith("N") else raw[-1]
+    raw = _raw(open_())
     if mode == "LA;16":
-        high, low = (0, 1) if order == "B" else (1, 0)
         four = read("RGBA")
-        return four[..., high::2].astype(np.uint16) << 8 | four[..., low::2]
-    swapped = raw[:-1] + {"L": "B", "B": "L"}[order]
+        return four[..., ::2].astype(np.uint16) << 8 | four[..., 1::2]
     numbers = read(raw).astype(np.uint16)
     numbers <<= 8
-    numbers |= read(swapped)
+    numbers |= read(raw[:-1] + "L")
     return numbers
 
 
-def _upright(values: Values, picture: Image.Image) -> Values:
-    turn = _TURNS.get(orientation(picture))
+def upright(values: Values, orientation: int) -> Values:
+    """``[h w ...]`` turned as a camera's orientation tag says."""
+    turn = _TURNS.get(orientation)
     return values if turn is None else turn(values)
+
+
+def _upright(values: Values, picture: Image.Image) -> Values:
+    return upright(values, orientation(picture))
 
 
 def _with_raw(arguments: Any, raw: str) -> Any:

@@ -18,6 +18,8 @@ CAPTIONED_BY = (
 )
 MORE_CAPTIONS = "captions_more"  # the column of further captions, a JSON list
 
+KEPT = "kept, but "  # how a remark on a picture begins that came in all the same
+
 
 class BadPicture(ValueError):
     """These bytes give no picture; the message is the reason in a few words."""
@@ -34,7 +36,7 @@ class Row:
     that the source states; ``beside`` maps a word of `beside.KINDS` to a picture. ``url`` is
     where it was downloaded from; ``flags`` are single words that one may want to filter by. ``more`` are further
     captions, in the language of the first; ``captioned_by`` is as CAPTIONED_BY has it; ``settled`` says
-    that nobody knows the language of an UNSTATED one.
+    that nobody knows the language of an UNSTATED one. ``spans`` are those of `ranges`, by column.
     """
 
     source: str
@@ -54,6 +56,7 @@ class Row:
     more: tuple[str, ...] = ()
     captioned_by: str | None = None
     settled: bool = False
+    spans: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tomli_w
 
+from carrara.data import ranges
 from carrara.data.store import TABLE, Store, store_at
 from carrara.data.table import ABOUT, FORMAT, Dataset
 from carrara.data.table_files import STORAGE_VERSION
@@ -38,6 +39,7 @@ def subset(dataset: Dataset, rows: npt.NDArray[np.int64], destination: Path, *, 
     begun = store.path != store.work and store.read(BEGUN) is not None
     if not begun and (store.has_table() or store.read(ABOUT) is not None or _holds_something(store)):
         raise UserError(f"{destination} is there already; give a new name for the data set")
+    own = ranges.of(dataset.about)
     about = {
         "format": FORMAT,
         "sources": [],
@@ -48,6 +50,7 @@ def subset(dataset: Dataset, rows: npt.NDArray[np.int64], destination: Path, *, 
             "pictures": len(rows),
             "sources": dataset.about.get("sources", []),
         },
+        **({ranges.KEY: {name: list(span) for name, span in own.items()}} if own else {}),
     }
     if store.path != store.work:  # in object storage; it is a data set once the last object says so
         store.write(BEGUN, why)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from carrara.data import told
+from carrara.data import ranges, told
 from carrara.data.beside import KINDS, id_column
 from carrara.data.condition import enclosed, fault, nameable
 from carrara.data.rows import SPLITS, caption_language
@@ -246,7 +246,8 @@ class Dataset:
         """
         from carrara.data.pictures import pixels, stack
 
-        read = functools.partial(pixels, size=size, channels=channels, bits=bits, crop=crop)
+        span = self.span("image")
+        read = functools.partial(pixels, size=size, channels=channels, bits=bits, crop=crop, span=span)
         return self._decoded(indices, "image", read) if len(indices) else stack([], size, channels, bits=bits)
 
     def beside(self, indices: Rows, name: str, size: Size, *, crop: Crop = "centre") -> Tensor:
@@ -258,7 +259,11 @@ class Dataset:
 
         if not len(indices):
             raise ValueError("no rows were asked for")
-        return self._decoded(indices, name, lambda data: read(name, data, size, crop))
+        return self._decoded(indices, name, lambda data: read(name, data, size, crop, self.span(name)))
+
+    def span(self, column: str) -> tuple[float, float] | None:
+        """What is black and white in a column's pictures whose numbers do not say it; None: as their kind has it."""
+        return ranges.of(self.about).get(column)
 
     def _decoded(self, indices: Rows, column: str, read: Callable[[bytes], Tensor]) -> Tensor:
         import torch
@@ -309,6 +314,8 @@ class Dataset:
             for batch in self.table.to_batches(columns=[name]):
                 for value in batch[name].to_pylist():
                     digest.update(b"\1\0" if value is None else value.encode() + b"\0")
+        if spans := ranges.of(self.about):
+            digest.update(json.dumps(spans, sort_keys=True).encode())
         return digest.hexdigest()
 
     def _known(self, columns: Sequence[str]) -> list[str]:

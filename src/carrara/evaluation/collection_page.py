@@ -11,7 +11,7 @@ from carrara.data.keep.crops import Cut
 from carrara.data.keep.spread import Spread
 from carrara.data.keep.statistics import Statistics
 from carrara.data.keep.words import WINDOW, caption_columns
-from carrara.data.pictures import decode, window
+from carrara.data.pictures import Span, decode, window
 from carrara.data.rows import BadPicture
 from carrara.data.table import Dataset
 from carrara.evaluation import report
@@ -70,9 +70,9 @@ def collection_page(found: Statistics, dataset: Dataset) -> str:
     return report.page(f"Data set {found.name}", lead, sections)
 
 
-def thumbnail(data: bytes, side: int = _SIDE) -> Image.Image:
+def thumbnail(data: bytes, side: int = _SIDE, span: Span | None = None) -> Image.Image:
     """The picture within a square of ``side`` pixels; small ones are enlarged by a whole number. Raises BadPicture."""
-    image = decode(data, channels=3, short_side=side)
+    image = decode(data, channels=3, short_side=side, span=span)
     longest = max(image.size)
     if longest <= side // 2:
         zoom = side // longest
@@ -104,7 +104,7 @@ def _pictures(dataset: Dataset, rows: Sequence[tuple[int, str]], *, frame: bool 
         said = " · ".join(filter(None, [words, caption or taken["source"][k]]))
         said = said if len(said) <= _WORDS else said[: _WORDS - 1] + "…"
         try:
-            image = thumbnail(taken["image"][k])
+            image = thumbnail(taken["image"][k], span=dataset.span("image"))
         except BadPicture as error:
             shown.append(f"<figure><figcaption>{html.escape(f'row {row}: {error}')}</figcaption></figure>")
             continue

@@ -50,7 +50,9 @@ def _group(dataset: Dataset, group: Group) -> str:
         held = ", held out" if taken["split"][k] == "held_out" else ""
         words = f"{how[k]} · {taken['width'][k]} x {taken['height'][k]}{held} · {row}: {caption}"
         try:
-            shown.append(report.picture(thumbnail(taken["image"][k], _SIDE), words[:120]))
+            shown.append(
+                report.picture(thumbnail(taken["image"][k], _SIDE, dataset.span("image")), words[:120])
+            )
         except BadPicture as error:
             shown.append(f"<figure><figcaption>{html.escape(f'{words[:80]}: {error}')}</figcaption></figure>")
     left = len(group.rows) - len(rows)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from carrara.conditions.holes import Masked, blend
+from carrara.data.beside import KINDS
 from carrara.data.pictures import class_ids, whole
 from carrara.data.rows import BadPicture, nfc
 from carrara.errors import UserError, nearest
@@ -82,8 +83,9 @@ def read(model: Model, asked: Asked, guidance: float) -> Request:
     if asked.negative:
         row["negative"] = asked.negative
         remarks += _negative_remarks(model, asked.negative, guidance)
+    spans = model.passport.get("ranges", {})
     for encoder in encoders.values():
-        value, note = _value(encoder, asked, files)
+        value, note = _value(encoder, asked, files, spans)
         if note:
             told[str(encoder.column)] = note
         if value is not None:
@@ -132,7 +134,9 @@ def _negative_remarks(model: Model, negative: str, guidance: float) -> list[str]
     return [f"negative prompt: {remark}" for encoder in used for remark in encoder.remarks(negative)]
 
 
-def _value(encoder: Any, asked: Asked, files: Mapping[str, Path]) -> tuple[Any, str]:
+def _value(
+    encoder: Any, asked: Asked, files: Mapping[str, Path], spans: Mapping[str, Any]
+) -> tuple[Any, str]:
     """A condition's value, and what the recipe says of it."""
     if encoder.form == "text":
         return asked.prompt or None, ""
@@ -151,12 +155,15 @@ def _value(encoder: Any, asked: Asked, files: Mapping[str, Path]) -> tuple[Any, 
         said = nfc(json.dumps(boxes, ensure_ascii=False))
         return said, said
     if encoder.form == "picture" and (file := files.get(str(encoder.column))) is not None:
-        return _picture(encoder, file, asked.mask)
+        return _picture(encoder, file, asked.mask, spans)
     return None, ""
 
 
-def _picture(encoder: Any, path: Path, mask: Path | None) -> tuple[Any, str]:
-    """A picture, a picture with a hole, or a map of classes, as the condition takes it."""
+def _picture(encoder: Any, path: Path, mask: Path | None, spans: Mapping[str, Any]) -> tuple[Any, str]:
+    """A picture, a picture with a hole, or a map of classes, as the condition takes it.
+
+    ``spans`` are the data set's ranges that the model was trained with.
+    """
     data = _bytes(path)
     told = f"{path.name} {hashlib.sha256(data).hexdigest()[:12]}"
     try:
@@ -164,7 +171,11 @@ def _picture(encoder: Any, path: Path, mask: Path | None) -> tuple[Any, str]:
             import torch
 
             return torch.from_numpy(class_ids(data).astype("int64")), told
-        picture = whole(data, encoder.channels, bits=encoder.bits)
+        beside = encoder.column in KINDS
+        span = spans.get(encoder.column if beside else "image")
+        picture = whole(
+            data, encoder.channels, bits=encoder.bits, span=tuple(span) if span else None, managed=not beside
+        )
     except BadPicture as error:
         raise UserError(f"cannot read {path}: {error}") from None
     if encoder.config.shows != "masked":

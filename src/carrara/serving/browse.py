@@ -115,7 +115,8 @@ def browse_app(
     async def seen(row: Row, name: Id, side: Side = shown.SIDES[1]) -> Response:
         side = _known(side)
         given = standing.dataset
-        drawn = await _in_thread(drawing, lambda: shown.seen(shown.as_given(given, row, name), side))
+        span = given.span("image")
+        drawn = await _in_thread(drawing, lambda: shown.seen(shown.as_given(given, row, name), side, span))
         return _picture(drawn, "image/webp")
 
     @app.get("/api/pictures/{row}/{name}/beside/{column}")
@@ -126,7 +127,9 @@ def browse_app(
         given = standing.dataset
         drawn = await _in_thread(
             drawing,
-            lambda: shown.seen_beside(shown.as_given(given, row, name, column), column, side),
+            lambda: shown.seen_beside(
+                shown.as_given(given, row, name, column), column, side, given.span(column)
+            ),
         )
         # The hash in the address is not that of the picture beside, which may be given anew.
         return _picture(drawn, "image/webp", keep="no-cache")

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from carrara.data import beside, boxes
-from carrara.data.pictures import class_ids, decode
+from carrara.data.pictures import Span, class_ids, decode, is_heic
 from carrara.data.rows import MORE_CAPTIONS, UNSTATED
 from carrara.data.table import DERIVED_KEY, DERIVED_SHAPE
 from carrara.errors import UserError
@@ -28,6 +28,8 @@ _STARTS = {
     b"BM": "image/bmp",
     b"II*\0": "image/tiff",
     b"MM\0*": "image/tiff",
+    b"II+\0": "image/tiff",
+    b"MM\0+": "image/tiff",
 }
 _APART = ("id", "image", "boxes", MORE_CAPTIONS)  # columns that a record shows in a way of their own
 
@@ -42,6 +44,8 @@ def kind_of(data: bytes) -> str:
         return "image/webp"
     if data[4:12] in (b"ftypavif", b"ftypavis"):
         return "image/avif"
+    if is_heic(data):
+        return "image/heic"
     return next(
         (kind for start, kind in _STARTS.items() if data.startswith(start)), "application/octet-stream"
     )
@@ -58,18 +62,18 @@ def as_given(dataset: Dataset, row: int, name: str, column: str = "image") -> by
     return bytes(data)
 
 
-def seen(data: bytes, side: int) -> bytes:
+def seen(data: bytes, side: int, span: Span | None = None) -> bytes:
     """A WebP of the picture upright and in sRGB, at most ``side`` long. Raises BadPicture."""
-    picture = decode(data, channels=3, short_side=side // 2)  # at least the side, often twice
+    picture = decode(data, channels=3, short_side=side // 2, span=span)  # at least the side, often twice
     if max(picture.size) > side:
         picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
     return _webp(picture)
 
 
-def seen_beside(data: bytes, column: str, side: int) -> bytes:
+def seen_beside(data: bytes, column: str, side: int, span: Span | None = None) -> bytes:
     """The picture beside: numbers as a colour each, zero black; depth and the like as they are. Raises BadPicture."""
     if beside.KINDS[column].values != "numbers":
-        return seen(data, side)
+        return seen(data, side, span)
     numbers = class_ids(data)
     hue = np.arange(65536, dtype=np.float64) * 0.381966 % 1  # the golden angle keeps neighbours apart
     wheel = np.stack([hue + third for third in (0, 1 / 3, 2 / 3)], axis=1)

@@ -24,6 +24,7 @@ from carrara.generation.model import ModelConfig, bind, joined
 from carrara.tensors import from_pixels, sample_noise, sample_uniform
 from carrara.training.feed import Resolution
 from carrara.training.loop import TrainConfig, TrainingState
+from carrara.training.mirroring import as_seen, refusal
 from carrara.training.validation import Validation, ValidationConfig
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ class DiffusionRecipe(Config):
             raise ValueError(f"the last of 'resolutions' must have pixels.size, {self.pixels.size}")
         if self.pixels and (self.flip or self.crops != 1):
             raise ValueError("'flip' and 'crops' are for latents; pictures are mirrored by 'pixels.flip'")
+        if reason := refusal(self):
+            raise ValueError(reason)
         schedule = SCHEDULES[self.model.schedule](**self.model.schedule_options)
         TIMES[self.times](
             torch.tensor([0.5]), schedule, **self.times_options
@@ -236,14 +239,5 @@ class DiffusionTask:
 
     def read_by(self, name: str, batch: Loaded, mirrored: Tensor) -> dict[str, Any]:
         """What a condition draws from: its columns, pictures mirrored as z is, and which those are."""
-        columns = {c: _as_seen(batch.columns[held], mirrored) for c, held in self.words[name].items()}
+        columns = {c: as_seen(c, batch.columns[held], mirrored) for c, held in self.words[name].items()}
         return {**columns, "mirrored": mirrored}
-
-
-def _as_seen(column: Any, mirrored: Tensor) -> Any:
-    """A column of pictures [b ... h w] with those mirrored whose latents are; any other as it is."""
-    if not isinstance(column, Tensor) or column.ndim < 3 or column.is_floating_point():
-        return column
-    bits = column.view(torch.int16) if column.dtype == torch.uint16 else column  # which cannot be indexed
-    bits = torch.where(mirrored.reshape(-1, *(1,) * (bits.ndim - 1)), bits.flip(-1), bits)
-    return bits.view(column.dtype)

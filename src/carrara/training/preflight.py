@@ -20,6 +20,7 @@ from carrara.errors import UserError
 from carrara.evaluation.doctor.course import enough
 from carrara.evaluation.embedders.opening import open_embedder
 from carrara.generation.model import latent_of
+from carrara.training import mirroring
 from carrara.training.autoencoding import LOOKS, AutoencoderRecipe
 from carrara.training.budget import Budget
 from carrara.training.conditioning import TrainingRows
@@ -216,7 +217,7 @@ def plan(subject: Subject, *, seconds: float = 10.0, place: Path = Path()) -> Pl
         looks,
         seen,
         pictures,
-        notes,
+        [*notes, *filter(None, [mirroring.note(recipe)])],
         refusals,
     )
 

@@ -15,6 +15,7 @@ from torch import nn
 from carrara import __version__
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.config import to_toml
+from carrara.data import ranges
 from carrara.data.channels import check_channels
 from carrara.data.loader import load
 from carrara.errors import UserError
@@ -260,6 +261,7 @@ def passport_of(
         "pictures": len(dataset.indices("train")),
         "licences": licences,
         "languages": sorted(dataset.captions),
+        **({"ranges": spans} if (spans := ranges.of(dataset.about)) else {}),
         "seen": state.seen,
         "steps": state.step,
         "seconds": round(state.spent, 1),

@@ -77,7 +77,7 @@ class OfPictures:
         readable = []
         for k, data in enumerate(self.dataset.take(rows, ["image"])["image"]):
             try:
-                pictures.append(decode(data, channels=3))
+                pictures.append(decode(data, channels=3, span=self.dataset.span("image")))
                 readable.append(k)
             except BadPicture:
                 continue

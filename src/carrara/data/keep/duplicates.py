@@ -280,7 +280,7 @@ def _pixels(dataset: Dataset, rows: list[int]) -> dict[int, bytes]:
     for row in rows:
         data = dataset.take([row], ["image"])["image"][0]
         try:
-            found[row] = hashlib.sha256(whole(data, 4).numpy().tobytes()).digest()
+            found[row] = hashlib.sha256(whole(data, 4, span=dataset.span("image")).numpy().tobytes()).digest()
         except (
             BadPicture
         ):  # of many channels: compared at a glance alone, and by nothing more like itself only

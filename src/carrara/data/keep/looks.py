@@ -14,6 +14,7 @@ from carrara.data.keep.colours import Colours
 from carrara.data.keep.duplicates import Likeness, by_glances, by_hash, components
 from carrara.data.keep.neighbours import Index
 from carrara.data.perceptual_hash import Glances, glance_column, glances, look, unpack
+from carrara.data.pictures import is_heic
 from carrara.data.rows import BadPicture
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _STARTS = (
     (b"BM", "BMP"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
 )
 
 
@@ -70,7 +73,7 @@ def looks(dataset: Dataset, sample: Index) -> Generator[float, None, Looks]:
             sizes.append(len(data))
             if column is None:
                 try:
-                    stored.append(look(data))
+                    stored.append(look(data, dataset.span("image")))
                     seen.append(row)
                 except BadPicture:  # it was readable once, by another version of the decoder
                     formats["unreadable"] += 1
@@ -115,4 +118,6 @@ def _format(data: bytes) -> str:
     for start, name in _STARTS:
         if data.startswith(start):
             return name
-    return "WebP" if data[8:12] == b"WEBP" else "AVIF" if data[4:8] == b"ftyp" else "another"
+    if data[8:12] == b"WEBP":
+        return "WebP"
+    return "HEIC" if is_heic(data) else "AVIF" if data[4:8] == b"ftyp" else "another"

@@ -27,7 +27,7 @@ def nearly_same(dataset: Dataset, data: bytes) -> tuple[Rows, Rows] | None:
 
     None where some pictures have no stored hash yet. Raises BadPicture.
     """
-    mine, start = unpack(look(data)[None]), 0
+    mine, start = unpack(look(data, dataset.span("image"))[None]), 0
     column = glance_column(dataset)
     if column is None:
         return None

@@ -236,7 +236,7 @@ class _Asking:
         assert embedder.pictures is not None
         assert embedder.size is not None
         try:
-            seen = pixels(data, embedder.size, 3)
+            seen = pixels(data, embedder.size, 3, span=self.dataset.span("image"))
         except BadPicture as error:
             raise UserError(f"the picture to look for cannot be used: {error}") from None
         vector: _Vector = embedder.pictures(torch.stack([seen]))[0]

@@ -1,0 +1,104 @@
+"""One range a data set for numbers that do not say what is black: chosen at the import, kept, never guessed."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from carrara.data import ranges
+from carrara.data.importing import Summary, import_pictures
+from carrara.data.perceptual_hash import all_glanced
+from carrara.data.subset import subset
+from carrara.data.table import Dataset
+from carrara.errors import UserError
+
+
+def floats(path: Path, value: float, far: float) -> None:
+    """Half of it ``value``, half ``far``."""
+    numbers = np.full((32, 32), value, np.float32)
+    numbers[:, 16:] = far
+    Image.fromarray(numbers).save(path, "TIFF")
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    """Two pictures with their depth in metres: the first near, the second far away on its right."""
+    root = tmp_path / "scenes"
+    root.mkdir()
+    for k, far in enumerate((0.9, 40.0)):
+        Image.new("RGB", (32, 32), (k, 90, 9)).save(root / f"{k}.png")
+        floats(root / f"{k}.depth.tif", 0.8, far)
+    return root
+
+
+def run(source: Path, destination: Path, *spans: str, **options: Any) -> tuple[Dataset, Summary]:
+    *_, last = import_pictures(source, destination, range=spans, **options)
+    assert last.summary is not None
+    return Dataset.open(destination), last.summary
+
+
+def test_one_depth_is_one_number_in_every_picture(scenes: Path, tmp_path: Path) -> None:
+    dataset, summary = run(scenes, tmp_path / "d", "depth=0..40")
+    found = dataset.beside([0, 1], "depth", 32).to(torch.int64)
+    assert found[:, 0, 9, 9].tolist() == [round(0.8 / 40 * 65535)] * 2
+    assert found[1, 0, 9, 20] == 65535
+    assert any("depth 0 … 40" in line for line in summary.lines())
+    copy = subset(
+        subset(dataset, np.array([1]), tmp_path / "e", why="a"), np.array([0]), tmp_path / "f", why="b"
+    )
+    assert torch.equal(copy.beside([0], "depth", 32), dataset.beside([1], "depth", 32))
+    assert dataset.hash != run(scenes, tmp_path / "g", "depth=0..50")[0].hash
+
+
+def test_without_a_range_what_lies_beyond_is_left_out_and_says_what_to_do(
+    scenes: Path, tmp_path: Path
+) -> None:
+    dataset, summary = run(scenes, tmp_path / "d")
+    assert len(dataset) == 2
+    (reason,) = summary.reasons
+    assert "holds numbers from 0.8 to 40" in reason
+    assert "--range LOW..HIGH" in reason
+    assert dataset.beside([0], "depth", 32)[0, 0, 9, 9].item() == round(0.8 * 65535)
+    with pytest.raises(UserError, match="a range is chosen at the first import"):
+        run(scenes, tmp_path / "d", "depth=0..40")
+
+
+def test_later_imports_keep_the_range(scenes: Path, tmp_path: Path) -> None:
+    run(scenes, tmp_path / "d", "depth=0..40")
+    with pytest.raises(UserError, match="reads 'depth' as 0 … 40"):
+        run(scenes, tmp_path / "d", "depth=0..50")
+    more = tmp_path / "more"
+    more.mkdir()
+    Image.new("RGB", (32, 32), "red").save(more / "x.png")
+    floats(more / "x.depth.tif", 20, 80)
+    dataset, summary = run(more, tmp_path / "d")
+    assert dataset.beside([2], "depth", 32)[0, 0, 9, 9].item() in (32767, 32768)
+    assert summary.remarks == {"its numbers from 20 to 80 are clipped to 0 … 40": 1}
+    assert summary.rejected == 0
+    assert run(more, tmp_path / "d")[1].unchanged
+
+
+def test_pictures_of_floats(tmp_path: Path) -> None:
+    root = tmp_path / "s"
+    root.mkdir()
+    for k, far in enumerate((90.0, 400.0)):
+        floats(root / f"{k}.tif", 50, far)
+    dataset, _ = run(root, tmp_path / "d", "0..500")
+    assert dataset.pictures([0, 1], 32, 1)[:, 0, 9, 9].tolist() == [26, 26]
+    assert dataset.column(all_glanced(dataset))[0] != dataset.column(all_glanced(dataset))[1]
+    file = io.BytesIO()
+    Image.fromarray(np.full((32, 32), 0.5, np.float32)).save(file, "TIFF")
+    (root / "x.tif").write_bytes(file.getvalue())
+    assert any("1 pictures hold floats" in line for line in run(root, tmp_path / "e")[1].lines())
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "0..", "b..2", "3..1", "0..inf", "nan..1", "map=0..3", "deth=0..1", "=0..1"]
+)
+def test_what_is_no_range(text: str) -> None:
+    with pytest.raises(UserError, match="--range"):
+        ranges.parse([text])
