@@ -1,0 +1,84 @@
+"""The summary of an import: what it did, and the data set after it, in sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from carrara.data import ranges
+from carrara.data.told import REJECTED
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an import did, and the data set after it."""
+
+    added: int
+    updated: int
+    duplicates: int
+    rejected: int
+    unchanged: bool
+    pictures: int
+    held_out: int
+    captions: dict[str, int] = field(default_factory=dict)
+    labels: int = 0
+    beside: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+    remarks: dict[str, int] = field(default_factory=dict)
+    spans: dict[str, ranges.Span] = field(default_factory=dict)
+    unstated: int = 0
+
+    def lines(self) -> list[str]:
+        """The summary in readable sentences, the most important first."""
+        if self.unchanged:
+            all_in = "" if self.rejected else ", all of its pictures are in"
+            first = f"nothing to do: the source is unchanged{all_in} ({self.pictures} in all)"
+        else:
+            changed = f", {self.updated} with new words" if self.updated else ""
+            first = f"{self.added} pictures added{changed}; {self.pictures} in all, {self.held_out} held out"
+        lines = [first]
+        if 0 < self.pictures == self.held_out:
+            lines.append(
+                "all of them are held out, so there is nothing to train on: the names of files or folders (test, val) "
+                "or a column 'split' say so"
+            )
+        if self.duplicates:
+            lines.append(
+                f"{self.duplicates} were there already under another name; their captions went to the picture in "
+                "languages in which it had none"
+            )
+        if self.rejected and self.unchanged:
+            lines.append(
+                f"still left out of it: {self.rejected}, listed in {REJECTED}; --retry tries them again"
+            )
+        elif self.rejected:
+            why = "; ".join(f"{count} x {reason}" for reason, count in list(self.reasons.items())[:3])
+            more = f"; and {len(self.reasons) - 3} more reasons" if len(self.reasons) > 3 else ""
+            lines.append(f"{self.rejected} skipped, listed in {REJECTED}: {why}{more}")
+        if self.captions:
+            spoken = ", ".join(f"{'unstated' if k == 'und' else k} {n}" for k, n in self.captions.items())
+            lines.append(f"captions by language: {spoken}")
+        else:
+            lines.append("no captions: a model trained on it will be unconditional")
+        if self.beside:
+            found = ", ".join(f"{name} {count}" for name, count in self.beside.items())
+            lines.append(f"beside the pictures: {found}")
+        if self.remarks:
+            why = "; ".join(f"{count} x {remark}" for remark, count in list(self.remarks.items())[:3])
+            lines.append(f"with a remark in {REJECTED}: {why}")
+        if self.unstated and "image" not in self.spans:
+            lines.append(
+                f"{self.unstated} pictures hold floats or whole numbers of more than 16 bits: white is 1 or the "
+                "largest such number (--range chooses, at a first import)"
+            )
+        if self.spans:
+            alike = {
+                span: [n for n, other in self.spans.items() if other == span] for span in self.spans.values()
+            }
+            read = ", ".join(
+                ranges.words(span)
+                if len(names) == len(ranges.COLUMNS)
+                else f"{' and '.join(names)} {ranges.words(span)}"
+                for span, names in alike.items()
+            )
+            lines.append(f"numbers without a usual range, from black to white: {read}")
+        return lines
