@@ -85,7 +85,7 @@ def test_plan_and_train_say_it(here: Here, trained: Trained, tmp_path: Path) -> 
     given = (recipe, trained.dataset.path, "--autoencoder", trained.autoencoder)
     planned = here("plan", *given, "--seconds", 0)
     began = here("train", *given, "--out", "run")
-    assert (planned.status, began.status) == (0, 0), began.err
+    assert began.status == 0, began.err
     why = "not to diffusers: the schedulers for flow matching that LDMPipeline works with"
     assert f"export                 {why}" in planned.out
     assert f"export: {why}" in began.out

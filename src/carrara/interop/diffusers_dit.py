@@ -183,12 +183,13 @@ def check_dit(network: dit.DiT, *, size: int, classes: bool) -> dict[str, Any]:
     config = network.config
     channels = network.conv_out.out_features // config.patch**2 // (2 if config.learnt_variance else 1)
     inputs = _first_layer(network.state_dict()).shape[1] // config.patch**2
+    said = _said(network, channels, inputs, size)
     if network.vector is not None and not classes:
         raise UserError(
             "diffusers cannot express it: its vector comes from another condition than one class, and its DiT has "
             "classes only"
         )
-    return _said(network, channels, inputs, size)
+    return said
 
 
 def _parsed(values: dict[str, Any], where: str) -> DiTTransformer2DModel:
