@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -52,6 +52,10 @@ class Pixels(Config):
 class DiffusionRecipe(Config):
     """Everything that makes a diffusion model from a data set and, unless it works on pixels, an autoencoder."""
 
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "size": "diffusion in latents works at the size of its autoencoder: train that with --set size=…; "
+        "in pixels the key is 'pixels.size', for stages of several sizes 'resolutions'"
+    }
     task: Literal["diffusion"] = "diffusion"
     pixels: Pixels | None = Field(None, description="Diffusion in pixels; none means in latents.")
     flip: bool = Field(False, description="In latents: encode the mirrored pictures too, and mix them in.")

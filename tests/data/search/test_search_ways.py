@@ -207,7 +207,7 @@ def test_more_like_a_row_leaves_the_row_out(data: Dataset) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"words": "x", "by": "wrods"}, "Input should be"),
+        ({"words": "x", "by": "wrods"}, "got 'wrods'; did you mean 'words'"),
         ({"by": "words"}, "nothing to look for by words: give words, a picture or a row"),
         ({"words": "x", "by": "picture"}, "words cannot be looked for by picture"),
         ({"picture": b"x", "by": "words"}, "a picture cannot be looked for by words"),
@@ -222,7 +222,7 @@ def test_more_like_a_row_leaves_the_row_out(data: Dataset) -> None:
             "the condition '1 = 1; DROP TABLE x' cannot be read",
         ),
         ({"words": "!?", "by": "meaning"}, "there is no word in '!?'"),
-        ({"limit": 0}, "greater than or equal to 1"),
+        ({"limit": 0}, "expected at least 1, got 0"),
     ],
 )
 def test_queries_at_fault(data: Dataset, asked: dict[str, object], message: str) -> None:
