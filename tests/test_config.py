@@ -33,7 +33,10 @@ NETWORK = {"kind": "unet"}
     ("values", "message"),
     [
         ({"network": NETWORK, "iner": {}}, "unknown key 'iner'; did you mean 'inner'?"),
-        ({"network": NETWORK, "inner": {"widht": 3}}, "unknown key 'inner.widht'; did you mean 'inner.width'?"),
+        (
+            {"network": NETWORK, "inner": {"widht": 3}},
+            "unknown key 'inner.widht'; did you mean 'inner.width'?",
+        ),
         ({"network": NETWORK, "maybe": {"dept": 3}}, "unknown key 'maybe.dept'; did you mean 'maybe.depth'?"),
         ({"network": NETWORK, "inner": {"width": 0}}, "'inner.width': expected at least 1, got 0"),
         ({"network": NETWORK, "inner": {"width": "x"}}, "'inner.width': expected a whole number, got 'x'"),

@@ -48,7 +48,7 @@ def sample(
     mask: Annotated[Path | None, typer.Option(help="White where --picture is to be filled.")] = None,
     boxes: Annotated[
         str | None,
-        typer.Option(help='A layout, or its file: \'[{"label": "cat", "box": [x, y, width, height]}]\'.'),
+        typer.Option(help='A layout, or its file: \'[{"label": "cat", "box": \\[x, y, width, height]}]\'.'),
     ] = None,
     original: Annotated[
         str | None,

@@ -11,7 +11,7 @@ import typer
 from carrara.cli_data import encode_missing, keep_scale
 from carrara.cli_models import example, is_diffusion, open_autoencoder, open_model
 from carrara.cli_search import run_contrastive
-from carrara.console import Bar, console, until_interrupted
+from carrara.console import Bar, console, per_second, until_interrupted
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,10 +46,7 @@ def train(
     ] = None,
 ) -> None:
     """Train an autoencoder (stage one), a diffusion model (stage two, or on pixels), or a space to search in."""
-    from carrara.data.table import Dataset
     from carrara.recipes.catalogue import named
-    from carrara.training.autoencoding import AutoencoderRecipe, with_network
-    from carrara.training.contrasting import ContrastiveRecipe
 
     changes = [*(change or []), *([f'train.budget="{budget}"'] if budget else [])]
     diffusion = start and is_diffusion(start)
@@ -58,6 +55,10 @@ def train(
     chosen = named(
         recipe, changes, network=begin.config if begin else None, model=before.config if before else None
     )
+    from carrara.data.table import Dataset  # after it: a wrong name is answered before torch is imported
+    from carrara.training.autoencoding import AutoencoderRecipe, with_network
+    from carrara.training.contrasting import ContrastiveRecipe
+
     pictures = Dataset.open(dataset)
     if isinstance(chosen, ContrastiveRecipe):
         if autoencoder or start:
@@ -234,7 +235,8 @@ def watch(title: str, reports: Iterator[Report], out: Path) -> None:
             if not report.losses:
                 continue
             loss = sum(report.losses.values())
-            words = f"loss {loss:.4f} · {report.seen} seen · {rate:.0f} pictures/s{sharing.words()}"
+            speed = f" · {per_second(rate, 'pictures')}" if rate else ""
+            words = f"loss {loss:.4f} · {report.seen} seen{speed}{sharing.words()}"
             bar.show(report.fraction, words + (f" · {report.next}" if report.next else ""))
     if not any_step:
         console.print(

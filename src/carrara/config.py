@@ -17,7 +17,7 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
 from pydantic_core import ErrorDetails
 
-from carrara.errors import UserError, nearest
+from carrara.errors import UserError, likeliest, nearest
 
 
 class Config(BaseModel):
@@ -134,7 +134,9 @@ def plain(fault: Mapping[str, Any]) -> str:
         meant = _meant(str(fault["input"]), re.findall(r"'([^']*)'", ctx["expected"]))
         expected = ctx["expected"]
     elif words := _EXPECTED.get(kind) or _EXPECTED.get(kind.partition("_")[0]):
-        expected = words.format(**{k: int(v) if isinstance(v, float) and v == int(v) else v for k, v in ctx.items()})
+        expected = words.format(
+            **{k: int(v) if isinstance(v, float) and v == int(v) else v for k, v in ctx.items()}
+        )
     else:
         expected = fault["msg"].removeprefix("Input should be ")
     return f"expected {expected}, got {textwrap.shorten(repr(fault['input']), 60, placeholder=' …')}{meant}"
@@ -160,7 +162,9 @@ _OTHER_NAMES = {  # what other trainers call it: what it is called here
 }
 
 
-def _unknown_key(model: type[Config], values: dict[str, Any], unknown: Sequence[tuple[str | int, ...]]) -> str:
+def _unknown_key(
+    model: type[Config], values: dict[str, Any], unknown: Sequence[tuple[str | int, ...]]
+) -> str:
     """With the key that is meant, in whichever table it stands; else with those that its own table may hold."""
     path = [str(step) for step in unknown[0]]
     words, key = f"unknown key '{'.'.join(path)}'", _OTHER_NAMES.get(path[-1], path[-1])
@@ -176,18 +180,11 @@ def _unknown_key(model: type[Config], values: dict[str, Any], unknown: Sequence[
         known = list(_keys(model.model_validate(rest)))
     except ValidationError:
         known = list(model.model_fields)
-    table_of = [key.rpartition(".")[0] for key in known]
     here = ".".join(path[:-1])
-    likeness = [
-        difflib.SequenceMatcher(None, key, full.rpartition(".")[2]).ratio() + 0.1 * (table == here)
-        for full, table in zip(known, table_of, strict=True)
-    ]
-    best = max(likeness, default=0.0)
-    meant = [repr(full) for full, like in zip(known, likeness, strict=True) if like == best]
-    if best > 0.7:
-        return f"{words}; did you mean {' or '.join(meant[:3])}?"
-    beside = [full.rpartition(".")[2] for full, table in zip(known, table_of, strict=True) if table == here]
-    return f"{words} (known: {', '.join(sorted(beside))})" if beside else words
+    if meant := likeliest(key, known, here=here):
+        return f"{words}; did you mean {' or '.join(map(repr, meant[:3]))}?"
+    beside = sorted(last for table, _, last in (full.rpartition(".") for full in known) if table == here)
+    return f"{words} (known: {', '.join(beside)})" if beside else words
 
 
 def _keys(config: Config | Mapping[Any, Any], above: str = "") -> Iterator[str]:

@@ -99,7 +99,7 @@ def test_an_unknown_recipe_key(carrara: Command, files: Path, nothing_written: C
         ("sample runs/m x --seed -1 --out p", "'seed': expected at least 0"),
         ("sample runs/m x --count 0 --out p", "'--count'"),
         ("sample runs/m x --guidance -1 --out p", "'guidance': expected at least 0"),
-        ("sample runs/m x --guidanse 2 --out p", "No such option: --guidanse"),
+        ("sample runs/m x --guidanse 2 --out p", "no option is called --guidanse"),
         ("sample runs/m x --out first.toml", "first.toml"),
         ("sample runs/x x --out p", "there is no model at runs/x"),
         ("sample runs/a x --out p", "expected a diffusion model"),
@@ -116,7 +116,7 @@ def test_an_unknown_recipe_key(carrara: Command, files: Path, nothing_written: C
         ("recipe text_ldn", "did you mean 'text_ldm'?"),
         ("quickstart --out q --budget soon", "cannot read the budget 'soon'"),
         ("quickstart --out mine", "mine is not empty and holds no quickstart"),
-        ("trian first.toml", "No such command 'trian'"),
+        ("trian first.toml", "no command is called 'trian'"),
     ],
 )  # fmt: skip
 def test_one_line_and_nothing_written(
