@@ -26,7 +26,7 @@ def test_from_import_to_search(here: Here, pictures: Path, tmp_path: Path) -> No
     ]  # fmt: skip
     train = here("train", "contrastive", "data", "--out", "run", "--budget", "60steps", *chosen)
     assert train.status == 0, train.err
-    assert "efficientnet_lite0: pictures in seen_" in train.out
+    assert "efficientnet_lite0: pictures encoded, as the column seen_" in train.out
     assert "text to picture" in train.out
     assert "next: carrara data encode data --embedder run" in train.out
     examined = here("doctor", "run", "data", "--json")
@@ -42,7 +42,7 @@ def test_from_import_to_search(here: Here, pictures: Path, tmp_path: Path) -> No
     done = here("data", "encode", "data", "--embedder", "run", "--embedder", "ngrams", "--features")
     assert done.status == 0, done.err
     again = here("data", "encode", "data", "--embedder", "run")
-    assert "contrastive: pictures in seen_" in again.out
+    assert "contrastive: pictures encoded, as the column seen_" in again.out
     found = here("data", "search", "data", "a blue thing", "--json", "--limit", 6, "--sheet", "sheet.png")
     answer = json.loads(found.out)
     assert answer["ways"] == ["words", "meaning", "joint"]
@@ -59,6 +59,16 @@ def test_from_import_to_search(here: Here, pictures: Path, tmp_path: Path) -> No
     reds = Dataset.open(tmp_path / "reds")
     assert set(reds.column("caption")) == {"red disc", "red square", "red bar"}
     assert "words 'red'" in str(reds.about)
+    rest = here("data", "search", "data", "red", "--limit", 24, "--into", "matching")
+    assert "matching: 6 pictures" in rest.out
+    nothing = here("data", "search", "data", "nothing like it", "--limit", 24, "--into", "none")
+    assert nothing.refusal.startswith("nothing matches, so none was not made; --at-least")
+    assert not (tmp_path / "none").exists()
+    similar = here(
+        "data", "search", "data", "--like", 0, "--at-least", -1, "--limit", 23, "--into", "similar"
+    )
+    assert "… and 3 more" in similar.out
+    assert "similar: 23 pictures" in similar.out
     joint = here("data", "search", "reds", "disc", "--by", "joint", "--where", "height > 3")
     assert "red disc" in joint.out, joint.err
     assert (tmp_path / "reds" / "embedders").is_dir()
