@@ -116,6 +116,10 @@ def _framed(image: Image.Image) -> Image.Image:
     """The picture with what its square leaves out in grey."""
     dark = Image.blend(image, Image.new("RGB", image.size, "white"), 0.7)
     left, top, right, bottom = (round(edge) for edge in window(image.size, (1, 1)))
+    right, bottom = (
+        max(right, left + 1),
+        max(bottom, top + 1),
+    )  # of a very long picture next to nothing is left
     dark.paste(image.crop((left, top, right, bottom)), (left, top))
     ImageDraw.Draw(dark).rectangle((left, top, right - 1, bottom - 1), outline="#b4552d", width=2)
     return dark

@@ -58,7 +58,7 @@ def train_autoencoder(
     check_autoencoder(recipe, module, dataset, start)
     if start:
         module.load_state_dict(start.module.state_dict())
-    judge = HeldOutJudge(recipe, dataset, module)
+    judge = HeldOutJudge(recipe, dataset, module, folder)
     opponent, own = None, {}
     if recipe.discriminator:
         network = adversary.build(recipe.discriminator, recipe.network.image_channels)
