@@ -31,17 +31,18 @@ def search(
     dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
     words: Annotated[str, typer.Argument(help="What to look for, in any language.")] = "",
     picture: Annotated[
-        Path | None, typer.Option(help="A file: is this picture among them, and what looks like it?")
+        Path | None, typer.Option(help="A picture file: is it in the data set, and what looks like it?")
     ] = None,
-    like: Annotated[str | None, typer.Option(help="A row's number or id, to find more like it.")] = None,
+    like: Annotated[str | None, typer.Option(help="Number or id of a row, to find more like it.")] = None,
     by: Annotated[
-        str, typer.Option(help="words, meaning, picture, joint, or hybrid (all there are).")
+        str, typer.Option(help="Way of searching: words, meaning, picture, joint, or hybrid (all together).")
     ] = "auto",
     where: Annotated[
-        str | None, typer.Option(help="An SQL condition, e.g. \"split = 'train' AND width >= 256\".")
+        str | None,
+        typer.Option(help="SQL condition that must hold, e.g. \"split = 'train' AND width >= 256\"."),
     ] = None,
-    limit: Annotated[int, typer.Option(help="How many pictures.")] = 20,
-    skip: Annotated[int, typer.Option(help="How many of the best to skip, for the next page.")] = 0,
+    limit: Annotated[int, typer.Option(help="Number of pictures to show.")] = 20,
+    skip: Annotated[int, typer.Option(help="Number of best matches to skip, for the next page.")] = 0,
     at_least: Annotated[
         float | None,
         typer.Option(min=-1, max=1, help="Least similarity of what is found other than by words."),
@@ -53,8 +54,8 @@ def search(
             "as --at-least says."
         ),
     ] = None,
-    sheet: Annotated[Path | None, typer.Option(help="A PNG that shows what is found.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
+    sheet: Annotated[Path | None, typer.Option(help="Write a PNG that shows what was found.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Find pictures by words in any language, by meaning, by likeness, or by what they show."""
     import numpy as np

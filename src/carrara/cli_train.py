@@ -34,18 +34,23 @@ def train(
     ],
     autoencoder: Annotated[
         Path | None,
-        typer.Option(help="For diffusion in latents: the autoencoder, a model folder or its run."),
+        typer.Option(help="Autoencoder for diffusion in latents: a model folder or its run."),
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option(help="Begin from this model's network and weights, of the same kind (fine-tuning)."),
+        typer.Option(help="Fine-tune: start from the network and weights of this model, of the same kind."),
     ] = None,
-    budget: Annotated[str | None, typer.Option(help="How long: 90s, 10m, 2h, or 4000steps.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="How long to train: 90s, 10m, 2h, or 4000steps; by default the recipe's (see `carrara recipe NAME`)."
+        ),
+    ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value of the recipe, e.g. train.batch=16.")
     ] = None,
 ) -> None:
-    """Train an autoencoder (stage one), a diffusion model (stage two, or on pixels), or a space to search in."""
+    """Train an autoencoder (stage one), a diffusion model (stage two, or on pixels), or a joint space for search."""
     from carrara.recipes.catalogue import named
 
     changes = [*(change or []), *([f'train.budget="{budget}"'] if budget else [])]
@@ -63,7 +68,7 @@ def train(
     if isinstance(chosen, ContrastiveRecipe):
         if autoencoder or start:
             raise UserError(
-                "this recipe makes a space of texts and pictures: leave --autoencoder and --start away"
+                "this recipe makes a joint space of texts and pictures: omit --autoencoder and --start"
             )
         run_contrastive(chosen, pictures, out)
         return
@@ -92,9 +97,9 @@ def train(
             f"this recipe makes a diffusion model, and {start} is an autoencoder: give it as --autoencoder"
         )
     if before and chosen.model != before.config:
-        raise UserError("with --start the model is that one: leave the changes of model.… away, or --start")
+        raise UserError("with --start the model is that one: omit the changes of model.…, or --start")
     if chosen.pixels and autoencoder:
-        raise UserError("this recipe works on pixels: leave --autoencoder away")
+        raise UserError("this recipe works on pixels: omit --autoencoder")
     if not chosen.pixels and not autoencoder and not before:
         raise UserError(
             "a diffusion model needs --autoencoder: train one with `carrara train kl_autoencoder …`"

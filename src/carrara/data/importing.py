@@ -108,9 +108,10 @@ class Summary:
                 "or a column 'split' say so"
             )
         if self.duplicates:
+            were, their = ("was", "its") if self.duplicates == 1 else ("were", "their")
             lines.append(
-                f"{self.duplicates} were there already under another name; their captions went to the picture in "
-                "languages in which it had none"
+                f"{self.duplicates} {were} already there under another name; {their} captions were added to that "
+                "picture in languages in which it had none"
             )
         if self.rejected and self.unchanged:
             lines.append(

@@ -41,7 +41,9 @@ class AutoencoderRecipe(Config):
         None, description="The network; none means that of the autoencoder to start from."
     )
     losses: LossWeights = LossWeights()
-    discriminator: adversary.Config | None = Field(None, description="Adversarial part; none leaves it away.")
+    discriminator: adversary.Config | None = Field(
+        None, description="Adversarial part; none trains without it."
+    )
     train: TrainConfig = TrainConfig()
 
     @property

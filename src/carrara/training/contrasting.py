@@ -87,7 +87,7 @@ class ContrastiveRecipe(Config):
 
 
 class Pairs:
-    """What is learnt from: the column of the pictures' vectors and by language those of the captions'."""
+    """What is learned from: the column of the pictures' vectors and by language those of the captions'."""
 
     def __init__(self, recipe: ContrastiveRecipe, dataset: Dataset) -> None:
         """UserError where a language has no captions, or vectors are not stored for every picture yet."""
@@ -138,7 +138,7 @@ def captions_of(recipe: ContrastiveRecipe, dataset: Dataset) -> dict[str, str]:
 class ContrastiveTask(Task):
     """Each picture is to be nearer to one of its captions than to those of the batch's others, and the reverse.
 
-    Which language's caption it is follows from the sample's seed, so in time every one is learnt from.
+    Which language's caption it is follows from the sample's seed, so in time every one is learned from.
     """
 
     def __init__(

@@ -148,7 +148,7 @@ class DiffusionTask:
         )
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
-        """The mean squared error against the parameterization's target, and the bound of a learnt variance."""
+        """The mean squared error against the parameterization's target, and the bound of a learned variance."""
         seeds = [int(s) for s in batch.seeds]
         raw, mirrored = self.raw(batch, seeds)
         size = (raw.shape[2] * self.factor, raw.shape[3] * self.factor)

@@ -217,7 +217,7 @@ def check_start(start: Model, autoencoder: StoredAutoencoder) -> None:
     if start.autoencoder.hash != autoencoder.hash:
         raise UserError(
             "the model to begin from was trained on the latents of another autoencoder; "
-            "leave --autoencoder away to use its own"
+            "omit --autoencoder to use its own"
         )
 
 

@@ -124,7 +124,7 @@ def test_what_is_not_for_this_recipe(here: Here, pictures: Path, tmp_path: Path)
     )
     scores = 8 * 4 * (65536**2 - 256**2)
     assert json.loads(larger.out)["memory"]["peak"] > told["memory"]["peak"] + scores
-    assert "leave it away" in here("plan", "contrastive", "--latent", "4x8x8").refusal
+    assert "omit it" in here("plan", "contrastive", "--latent", "4x8x8").refusal
     recipe = named("contrastive")
     assert isinstance(recipe, ContrastiveRecipe)
     (tmp_path / "run").mkdir()
@@ -133,4 +133,4 @@ def test_what_is_not_for_this_recipe(here: Here, pictures: Path, tmp_path: Path)
     assert "samples nothing" in here("doctor", "run", "--steps", 9).refusal
     assert here("data", "import", pictures, "data").status == 0
     refused = here("train", "contrastive", "data", "--out", "other", "--autoencoder", tmp_path)
-    assert "leave --autoencoder and --start away" in refused.refusal
+    assert "omit --autoencoder and --start" in refused.refusal

@@ -36,7 +36,7 @@ def _copies(found: Statistics, path: str) -> list[str]:
         )
     if looked.pictures > _SMALL / 2 * looked.looked_at:
         said.append(
-            f"{looked.pictures} pictures{among} look like another one, which a model comes to know by heart: "
+            f"{looked.pictures} pictures{among} look like another one, which a model comes to memorize: "
             f"`carrara data dedup {path}` shows them"
         )
     if not found.splits.get("held_out"):
@@ -49,7 +49,9 @@ def _words(found: Statistics, path: str) -> list[str]:
     if found.uncaptioned:
         one = "no picture has a caption" if found.uncaptioned == found.pictures else ""
         several = f"{found.uncaptioned} pictures have no caption in any language"
-        said.append(f"{one or several}: `carrara data caption {path}` makes some, with a captioner of yours")
+        said.append(
+            f"{one or several}: `carrara data caption {path} --with CAPTIONER` lets your own captioner write some"
+        )
     for language, captions in found.languages.items():
         if captions.too_long > _SMALL:
             said.append(
@@ -99,12 +101,10 @@ def _rest(found: Statistics) -> list[str]:
     said = []
     if (unknown := found.licences.get("not stated", 0)) > _SMALL * found.pictures:
         said.append(
-            f"of {unknown} pictures no licence is known; `carrara data import … --licence` states one"
+            f"no licence is known for {unknown} pictures: `carrara data import … --licence` states one"
         )
     if found.pictures < _FEW:
-        said.append(
-            f"{found.pictures} pictures are few: a model will rather remember them than learn from them"
-        )
+        said.append(f"{found.pictures} pictures are few: a model will memorize rather than learn")
     return said
 
 

@@ -23,7 +23,7 @@ FRAMES = 40
 def request(model: Model, prompt: str) -> Mapping[str, Any]:
     """The row for a prompt; UserError where the model was trained without captions and there is one."""
     if prompt and not model.conditions:
-        raise UserError("this model was trained without captions: leave the prompt away")
+        raise UserError("this model was trained without captions: omit the prompt")
     return {"caption": prompt}
 
 
