@@ -103,6 +103,7 @@ def sample(
             "as many times as long, and show things at their original scale\n"
         )
     make_folder(out)
+    shown = request.told.get("caption") or label or ""
     hash_, written = opened.hash, []
     batch = 16
     opened = fastest_sampling(opened, min(count, batch), settings)
@@ -116,7 +117,7 @@ def sample(
                 bar.show(done, words, total=count * moment.steps, unit="denoisings")
             for number, made in zip(numbers, decode(opened, moment.z), strict=True):
                 recipe = picture_recipe(hash_, settings, {**request.told, **exact}, number)
-                path = out / f"{_slug(prompt or label or '')}_{seed}_{number}_{short_hash(recipe)}.png"
+                path = out / f"{_slug(shown)}_{seed}_{number}_{short_hash(recipe)}.png"
                 save_png(request.finish(made), path, recipe)
                 written.append(path)
     for path in written:

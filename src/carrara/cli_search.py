@@ -151,7 +151,20 @@ def run_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, out: Path) -> N
             parts = [ways[way] for way in ("text to picture", "picture to text")]
             cells = "".join(f"{part[f'recall_{k}']:8.0%}" for part in parts for k in (1, 5, 10))
             console.print(f"{language:10}{cells}")
+        if repeated := sorted(column for column in pairs.captions.values() if _repeat(dataset, column)):
+            console.print(
+                f"note: captions repeat ({', '.join(repeated)}): a picture cannot be told from others with the same "
+                "words, so recall from picture to text stays low",
+                soft_wrap=True,
+            )
     console.print(f"next: carrara data encode {dataset.path} --embedder {out}", soft_wrap=True)
+
+
+def _repeat(dataset: Dataset, column: str) -> bool:
+    """Whether a fifth or more of the held-out captions stand at another held-out picture, too."""
+    rows = dataset.indices("held_out")
+    texts = [text for text in dataset.take(rows, [column])[column] if text]
+    return len(set(texts)) < 0.8 * len(texts)
 
 
 def _embed(

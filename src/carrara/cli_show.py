@@ -51,6 +51,9 @@ def reverse(
     model: ModelFolder,
     out: Out,
     prompt: Prompt = "",
+    label: Annotated[
+        str | None, typer.Option(help="The class to show, for a model that was trained on classes.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Number of steps from noise to picture.")] = 50,
     sampler: Annotated[
         str, typer.Option(help="The sampler: ddim, ancestral (DDPM's own) and more.")
@@ -69,11 +72,11 @@ def reverse(
 
     check_name(out, moves=True)
     opened = open_model(model)
-    request(opened, prompt)
+    request(opened, prompt, label)
     say_about(opened, prompt)
     given = {"seed": seed, "steps": steps, "sampler": sampler, "grid": grid, "guidance": guidance}
     settings = settings_for(opened, given)
-    _keep(_watched("sampling", lesson(opened, prompt, settings, columns=columns)), out)
+    _keep(_watched("sampling", lesson(opened, prompt, settings, columns=columns, label=label)), out)
 
 
 @show.command()

@@ -143,7 +143,7 @@ def plain(fault: Mapping[str, Any]) -> str:
 
 
 def _meant(given: str, choices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(given, choices, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(given, choices, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

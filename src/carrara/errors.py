@@ -27,7 +27,7 @@ def likeliest(name: str, known: Iterable[str], *, here: str = "", between: str =
 def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that names the closest known spelling and the choices: ``"; did you mean 'ddim'? (known: …)"``."""
     choices = sorted(known)
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     meant = f"; did you mean {close[0]!r}?" if close else ""
     shown = ", ".join(choices[:_SHOWN]) + (f" … {len(choices)} in all" if len(choices) > _SHOWN else "")
     return f"{meant} (known: {shown})" if choices else meant

@@ -49,9 +49,10 @@ def _words(found: Statistics, path: str) -> list[str]:
     if found.uncaptioned:
         one = "no picture has a caption" if found.uncaptioned == found.pictures else ""
         several = f"{found.uncaptioned} pictures have no caption in any language"
-        said.append(
-            f"{one or several}: `carrara data caption {path} --with CAPTIONER` lets your own captioner write some"
-        )
+        labelled = found.classes is not None and found.classes.labelled
+        how = "--from-columns 'a photo of a {label}'` makes some of the labels" if labelled else ""
+        how = how or "--with CAPTIONER` lets your own captioner write some"
+        said.append(f"{one or several}: `carrara data caption {path} {how}")
     for language, captions in found.languages.items():
         if captions.too_long > _SMALL:
             said.append(
@@ -103,9 +104,14 @@ def _rest(found: Statistics) -> list[str]:
         said.append(
             f"no licence is known for {unknown} pictures: `carrara data import … --licence` states one"
         )
-    if found.pictures < _FEW:
-        said.append(f"{found.pictures} pictures are few: a model will memorize rather than learn")
-    return said
+    return [*said, *few(found.pictures)]
+
+
+def few(pictures: int) -> list[str]:
+    """Says so where a model would memorize so few pictures."""
+    return (
+        [f"{pictures} pictures are few: a model will memorize rather than learn"] if pictures < _FEW else []
+    )
 
 
 def _groups(count: int) -> str:
