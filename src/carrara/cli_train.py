@@ -60,11 +60,14 @@ def train(
     chosen = named(
         recipe, changes, network=begin.config if begin else None, model=before.config if before else None
     )
-    from carrara.data.table import Dataset  # after it: a wrong name is answered before torch is imported
+    from carrara.data.keep.advice import few  # after it: a wrong name is answered before torch is imported
+    from carrara.data.table import Dataset
     from carrara.training.autoencoding import AutoencoderRecipe, with_network
     from carrara.training.contrasting import ContrastiveRecipe
 
     pictures = Dataset.open(dataset)
+    for note in few(len(pictures.indices("train"))):
+        console.print(f"note: {note}", soft_wrap=True)
     if isinstance(chosen, ContrastiveRecipe):
         if autoencoder or start:
             raise UserError(
@@ -120,7 +123,6 @@ def run_autoencoder(
 
     from carrara.autoencoders.stored import load_autoencoder
     from carrara.data.channels import check_channels
-    from carrara.data.keep.advice import few
     from carrara.evaluation.reconstruction import mean_psnr
     from carrara.interop.exportable import exportable
     from carrara.training.continuing import steps_made
@@ -134,8 +136,6 @@ def run_autoencoder(
         with torch.device("meta"):
             check_autoencoder(recipe, recipe.network.build(), dataset, start)
         check_memory(recipe, dataset)
-    for note in few(len(dataset.indices("train"))):
-        console.print(f"note: {note}", soft_wrap=True)
     placement = Placement.choose(precision=recipe.train.precision)
     console.print(f"export: {exportable(recipe, None, None)}", soft_wrap=True)
     console.print(f"training the autoencoder on {len(dataset.indices('train'))} pictures", soft_wrap=True)
@@ -175,7 +175,6 @@ def diffusion_steps(
     start: Model | None = None,
 ) -> Generator[Report]:
     """The same without the bar of stage two: its reports."""
-    from carrara.data.keep.advice import few
     from carrara.generation.model import latent_of
     from carrara.interop.exportable import exportable
     from carrara.training.conditioning import TrainingRows, checked, cut_notes, derive_for, learned, reads_of
@@ -195,7 +194,7 @@ def diffusion_steps(
         )
     reads = reads_of(fitting.model, dataset)
     parts = dict(start.conditions.items()) if start else fitting.model.conditions
-    for known in (*few(len(dataset.indices("train"))), *checked(parts, dataset, reads=reads)):
+    for known in checked(parts, dataset, reads=reads):
         console.print(f"note: {known}", soft_wrap=True)
     placement = Placement.choose(precision=recipe.train.precision)
     worked_on = fitting.pixels.autoencoder() if fitting.pixels else autoencoder
