@@ -148,7 +148,7 @@ def main() -> None:
     config = TrainConfig.model_validate(first.train.model_dump() | long)
     state = TrainingState({"autoencoder": module}, config, placement)
     batches = load(dataset, ["image"], batch=config.batch, seed=0, size=first.size)
-    judge = HeldOutJudge(first, dataset, module)
+    judge = HeldOutJudge(first, dataset, module, Path())
     task = AutoencoderTask(first, module, placement.device, judge)
     rates["autoencoder"] = training_rate(task, state, batches)
     batches.close()

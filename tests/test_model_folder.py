@@ -1,6 +1,7 @@
 """Folders that are whole or not there, and one line where a file is missing, newer or damaged."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,18 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     write_folder(place, lambda part: (part / "b").write_text("two") and None)
     assert [p.name for p in place.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_weights_may_be_read_by_whom_other_files_may(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_weights(tmp_path / "a.safetensors", {"x": torch.ones(2)})
+        (tmp_path / "other").touch()
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(["a.safetensors", "other"], modes["other"])
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError("x")])
@@ -174,7 +187,7 @@ EDITS = [
     ("model.toml", 'kind = "diffusion"', 'kind = "oracle"', "oracle"),
     ("model.toml", 'kind = "unet"', 'kind = "hyper"', "unknown kind 'hyper'"),
     ("model.toml", "channels = 8", "channels = 16", "does not fit its model.toml"),
-    ("model.toml", "channels = 8", "chanels = 8", "did you mean 'channels'?"),
+    ("model.toml", "channels = 8", "chanels = 8", "did you mean 'model.denoiser.channels'?"),
     ("model.toml", 'schedule = "flow"', 'schedule = "flw"', "did you mean 'flow'?"),
 ]
 

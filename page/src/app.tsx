@@ -307,7 +307,7 @@ export function App() {
               </option>
             ))}
           </select>
-          <button type="button" onClick={() => file.current?.click()} title="Is this picture among them, and what looks like it?">
+          <button type="button" onClick={() => file.current?.click()} title="Is this picture in the data set, and what looks like it?">
             Picture…
           </button>
           <input
@@ -360,7 +360,7 @@ export function App() {
               ))}
             </details>
           )}
-          {found && answer.total === 0 && !error && <p class="empty">Nothing is found.</p>}
+          {found && answer.total === 0 && !error && <p class="empty">Nothing found.</p>}
           <Grid
             total={answer.total}
             at={at}
@@ -384,7 +384,7 @@ export function App() {
           />
         )}
       </main>
-      {over && <div class="drop">Drop a picture: is it among them, and what looks like it?</div>}
+      {over && <div class="drop">Drop a picture: is it in the data set, and what looks like it?</div>}
     </div>
   );
 }

@@ -47,18 +47,18 @@ export function Facets({ facets, asked, change, command, most }: Props) {
         />
       </form>
       <details>
-        <summary>Keep what is found</summary>
+        <summary>Make a data set of these</summary>
         {command ? (
           <>
             <p>
               {most
-                ? `A search ranks every picture that could fit. This command makes a data set of the best ${count(most)}; give a smaller --limit for fewer:`
-                : "This command makes a data set of all of it:"}
+                ? `A search ranks every picture. This command makes a data set of at most ${count(most)} that match: they have all of the words, or are the same picture. Add --at-least 0.5 for what is similar, too:`
+                : "This command makes a data set of what matches:"}
             </p>
             <code class="command">{command}</code>
           </>
         ) : (
-          <p>Search, or choose a filter, first: nothing is left out yet.</p>
+          <p>First search, or choose a filter.</p>
         )}
       </details>
     </div>

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from carrara import __version__
 from carrara.cli_average import average
 from carrara.cli_data import data
 from carrara.cli_doctor import doctor
@@ -19,14 +22,33 @@ from carrara.cli_sample import sample
 from carrara.cli_show import show
 from carrara.cli_train import train
 from carrara.console import Interrupted, console, fail
-from carrara.errors import UserError
+from carrara.errors import UserError, likeliest
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train, measure and use your own latent diffusion model, from a folder of captioned pictures.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+# After Ctrl-C the same command goes on from there; any other begins again.
+_CONTINUES = ("quickstart", "train", "data import", "data encode", "data caption", "data dedup")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"carrara {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def carrara(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train, measure and use your own latent diffusion model, from a folder of captioned pictures."""
+
+
 app.add_typer(data, name="data")
 app.add_typer(show, name="show")
 app.add_typer(inspect, name="inspect")
@@ -45,8 +67,9 @@ def show_recipe(
     if name:
         typer.echo(to_toml(named(name)), nl=False)
         return
-    for known, sentence in recipes().items():
-        console.print(f"{known:16} {sentence}", soft_wrap=True)
+    known = recipes()
+    for one, sentence in known.items():
+        console.print(f"{one:{max(map(len, known))}}  {sentence}", soft_wrap=True)
 
 
 @app.command()
@@ -78,7 +101,8 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
         if code == 130:  # typer returns this for a Ctrl-C that it met
-            fail("stopped; the same command again continues")
+            continues = " ".join(sys.argv[1:]).startswith(_CONTINUES)
+            fail("stopped; the same command again continues" if continues else "stopped")
         sys.exit(code if isinstance(code, int) else 0)
     except UserError as error:
         fail(str(error))
@@ -88,7 +112,44 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the command line itself
-            if message := " ".join(error.format_message().split()):  # empty where the help was shown instead
+            if message := _usage(error):  # empty where the help was shown instead
                 fail(message)
             sys.exit(2)
         raise
+
+
+def _usage(error: Any) -> str:
+    """A usage error in one line, with what is probably meant."""
+    from carrara.config import plain
+
+    message = " ".join(error.format_message().split())
+    if faults := getattr(error.__cause__, "errors", None):  # typer checks values with pydantic
+        return f"{error.param.get_error_hint()}: {plain(faults()[0])}"
+    if error.ctx is None:
+        return message
+    here = " ".join(part.info_name for part in _chain(error.ctx))
+    if match := re.match(r"No such command '(.+?)'", message):
+        meant = likeliest(match[1], _commands(error.ctx.find_root().command), here=here, between=" ")
+        message = f"no command is called '{f'{here} {match[1]}'.strip()}'"
+        return message + (f"; did you mean {' or '.join(map(repr, meant))}?" if meant else "")
+    if option := getattr(error, "option_name", None):
+        names = {name: name for p in error.ctx.command.params for name in p.opts if name.startswith("--")}
+        arguments = [p for p in error.ctx.command.params if p.param_type_name == "argument"]
+        names |= {f"--{p.name}": f"the argument {p.name.upper()}, given without --" for p in arguments}
+        meant = [names[name] for name in likeliest(option, names)]
+        return f"no option is called {option}" + (f"; did you mean {' or '.join(meant)}?" if meant else "")
+    if match := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", message):
+        return f'too many words, from {match[1]!r} on; put what has spaces in quotes: "a red cap"'
+    return message
+
+
+def _chain(context: Any) -> list[Any]:
+    """The contexts of a command within its groups, the program itself left out."""
+    return [*_chain(context.parent), context] if context.parent else []
+
+
+def _commands(group: Any, above: str = "") -> Iterator[str]:
+    """Every command with its groups: "data import"."""
+    for name, command in getattr(group, "commands", {}).items():
+        yield above + name
+        yield from _commands(command, f"{above}{name} ")

@@ -19,21 +19,21 @@ def average(
         typer.Option(
             min=0.005,
             max=0.249,
-            help="How much of the training the average covers, as a share of it; else the recipe's.",
+            help="Share of the training that the average covers; by default the recipe's.",
         ),
     ] = None,
     best: Annotated[
-        bool, typer.Option("--best", help="Of the state that did best on held-out pictures, not the newest.")
+        bool, typer.Option("--best", help="Use the state that did best on held-out pictures, not the newest.")
     ] = False,
 ) -> None:
-    """Make a model of averaged weights of another length than the run's own, or of the weights of this moment."""
+    """Make a model from a run's weights, averaged over another length than its own, also while it still trains."""
     from carrara.recipes.catalogue import named
     from carrara.training.averaged import write_averaged
     from carrara.training.run import RECIPE
 
     if not (run / RECIPE).is_file():
         siblings = [p.parent.name for p in run.parent.glob(f"*/{RECIPE}")] if run.parent.is_dir() else []
-        raise UserError(f"{run} is no run: it has no {RECIPE}{nearest(run.name, siblings)}")
+        raise UserError(f"{run} is not a run: it has no {RECIPE}{nearest(run.name, siblings)}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists already; name another folder, or remove it")
     train = named(str(run / RECIPE)).train

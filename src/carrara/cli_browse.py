@@ -20,13 +20,13 @@ _LINGER = 2  # seconds that an answer under way may still take when the server e
 
 def browse(
     dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes any free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")] = 0,
     host: Annotated[
-        str, typer.Option(help="Where it listens; only this machine can reach 127.0.0.1.")
+        str, typer.Option(help="Address to listen on; only this machine can reach 127.0.0.1.")
     ] = "127.0.0.1",
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = True,
 ) -> None:
-    """Look through a data set in the browser: search, filter, and see everything that is known of a picture."""
+    """Look through a data set in the browser: search, filter, and see everything known about a picture."""
     try:
         import uvicorn
 

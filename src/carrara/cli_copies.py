@@ -29,22 +29,27 @@ class By(StrEnum):
 def data_dedup(
     dataset: Where,
     by: Annotated[
-        By, typer.Option(help="hash: how pictures look at a glance; features: what a network sees.")
+        By,
+        typer.Option(help="How pictures are compared: hash (a perceptual hash) or features (of a network)."),
     ] = By.hash,
     within: Annotated[
         float | None,
-        typer.Option(help="How near: bits of 64 (8), or with --by features the cosine (0.9).", min=0, max=24),
+        typer.Option(
+            help="How similar: at most this many of 64 bits differ (8); with --by features at least this cosine (0.9).",
+            min=0,
+            max=24,
+        ),
     ] = None,
-    mirrored: Annotated[bool, typer.Option("--mirrored", help="Mirror images are copies too.")] = False,
+    mirrored: Annotated[bool, typer.Option("--mirrored", help="Count mirror images as copies too.")] = False,
     into: Annotated[Path | None, typer.Option(help="Make a new data set without the copies.")] = None,
     mark: Annotated[
         bool,
         typer.Option("--split", help="Put look-alikes into one group, so that a split keeps them together."),
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="The page, .html; without it beside the data set.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page, .html; by default beside the data set.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show pictures that are there twice; with --into NEW, a data set without them."""
+    """Show pictures that are there twice; with --into NEW, make a data set without them."""
     import numpy as np
 
     from carrara.data.keep.duplicates import document, groups
@@ -85,22 +90,25 @@ def data_dedup(
 def data_split(
     dataset: Where,
     held_out: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of pictures never trained on.")
+        float, typer.Option(min=0, max=0.9, help="Share of the pictures held out: never trained on.")
     ] = 0.05,
     by: Annotated[
-        str, typer.Option(help="What stays together: group, near (look-alikes too), or a column.")
+        str, typer.Option(help="What stays on one side: group, near (look-alikes too), or a column.")
     ] = "group",
     within: Annotated[
-        float | None, typer.Option(min=0, max=24, help="With --by near: bits of 64 (8).")
+        float | None,
+        typer.Option(min=0, max=24, help="With --by near: at most this many of 64 bits differ (8)."),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Choose anew by chance; without it, what is held out stays so where it can."),
+        typer.Option(
+            help="Seed of a new random choice; without it, what is held out stays so where possible."
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Hold pictures out anew, by whole groups, so that what looks alike is on one side."""
+    """Choose again which pictures are held out, by whole groups, so that look-alikes are on one side."""
     from carrara.data.keep.holding_out import (
         apply,
         divide,
@@ -148,8 +156,8 @@ def data_split(
         )
     if division.now_held or division.now_trained:
         console.print(
-            f"{division.now_held} that were trained on are held out, {division.now_trained} that were held out are "
-            "trained on",
+            f"{division.now_held} that were in training are now held out, {division.now_trained} that were held out "
+            "are now in training",
             soft_wrap=True,
         )
     for tag, count in tags.items():
@@ -161,7 +169,7 @@ def data_split(
     if division.now_held and not tags:
         console.print(
             "warning: a model that was trained on the split before has seen some of what is held out now; "
-            "measure it no longer on this data set",
+            "do not measure it on this data set any more",
             soft_wrap=True,
         )
 
@@ -185,13 +193,13 @@ def _likeness(
     radius = RADIUS if within is None else within
     if radius != int(radius):
         raise UserError(f"--within is {radius:g}; with --by hash it is a whole number of bits")
-    with Bar("glances") as bar, closing(derive_glances(pictures)) as reports:
+    with Bar("comparing") as bar, closing(derive_glances(pictures)) as reports:
         for report in reports:
             column = report.column
             if column is None and not quiet:
                 bar.show(report.done / report.total, f"{report.done} looked at", total=report.total)
     assert column is not None
-    words = f"perceptual hash, {radius:g} of 64 bits or fewer apart" + (", or mirrored" if mirrored else "")
+    words = f"perceptual hash, at most {radius:g} of 64 bits differ" + (", or mirrored" if mirrored else "")
     return by_hash(pictures, column, int(radius), mirrored=mirrored), words
 
 
@@ -210,12 +218,12 @@ def _mark(pictures: Dataset, likeness: Likeness) -> int:
 def _say_groups(pictures: Dataset, found: list[Group], how: str) -> None:
     copies = sum(len(group.copies) for group in found)
     console.print(
-        f"{copies} of {len(pictures)} pictures are much like another one, in {len(found)} groups ({how})",
+        f"{copies} of {len(pictures)} pictures are copies of another one, in {len(found)} groups ({how})",
         soft_wrap=True,
     )
     counts = Counter(copy.how for group in found for copy in group.copies)
     if exact := counts.get("the same pixels"):
-        console.print(f"{exact} of them have the very same pixels in another file", soft_wrap=True)
+        console.print(f"{exact} of them have exactly the same pixels in another file", soft_wrap=True)
     rows = [row for group in found[:A_FEW] for row in group.rows]
     named = dict(zip(rows, pictures.take(rows, ["source"])["source"], strict=True)) if rows else {}
     for group in found[:A_FEW]:

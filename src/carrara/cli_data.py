@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from carrara.data.table import Dataset
     from carrara.training.parallel import Placement
 
-data = typer.Typer(no_args_is_help=True, help="Bring pictures in, and encode them.")
+data = typer.Typer(no_args_is_help=True, help="Import pictures, put them in order, search and encode them.")
 data.command("versions")(data_versions)
 data.command("tag")(data_tag)
 data.command("clean")(data_clean)
@@ -48,13 +48,15 @@ def data_import(
     ],
     dataset: Annotated[Path, typer.Argument(help="The data set: made, or added to.")],
     held_out: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of pictures never trained on.")
+        float, typer.Option(min=0, max=0.9, help="Share of the pictures held out: never trained on.")
     ] = 0.05,
     subset: Annotated[
-        str, typer.Option("--set", help="Of 'emoji': default, all, or categories with commas.")
+        str, typer.Option("--set", help="'emoji' only: default, all, or categories separated by commas.")
     ] = "default",
-    count: Annotated[int | None, typer.Option(min=1, help="Of 'scenes': how many (4000).")] = None,
-    licence: Annotated[str | None, typer.Option(help="Licence of pictures that state none.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="'scenes' only: number of pictures (4000 by default).")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the pictures that state none.")] = None,
     languages: Annotated[
         str,
         typer.Option(help="Language of captions that state none: a code (en), or keep (none), or detect."),
@@ -67,27 +69,32 @@ def data_import(
         ),
     ] = None,
     retry: Annotated[
-        bool, typer.Option("--retry", help="Of urls: try again what could not be downloaded.")
+        bool, typer.Option("--retry", help="URL lists only: try again what could not be downloaded.")
     ] = False,
     allow_private: Annotated[
-        bool, typer.Option("--allow-private", help="Of urls: also from addresses that are not public.")
+        bool, typer.Option("--allow-private", help="URL lists only: download from private addresses too.")
     ] = False,
     ignore_robots_tag: Annotated[
         bool,
-        typer.Option("--ignore-robots-tag", help="Of urls: also what X-Robots-Tag asks not to take."),
+        typer.Option(
+            "--ignore-robots-tag", help="URL lists only: download what X-Robots-Tag asks not to take, too."
+        ),
     ] = False,
     most_megabytes: Annotated[
-        int, typer.Option(min=1, max=128, help="Of urls: larger files are not downloaded.")
+        int, typer.Option(min=1, max=128, help="URL lists only: skip files larger than this, in MB.")
     ] = 32,
     seconds: Annotated[
-        float, typer.Option(min=0.1, help="Of urls: for one download, all tries together.")
+        float,
+        typer.Option(min=0.1, help="URL lists only: time for one download in seconds, all tries together."),
     ] = 60,
-    at_once: Annotated[int, typer.Option(min=1, max=256, help="Of urls: downloads at a time.")] = 16,
-    per_host: Annotated[int, typer.Option(min=1, max=64, help="Of urls: of these, from one host.")] = 4,
+    at_once: Annotated[int, typer.Option(min=1, max=256, help="URL lists only: downloads at a time.")] = 16,
+    per_host: Annotated[
+        int, typer.Option(min=1, max=64, help="URL lists only: downloads at a time from one host.")
+    ] = 4,
     engine: Engine = "local",
     workers: Workers = None,
 ) -> None:
-    """Import captioned pictures into a data set; again, it continues or adds what is new."""
+    """Import captioned pictures into a data set. Run it again to continue, or to add what is new."""
     summary = import_into(
         source,
         dataset,
@@ -115,26 +122,33 @@ def data_encode(
     dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
     autoencoder: Annotated[
         Path | None,
-        typer.Option("--with", help="For latents, the autoencoder: a model folder, or the run that made it."),
+        typer.Option(
+            "--with", help="Autoencoder that makes latents: a model folder, or the run that made it."
+        ),
     ] = None,
     features: Annotated[
-        bool, typer.Option("--features", help="What pictures look like, to search by likeness.")
+        bool, typer.Option("--features", help="Store what pictures look like, to search by likeness.")
     ] = False,
     meaning: Annotated[
-        bool, typer.Option("--meaning", help="What captions mean, to search by meaning.")
+        bool, typer.Option("--meaning", help="Store what captions mean, to search by meaning.")
     ] = False,
     embedder: Annotated[
         list[str] | None,
-        typer.Option(help="By another embedder: a run of contrastive, a text encoder's folder, or a name."),
+        typer.Option(
+            help="Store vectors of another embedder: a run of contrastive, a text encoder's folder, or a name."
+        ),
     ] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Also the mirrored pictures.")] = False,
+    flip: Annotated[bool, typer.Option("--flip", help="Encode the mirrored pictures too.")] = False,
     crops: Annotated[
-        int, typer.Option(help="Of pictures that are not square: 1 is the centre, 3 also start and end.")
+        int,
+        typer.Option(
+            help="Crops of pictures that are not square: 1 takes the centre, 3 the start and the end too."
+        ),
     ] = 1,
     engine: Engine = "local",
     workers: Workers = None,
 ) -> None:
-    """Encode every picture once, for training on latents or for search; again, it continues or adds what is new."""
+    """Encode every picture once, for training on latents or for search. Run it again to continue or add new ones."""
     from carrara.cli_search import chosen_embedders, embed_all
     from carrara.data.table import Dataset
 

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 def doctor(
     run: Annotated[Path, typer.Argument(help="A run's folder, finished or not.")],
     dataset: Annotated[
-        Path | None, typer.Argument(help="The data set it was trained on; without it less can be looked at.")
+        Path | None, typer.Argument(help="The data set it was trained on; without it, fewer checks are made.")
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="A PNG that the model made: how it was sampled is read from it.")
+        Path | None, typer.Option(help="A PNG that the model made; the sampling settings are read from it.")
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="Or the sampler that was used,")] = None,
-    steps: Annotated[int | None, typer.Option(help="its steps,")] = None,
-    grid: Annotated[str | None, typer.Option(help="where they were,")] = None,
-    guidance: Annotated[float | None, typer.Option(help="and the guidance.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="All that was looked at, as JSON.")] = False,
+    sampler: Annotated[str | None, typer.Option(help="Sampler that was used, if there is no PNG.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of sampling steps that were used.")] = None,
+    grid: Annotated[str | None, typer.Option(help="Spacing of the steps that was used.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance that was used.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All checks, as JSON.")] = False,
 ) -> None:
-    """Look for what keeps a model from good pictures, or a space from finding; status 1 where something is found."""
+    """Diagnose why a model makes bad pictures, or a joint space finds little; status 1 if something is found."""
     from carrara.data.table import Dataset
     from carrara.evaluation.doctor.examine import document, examine, serious_first
     from carrara.evaluation.doctor.joint import JointPatient, examine_joint
@@ -42,7 +42,7 @@ def doctor(
 
     if not (run / RECIPE).is_file():
         siblings = [p.parent.name for p in run.parent.glob(f"*/{RECIPE}")] if run.parent.is_dir() else []
-        raise UserError(f"{run} is no run: it has no {RECIPE}{nearest(run.name, siblings)}")
+        raise UserError(f"{run} is not a run: it has no {RECIPE}{nearest(run.name, siblings)}")
     recipe = named(str(run / RECIPE))
     if isinstance(recipe, AutoencoderRecipe):
         raise UserError(
@@ -74,7 +74,7 @@ def doctor(
     else:
         for check in checks:
             mark = "?" if check.skipped else "✗" if check.findings else "✓"
-            words = f"not looked at: {check.saw}" if check.skipped else check.saw
+            words = f"not checked: {check.saw}" if check.skipped else check.saw
             console.print(f"{mark} {check.name}: {words}", soft_wrap=True)
             for finding in check.findings:
                 console.print(f"    {'' if finding.serious else '(minor) '}{finding.words}", soft_wrap=True)

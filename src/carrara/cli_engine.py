@@ -23,11 +23,11 @@ ENGINES = ("local", "ray")
 Engine = Annotated[
     str,
     typer.Option(
-        help="Who does the work: local (this process) or ray (workers; RAY_ADDRESS names a cluster)."
+        help="Where the work is done: local (this process) or ray (workers; RAY_ADDRESS names a cluster)."
     ),
 ]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Of ray: how many workers; one for every processor if not given.")
+    int | None, typer.Option(min=1, help="ray only: number of workers; by default one per processor.")
 ]
 
 

@@ -21,22 +21,24 @@ def adopt(
     out: Annotated[Path, typer.Argument(help="The model folder to make.")],
     size: Annotated[
         int | None,
-        typer.Option(min=1, help="Side in pixels of the pictures for it; else what it says itself."),
+        typer.Option(min=1, help="Side in pixels of its pictures; by default what the model says."),
     ] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the weights, for the passport.")] = None,
     autoencoder: Annotated[
         Path | None,
-        typer.Option(help="For a denoiser: the autoencoder whose latents it works on; else on pixels."),
+        typer.Option(
+            help="Denoisers only: the autoencoder whose latents it works on; without it, on pixels."
+        ),
     ] = None,
     text: Annotated[
         list[Path] | None,
-        typer.Option(help="For a denoiser: the folder of its text encoder; give it twice for two."),
+        typer.Option(help="Denoisers only: the folder of its text encoder; give it twice for two."),
     ] = None,
     scheduler: Annotated[
-        Path | None, typer.Option(help="For a denoiser: the folder with its scheduler_config.json.")
+        Path | None, typer.Option(help="Denoisers only: the folder with its scheduler_config.json.")
     ] = None,
 ) -> None:
-    """Make somebody's model a Carrara model, whole or its autoencoder: to sample, train on, and export again."""
+    """Turn a model in the layout of diffusers into a Carrara model, to sample, fine-tune and export again."""
     from carrara.interop.diffusers_autoencoder import find, read
     from carrara.interop.diffusers_pipeline import is_denoiser
     from carrara.model_folder import ABOUT

@@ -17,11 +17,12 @@ def data_export(
     form: Annotated[
         str,
         typer.Option(
-            "--format", help="webdataset, parquet, folder, or hf (what Hugging Face's load_from_disk opens)."
+            "--format",
+            help="Output format: webdataset, parquet, folder, or hf (for Hugging Face's load_from_disk).",
         ),
     ],
 ) -> None:
-    """Write all pictures with what is said of them in another format; `carrara data import` takes it back."""
+    """Write all pictures with their captions and labels in another format, which `carrara data import` reads too."""
     from carrara.data.exporting import export_pictures
     from carrara.data.table import Dataset
 

@@ -16,7 +16,7 @@ def data_index(
     engine: Engine = "local",
     workers: Workers = None,
 ) -> None:
-    """Make the indexes for search, or bring them up to date: of the words, and of large columns of vectors."""
+    """Build the indexes for search, or bring them up to date: of the words, and of large columns of vectors."""
     from carrara.data.search.indexing import covered
     from carrara.data.search.nearest import index_vectors
     from carrara.data.search.vectors import vector_columns

@@ -26,9 +26,9 @@ def autoencoder(
     dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="The page, .html; without it in the run, or beside the model's folder."),
+        typer.Option(help="The page, .html; by default in the run, or beside the model's folder."),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="At most how many pictures it is measured on.")] = 1000,
+    count: Annotated[int, typer.Option(min=1, help="Number of pictures to measure on, at most.")] = 1000,
     lpips_weights: Annotated[
         Path | None, typer.Option(help="AlexNet for LPIPS: .pth, .safetensors or .ckpt.")
     ] = None,

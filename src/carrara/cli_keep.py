@@ -59,14 +59,21 @@ def data_filter(
         str | None,
         typer.Option(help="A condition on the columns, in SQL: \"width >= 256 AND label = 'cat'\"."),
     ] = None,
-    sample: Annotated[int | None, typer.Option(min=1, help="At most so many, by chance.")] = None,
-    balance: Annotated[str | None, typer.Option(help="Equally many of each value of this column.")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="At most this many, chosen at random.")] = None,
+    balance: Annotated[
+        str | None, typer.Option(help="Take equally many of each value of this column.")
+    ] = None,
     at_most: Annotated[
         int | None,
-        typer.Option(min=1, help="With --balance: of each value; without it as many as the rarest has."),
+        typer.Option(
+            min=1,
+            help="With --balance: at most this many of each value; by default as many as the rarest has.",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed, another choice by chance.")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them, and name a few.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the random choice.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only count the pictures, and name a few.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a new data set of the pictures for which a condition holds, with all that was derived for them."""
@@ -76,11 +83,11 @@ def data_filter(
 
     pictures = opened(dataset)
     if where is None and sample is None and balance is None:
-        raise UserError("nothing is asked for; expected --where, --sample or --balance")
+        raise UserError("nothing to filter by: give --where, --sample or --balance")
     if at_most is not None and balance is None:
         raise UserError("--at-most is for --balance COLUMN")
     if new is None and not dry_run:
-        raise UserError("where should they go? give the new data set a name, or --dry-run to count them only")
+        raise UserError("give the new data set a name, or --dry-run to count the pictures only")
     rows = choose(pictures, where, sample=sample, balance=balance, at_most=at_most, seed=seed)
     report: dict[str, Any] = {"pictures": len(pictures), "chosen": len(rows)}
     say(f"{len(rows)} of {len(pictures)} pictures", quiet=as_json)
@@ -88,8 +95,10 @@ def data_filter(
         _few(pictures, rows, quiet=as_json)
     else:
         assert new is not None
-        parts = [f"where {where}" if where else "", f"{sample} by chance" if sample else ""]
-        parts.insert(1, f"{at_most or 'equally'} many of each {balance}" if balance else "")
+        parts = [f"where {where}" if where else "", f"{sample} at random" if sample else ""]
+        parts.insert(
+            1, f"{f'at most {at_most}' if at_most else 'equally many'} of each {balance}" if balance else ""
+        )
         chance = f"seed {seed}" if sample or balance else ""
         made = subset(pictures, rows, new, why=", ".join(filter(None, [*parts, chance])))
         carry(pictures, made)
@@ -110,19 +119,19 @@ def data_caption(
     from_columns: Annotated[
         str | None, typer.Option(help='A sentence with columns in braces: "a picture of {label}".')
     ] = None,
-    language: Annotated[str, typer.Option(help="The language that it speaks.")] = "en",
+    language: Annotated[str, typer.Option(help="Language of the captions it writes.")] = "en",
     every: Annotated[
-        bool, typer.Option("--all", help="Also pictures that have a caption; theirs is replaced.")
+        bool, typer.Option("--all", help="Caption the pictures that have a caption too; theirs is replaced.")
     ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 16,
     as_json: Json = False,
 ) -> None:
-    """Let a captioner of yours name the pictures that have no caption; again, it goes on where it stopped."""
+    """Let your own captioner write captions for pictures that have none. Run it again to continue."""
     from carrara.data.keep.captioning import caption, to_name
     from carrara.data.words import LANGUAGE
 
     if (captioner is None) == (from_columns is None):
-        raise UserError("who should caption? give --with or --from-columns, one of them")
+        raise UserError("nothing to write captions with: give either --with or --from-columns")
     if language != "und" and not LANGUAGE.fullmatch(language):
         raise UserError(f"{language!r} is no language; expected something like en, de or zh-tw")
     pictures = opened(dataset)
@@ -135,15 +144,15 @@ def data_caption(
         for report in reports:
             last = report
             if report.total and not as_json:
-                bar.show(report.done / report.total, f"{report.kept} named", total=report.total)
+                bar.show(report.done / report.total, f"{report.kept} captioned", total=report.total)
     empty = f", {last.empty} got none" if last.empty else ""
-    overtaken = f", {last.overtaken} were named by others meanwhile" if last.overtaken else ""
+    overtaken = f", {last.overtaken} got one from elsewhere meanwhile" if last.overtaken else ""
     if as_json:
         counts = {"captioned": last.kept, "empty": last.empty, "overtaken": last.overtaken}
         print_json({"asked": last.total, **counts, "version": pictures.version})
     elif not last.total:
         console.print(
-            f"nothing to do: every picture has a caption in {language!r} (--all names them anew)",
+            f"nothing to do: every picture has a caption in {language!r} (--all writes new ones)",
             soft_wrap=True,
         )
     else:
@@ -192,7 +201,7 @@ def _lines(found: Statistics) -> list[str]:
     lines = [f"{found.pictures} pictures" + "".join(f", {n} {name}" for name, n in found.splits.items())]
     if sizes.width and sizes.height and sizes.ratio:
         lines.append(
-            f"sizes: {sizes.width.median:.0f} x {sizes.height.median:.0f} in the middle, "
+            f"sizes: median {sizes.width.median:.0f} x {sizes.height.median:.0f}, "
             f"{sizes.width.lowest:.0f} to {sizes.width.highest:.0f} wide, {sizes.height.lowest:.0f} to "
             f"{sizes.height.highest:.0f} high"
         )

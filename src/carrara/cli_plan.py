@@ -20,18 +20,22 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (see `carrara recipe`) or a TOML file.")],
     dataset: Annotated[
         Path | None,
-        typer.Argument(help="A data set made by `carrara data import`; without it one is made up."),
+        typer.Argument(help="A data set made by `carrara data import`; without it, one is made up."),
     ] = None,
     autoencoder: Annotated[
         Path | None,
-        typer.Option(help="For diffusion in latents: the autoencoder, a model folder or its run."),
+        typer.Option(help="Autoencoder for diffusion in latents: a model folder or its run."),
     ] = None,
     latent: Annotated[
-        str | None, typer.Option(help="Instead of it the latent's shape, e.g. 4x64x64 (at factor 8).")
+        str | None,
+        typer.Option(help="Shape of the latent instead of --autoencoder, e.g. 4x64x64 (at factor 8)."),
     ] = None,
-    budget: Annotated[str | None, typer.Option(help="How long: 90s, 10m, 2h, or 4000steps.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="How long to train: 90s, 10m, 2h, or 4000steps; by default the recipe's."),
+    ] = None,
     seconds: Annotated[
-        float, typer.Option(min=0, help="How long the trial takes; 0 estimates instead.")
+        float, typer.Option(min=0, help="Length of the timed trial in seconds; 0 estimates instead.")
     ] = 10.0,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value of the recipe, e.g. train.batch=16.")
@@ -40,7 +44,7 @@ def plan(
         bool, typer.Option("--json", help="The figures as JSON, in bytes and seconds.")
     ] = False,
 ) -> None:
-    """Say before the first step what a training takes, and whether this machine has it (status 2 if not)."""
+    """Say before the first step what a training needs, and whether this machine has it (status 2 if not)."""
     from carrara.cli_models import open_autoencoder
     from carrara.data.table import Dataset
     from carrara.interop.exportable import exportable
@@ -61,13 +65,13 @@ def plan(
         chosen = with_network(chosen, opened)
     elif isinstance(chosen, ContrastiveRecipe):
         if opened:
-            raise UserError("a contrastive recipe needs no autoencoder: leave --autoencoder away")
+            raise UserError("a contrastive recipe needs no autoencoder: omit --autoencoder")
     elif pictures:
         chosen = fitted(chosen, pictures)
     no_latent = isinstance(chosen, AutoencoderRecipe | ContrastiveRecipe) or chosen.pixels
     if latent and (opened or no_latent):
         raise UserError(
-            "--latent stands for an autoencoder: leave it away where there is one, or none is needed"
+            "--latent stands in for an autoencoder: omit it where there is one, or where none is needed"
         )
     found = make(Subject.of(chosen, pictures, opened, _shape(latent)), seconds=seconds)
     if as_json:
@@ -86,14 +90,14 @@ def plan(
 
 
 def _rows(plan: Plan) -> list[tuple[str, str]]:
-    """The table, a line a row."""
+    """The table, one line per row."""
     step, part = plan.step, plan.batch // plan.accumulate
     names = ", ".join(f"{name} {_count(number)}" for name, number in plan.parameters.items())
     passing = step.activations * part
     steps = [
         ("parameters", f"{names}; {_count(plan.trained)} are trained"),
         ("batch", f"{plan.batch} pictures" + (f" in {plan.accumulate} parts" if plan.accumulate > 1 else "")),
-        ("FLOPs a step", f"{step.flops * plan.batch:.3g}"),
+        ("FLOPs per step", f"{step.flops * plan.batch:.3g}"),
         (
             "memory at its peak",
             f"{_size(plan.peak)}; {_size(plan.memory.free)} of {plan.memory.kind} are free now",
@@ -103,7 +107,7 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
         ("  averages", _size(step.averages)),
         ("  optimizer", _size(step.optimizer)),
         ("  gradients", _size(step.gradients)),
-        ("  activations", f"{_size(passing)} ({_size(step.activations)} a picture)"),
+        ("  activations", f"{_size(passing)} ({_size(step.activations)} per picture)"),
     ]
     if plan.trial.peak:
         steps.append(("  measured in the trial", _size(plan.trial.peak)))
@@ -112,7 +116,7 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
     steps += [
         ("fits this machine", _fits(plan)),
         ("disk", f"{disk}; {_size(plan.disk_free)} are free"),
-        ("pictures a second", f"{plan.trial.rate:.3g}, {plan.trial.words}"),
+        ("pictures per second", f"{plan.trial.rate:.3g}, {plan.trial.words}"),
         ("time to the end", _time(plan.seconds) + looks),
     ]
     seen = f"{plan.seen:,.0f} pictures".replace(",", " ")

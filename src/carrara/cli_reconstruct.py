@@ -1,4 +1,4 @@
-"""`carrara reconstruct`: a picture of yours, at its own size, through an autoencoder and back."""
+"""`carrara reconstruct`: your picture, at its own size, through an autoencoder and back."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ if TYPE_CHECKING:
 
 def reconstruct(
     autoencoder: Annotated[Path, typer.Argument(help="An autoencoder's folder, or the run that made it.")],
-    picture: Annotated[Path, typer.Argument(help="A picture of yours, of any size.")],
-    out: Annotated[Path, typer.Option(help="The PNG that it becomes.")],
+    picture: Annotated[Path, typer.Argument(help="Your picture, of any size.")],
+    out: Annotated[Path, typer.Option(help="The PNG to write.")],
     tile: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Side in pixels of what is worked on at once; usually 512, and only if it is large."
-        ),
+        typer.Option(min=1, help="Side of a tile in pixels; by default 512, and only for large pictures."),
     ] = None,
 ) -> None:
-    """Put a picture through an autoencoder and back, and tell what was lost."""
+    """Encode and decode a picture with an autoencoder, and measure what was lost."""
 
     from carrara.autoencoders import tiling
     from carrara.cli_models import open_autoencoder

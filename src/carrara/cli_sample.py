@@ -14,7 +14,7 @@ from carrara.cli_models import STARTER, make_folder, open_model
 from carrara.console import Bar, console
 from carrara.errors import UserError
 
-_LARGE = 4  # times the area that a model learnt: from here on a user is told
+_LARGE = 4  # times the area that a model learned at: from here on the user is told
 
 
 def sample(
@@ -25,39 +25,52 @@ def sample(
         ),
     ] = None,
     prompt: Annotated[
-        str, typer.Argument(help="What to show; may stay away for a model without captions.")
+        str, typer.Argument(help="What to show; may be omitted for a model without captions.")
     ] = "",
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 4,
-    steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 20,
-    sampler: Annotated[str, typer.Option(help="ancestral, ddim, heun, dpmpp_2m and more.")] = "dpmpp_2m",
+    steps: Annotated[int, typer.Option(help="Number of steps from noise to picture.")] = 20,
+    sampler: Annotated[
+        str, typer.Option(help="The sampler: ancestral, ddim, heun, dpmpp_2m and more.")
+    ] = "dpmpp_2m",
     grid: Annotated[
-        str | None, typer.Option(help="Where the steps are: uniform, karras …; usually what suits the model.")
+        str | None,
+        typer.Option(help="How the steps are spaced: uniform, karras …; by default as suits the model."),
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="How strongly the prompt pulls; 1 is off, 2 is usual.")
+        float | None,
+        typer.Option(
+            help="Strength of the guidance: how closely to follow the prompt; 1 is off, 2 is usual."
+        ),
     ] = None,
-    negative: Annotated[str, typer.Option(help="What to keep away from.")] = "",
+    negative: Annotated[str, typer.Option(help="Negative prompt: what the picture should not show.")] = "",
     label: Annotated[
-        str | None, typer.Option(help="The class, of a model that was trained on classes.")
+        str | None, typer.Option(help="The class to show, for a model that was trained on classes.")
     ] = None,
     picture: Annotated[
         list[str] | None,
-        typer.Option(help="What a model is shown: a small picture, a map …; of several each as COLUMN=FILE."),
+        typer.Option(
+            help="Picture for a model that takes one: a small picture, a map …; if it takes several, COLUMN=FILE each."
+        ),
     ] = None,
-    mask: Annotated[Path | None, typer.Option(help="White where --picture is to be filled.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="A picture that is white where --picture is to be filled in.")
+    ] = None,
     boxes: Annotated[
         str | None,
-        typer.Option(help='A layout, or its file: \'[{"label": "cat", "box": [x, y, width, height]}]\'.'),
+        typer.Option(
+            help='A layout as JSON, or a file with it: \'[{"label": "cat", "box": \\[x, y, width, height]}]\'.'
+        ),
     ] = None,
     original: Annotated[
         str | None,
         typer.Option(
-            help="The size it is as if the original had, e.g. 1024x768, of a model that learned sizes."
+            help="Pretend the original was this size, e.g. 1024x768 (models with a size condition)."
         ),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="Width x height in pixels, e.g. 96x64; the model's own otherwise.")
+        str | None,
+        typer.Option(help="Width x height in pixels, e.g. 96x64; by default the model's own size."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("pictures"),
 ) -> None:
@@ -86,10 +99,11 @@ def sample(
         sys.stderr.write(f"note: {note}\n")
     if (areas := math.prod(settings.size(opened)) / opened.size**2) > _LARGE:
         sys.stderr.write(
-            f"note: this model learnt at {opened.size} pixels; pictures {areas:.0f} times as large take at least "
-            "as many times as long, and show things at the size that they had\n"
+            f"note: this model was trained at {opened.size} pixels; pictures {areas:.0f} times as large take at least "
+            "as many times as long, and show things at their original scale\n"
         )
     make_folder(out)
+    shown = request.told.get("caption") or label or ""
     hash_, written = opened.hash, []
     batch = 16
     opened = fastest_sampling(opened, min(count, batch), settings)
@@ -103,7 +117,7 @@ def sample(
                 bar.show(done, words, total=count * moment.steps, unit="denoisings")
             for number, made in zip(numbers, decode(opened, moment.z), strict=True):
                 recipe = picture_recipe(hash_, settings, {**request.told, **exact}, number)
-                path = out / f"{_slug(prompt or label or '')}_{seed}_{number}_{short_hash(recipe)}.png"
+                path = out / f"{_slug(shown)}_{seed}_{number}_{short_hash(recipe)}.png"
                 save_png(request.finish(made), path, recipe)
                 written.append(path)
     for path in written:

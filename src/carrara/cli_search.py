@@ -24,26 +24,38 @@ if TYPE_CHECKING:
     from carrara.training.contrasting import ContrastiveRecipe
 
 _COLUMNS_OF_A_SHEET = 6
+_LISTED = 20  # of what goes into a data set
 
 
 def search(
     dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
     words: Annotated[str, typer.Argument(help="What to look for, in any language.")] = "",
     picture: Annotated[
-        Path | None, typer.Option(help="A file: is this picture among them, and what looks like it?")
+        Path | None, typer.Option(help="A picture file: is it in the data set, and what looks like it?")
     ] = None,
-    like: Annotated[str | None, typer.Option(help="A row's number or id, to find more like it.")] = None,
+    like: Annotated[str | None, typer.Option(help="Number or id of a row, to find more like it.")] = None,
     by: Annotated[
-        str, typer.Option(help="words, meaning, picture, joint, or hybrid (all there are).")
+        str, typer.Option(help="Way of searching: words, meaning, picture, joint, or hybrid (all together).")
     ] = "auto",
     where: Annotated[
-        str | None, typer.Option(help="An SQL condition, e.g. \"split = 'train' AND width >= 256\".")
+        str | None,
+        typer.Option(help="SQL condition that must hold, e.g. \"split = 'train' AND width >= 256\"."),
     ] = None,
-    limit: Annotated[int, typer.Option(help="How many pictures.")] = 20,
-    skip: Annotated[int, typer.Option(help="How many of the best to skip, for the next page.")] = 0,
-    into: Annotated[Path | None, typer.Option(help="Make a data set of what is found.")] = None,
-    sheet: Annotated[Path | None, typer.Option(help="A PNG that shows what is found.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
+    limit: Annotated[int, typer.Option(help="Number of pictures to show.")] = 20,
+    skip: Annotated[int, typer.Option(help="Number of best matches to skip, for the next page.")] = 0,
+    at_least: Annotated[
+        float | None,
+        typer.Option(min=-1, max=1, help="Least similarity of what is found other than by words."),
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            help="Make a data set of what matches: has all of the words, is the same picture, or is as similar "
+            "as --at-least says."
+        ),
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write a PNG that shows what was found.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Find pictures by words in any language, by meaning, by likeness, or by what they show."""
     import numpy as np
@@ -62,18 +74,23 @@ def search(
         "where": where,
         "limit": limit,
         "offset": skip,
+        "at_least": at_least,
+        "matching": into is not None,
     }
     if picture is not None:
         given["picture"] = _bytes_of(picture)
     query = parse(Query, given, where="the search")
     pictures = Dataset.open(dataset)
     found = find(pictures, query, lambda column: embedder_of(pictures, column))
+    if into and not found.hits:
+        why = "" if at_least is not None else "; --at-least 0.5 (of 1) takes what is similar, too"
+        raise UserError(f"nothing matches, so {into} was not made{why}")
     if sheet and found.hits:
         _sheet(pictures, found.hits, sheet)
     if as_json:
         typer.echo(json.dumps(found.document(), indent=2, ensure_ascii=False))
     else:
-        _show(found, pictures.path, sheet if found.hits else None)
+        _show(found, pictures.path, sheet if found.hits else None, most=_LISTED if into else limit)
     if into:
         rows = np.array([hit.row for hit in found.hits], np.int64)
         made = subset(pictures, np.sort(rows), into, why=_why(query.words, picture, like, by, where))
@@ -103,6 +120,8 @@ def embed_all(dataset: Dataset, chosen: Sequence[str], hands: Hands = HERE) -> N
         # In a joint space the pictures are what is found; a text comes with the question.
         of = ["image"] if embedder.pictures is not None else columns
         _embed(dataset, embedder, of, given, hands)
+    if chosen:
+        console.print(f'next: carrara data search {dataset.path} "a red cap"', soft_wrap=True)
 
 
 def run_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, out: Path) -> None:
@@ -132,7 +151,20 @@ def run_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, out: Path) -> N
             parts = [ways[way] for way in ("text to picture", "picture to text")]
             cells = "".join(f"{part[f'recall_{k}']:8.0%}" for part in parts for k in (1, 5, 10))
             console.print(f"{language:10}{cells}")
+        if repeated := sorted(column for column in pairs.captions.values() if _repeat(dataset, column)):
+            console.print(
+                f"note: captions repeat ({', '.join(repeated)}): a picture cannot be told from others with the same "
+                "words, so recall from picture to text stays low",
+                soft_wrap=True,
+            )
     console.print(f"next: carrara data encode {dataset.path} --embedder {out}", soft_wrap=True)
+
+
+def _repeat(dataset: Dataset, column: str) -> bool:
+    """Whether a fifth or more of the held-out captions stand at another held-out picture, too."""
+    rows = dataset.indices("held_out")
+    texts = [text for text in dataset.take(rows, [column])[column] if text]
+    return len(set(texts)) < 0.8 * len(texts)
 
 
 def _embed(
@@ -160,7 +192,7 @@ def _embed(
                         )
             there = embedded(dataset, embedder, of)
         index(dataset, embedder, of, hands.indexes())
-        console.print(f"{embedder.name}: {what} in {there}", soft_wrap=True)
+        console.print(f"{embedder.name}: {what} encoded, as the column {there}", soft_wrap=True)
 
 
 def _glance(dataset: Dataset, hands: Hands) -> None:
@@ -190,19 +222,21 @@ def _why(words: str, picture: Path | None, like: str | None, by: str, where: str
     return "search: " + (", ".join(part for part in parts if part) or "everything")
 
 
-def _show(found: Found, dataset: Path, sheet: Path | None) -> None:
-    """The answer for a person."""
+def _show(found: Found, dataset: Path, sheet: Path | None, *, most: int) -> None:
+    """The answer for a person, with at most so many hits."""
     for remark in found.remarks:
         console.print(f"note: {remark}", soft_wrap=True)
     if found.verdict:
         console.print(found.verdict, soft_wrap=True)
-    for place, hit in enumerate(found.hits, 1):
+    for place, hit in enumerate(found.hits[:most], 1):
         why = "; ".join(reason.words for reason in hit.reasons)
         told = f"  ({why})" if why else ""
         score = f"{hit.score:7.4f}  " if hit.reasons else ""
         console.print(f"{place:3}  {score}row {hit.row}  {_called(hit)}{told}", soft_wrap=True)
+    if len(found.hits) > most:
+        console.print(f"… and {len(found.hits) - most} more")
     if not found.hits:
-        console.print("nothing is found")
+        console.print("nothing found")
     ways = f"by {', '.join(dict.fromkeys(found.ways))}, " if found.ways else ""
     more = "; there are more (--skip, --limit)" if found.more else ""
     console.print(

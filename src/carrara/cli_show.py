@@ -15,25 +15,29 @@ if TYPE_CHECKING:
 
 show = typer.Typer(no_args_is_help=True, help="See how diffusion works: pictures that teach.")
 
-Out = Annotated[Path, typer.Option(help="Where it goes; .png, .gif or .html says what it becomes.")]
-StillOut = Annotated[Path, typer.Option(help="Where it goes; .png or .html says what it becomes.")]
+Out = Annotated[Path, typer.Option(help="Output file; the ending .png, .gif or .html decides its form.")]
+StillOut = Annotated[Path, typer.Option(help="Output file; the ending .png or .html decides its form.")]
 ModelFolder = Annotated[Path, typer.Argument(help="A model folder, or the run that made it.")]
-Prompt = Annotated[str, typer.Argument(help="What to show; may stay away.")]
+Prompt = Annotated[str, typer.Argument(help="What to show; may be omitted.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same pictures.")]
-Grid = Annotated[str | None, typer.Option(help="Where the steps are; usually what suits the model.")]
-Guidance = Annotated[float | None, typer.Option(help="How strongly the prompt pulls; 1 is off.")]
+Grid = Annotated[str | None, typer.Option(help="How the steps are spaced; by default as suits the model.")]
+Guidance = Annotated[
+    float | None, typer.Option(help="Strength of the guidance: how closely to follow the prompt; 1 is off.")
+]
 
 
 @show.command()
 def forward(
-    picture: Annotated[Path, typer.Argument(help="A picture of yours.")],
+    picture: Annotated[Path, typer.Argument(help="Your picture.")],
     out: Out,
-    schedule: Annotated[str, typer.Option(help="linear (DDPM), cosine, flow and more.")] = "linear",
-    size: Annotated[int, typer.Option(min=8, max=512, help="Side in pixels it is shown at.")] = 96,
-    columns: Annotated[int, typer.Option(min=2, max=20, help="How many moments.")] = 9,
+    schedule: Annotated[
+        str, typer.Option(help="The schedule: linear (DDPM), cosine, flow and more.")
+    ] = "linear",
+    size: Annotated[int, typer.Option(min=8, max=512, help="Side in pixels at which it is shown.")] = 96,
+    columns: Annotated[int, typer.Option(min=2, max=20, help="Number of moments shown.")] = 9,
     seed: Seed = 0,
 ) -> None:
-    """The forward process on a picture of yours: step by step, and at once."""
+    """Show the forward process on your own picture: step by step, and at once."""
     from carrara.evaluation.exhibits import check_name
     from carrara.evaluation.lessons import forward as lesson
 
@@ -47,14 +51,19 @@ def reverse(
     model: ModelFolder,
     out: Out,
     prompt: Prompt = "",
-    steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 50,
-    sampler: Annotated[str, typer.Option(help="ddim, ancestral (DDPM's own) and more.")] = "ddim",
+    label: Annotated[
+        str | None, typer.Option(help="The class to show, for a model that was trained on classes.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Number of steps from noise to picture.")] = 50,
+    sampler: Annotated[
+        str, typer.Option(help="The sampler: ddim, ancestral (DDPM's own) and more.")
+    ] = "ddim",
     grid: Grid = None,
     guidance: Guidance = None,
-    columns: Annotated[int, typer.Option(min=2, max=20, help="How many moments.")] = 9,
+    columns: Annotated[int, typer.Option(min=2, max=20, help="Number of moments shown.")] = 9,
     seed: Seed = 0,
 ) -> None:
-    """The reverse process of a model: z from noise to picture, and what the model takes it for."""
+    """Show the reverse process of a model: z from noise to picture, and the estimate of the clean picture."""
     from carrara.cli_models import open_model, say_about
     from carrara.evaluation.exhibits import check_name
     from carrara.evaluation.lessons.reverse import request
@@ -63,16 +72,16 @@ def reverse(
 
     check_name(out, moves=True)
     opened = open_model(model)
-    request(opened, prompt)
+    request(opened, prompt, label)
     say_about(opened, prompt)
     given = {"seed": seed, "steps": steps, "sampler": sampler, "grid": grid, "guidance": guidance}
     settings = settings_for(opened, given)
-    _keep(_watched("sampling", lesson(opened, prompt, settings, columns=columns)), out)
+    _keep(_watched("sampling", lesson(opened, prompt, settings, columns=columns, label=label)), out)
 
 
 @show.command()
 def schedules(out: StillOut) -> None:
-    """Alpha, sigma and log-SNR of every schedule."""
+    """Plot alpha, sigma and log-SNR of every schedule."""
     from carrara.evaluation.exhibits import check_name
     from carrara.evaluation.lessons.schedules import schedules as lesson
 
@@ -86,17 +95,19 @@ def samplers(
     out: StillOut,
     prompt: Prompt = "",
     evaluations: Annotated[
-        str, typer.Option(help="How often each may ask the network, with commas.")
+        str, typer.Option(help="Evaluations of the network per sampler, separated by commas.")
     ] = "10,20,40",
     only: Annotated[
-        str, typer.Option("--samplers", help="Which, with commas; without it nine of them.")
+        str, typer.Option("--samplers", help="Samplers to compare, separated by commas; by default nine.")
     ] = "",
-    count: Annotated[int, typer.Option(min=1, max=64, help="Pictures that distances are taken over.")] = 2,
+    count: Annotated[
+        int, typer.Option(min=1, max=64, help="Number of pictures over which distances are averaged.")
+    ] = 2,
     grid: Grid = None,
     guidance: Guidance = None,
     seed: Seed = 0,
 ) -> None:
-    """Samplers compared at equal numbers of evaluations, with the distance to a reference of 500 steps."""
+    """Compare samplers at equal numbers of evaluations, with the distance to a reference of 500 steps."""
     from carrara.cli_models import open_model, say_about
     from carrara.evaluation.exhibits import check_name
     from carrara.evaluation.lessons.reverse import request

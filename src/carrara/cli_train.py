@@ -11,7 +11,7 @@ import typer
 from carrara.cli_data import encode_missing, keep_scale
 from carrara.cli_models import example, is_diffusion, open_autoencoder, open_model
 from carrara.cli_search import run_contrastive
-from carrara.console import Bar, console, until_interrupted
+from carrara.console import Bar, console, per_second, until_interrupted
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,22 +34,24 @@ def train(
     ],
     autoencoder: Annotated[
         Path | None,
-        typer.Option(help="For diffusion in latents: the autoencoder, a model folder or its run."),
+        typer.Option(help="Autoencoder for diffusion in latents: a model folder or its run."),
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option(help="Begin from this model's network and weights, of the same kind (fine-tuning)."),
+        typer.Option(help="Fine-tune: start from the network and weights of this model, of the same kind."),
     ] = None,
-    budget: Annotated[str | None, typer.Option(help="How long: 90s, 10m, 2h, or 4000steps.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="How long to train: 90s, 10m, 2h, or 4000steps; by default the recipe's (see `carrara recipe NAME`)."
+        ),
+    ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value of the recipe, e.g. train.batch=16.")
     ] = None,
 ) -> None:
-    """Train an autoencoder (stage one), a diffusion model (stage two, or on pixels), or a space to search in."""
-    from carrara.data.table import Dataset
+    """Train an autoencoder (stage one), a diffusion model (stage two, or on pixels), or a joint space for search."""
     from carrara.recipes.catalogue import named
-    from carrara.training.autoencoding import AutoencoderRecipe, with_network
-    from carrara.training.contrasting import ContrastiveRecipe
 
     changes = [*(change or []), *([f'train.budget="{budget}"'] if budget else [])]
     diffusion = start and is_diffusion(start)
@@ -58,11 +60,18 @@ def train(
     chosen = named(
         recipe, changes, network=begin.config if begin else None, model=before.config if before else None
     )
+    from carrara.data.keep.advice import few  # after it: a wrong name is answered before torch is imported
+    from carrara.data.table import Dataset
+    from carrara.training.autoencoding import AutoencoderRecipe, with_network
+    from carrara.training.contrasting import ContrastiveRecipe
+
     pictures = Dataset.open(dataset)
+    for note in few(len(pictures.indices("train"))):
+        console.print(f"note: {note}", soft_wrap=True)
     if isinstance(chosen, ContrastiveRecipe):
         if autoencoder or start:
             raise UserError(
-                "this recipe makes a space of texts and pictures: leave --autoencoder and --start away"
+                "this recipe makes a joint space of texts and pictures: omit --autoencoder and --start"
             )
         run_contrastive(chosen, pictures, out)
         return
@@ -91,9 +100,9 @@ def train(
             f"this recipe makes a diffusion model, and {start} is an autoencoder: give it as --autoencoder"
         )
     if before and chosen.model != before.config:
-        raise UserError("with --start the model is that one: leave the changes of model.… away, or --start")
+        raise UserError("with --start the model is that one: omit the changes of model.…, or --start")
     if chosen.pixels and autoencoder:
-        raise UserError("this recipe works on pixels: leave --autoencoder away")
+        raise UserError("this recipe works on pixels: omit --autoencoder")
     if not chosen.pixels and not autoencoder and not before:
         raise UserError(
             "a diffusion model needs --autoencoder: train one with `carrara train kl_autoencoder …`"
@@ -243,7 +252,8 @@ def watch(title: str, reports: Iterator[Report], out: Path) -> None:
             if not report.losses:
                 continue
             loss = sum(report.losses.values())
-            words = f"loss {loss:.4f} · {report.seen} seen · {rate:.0f} pictures/s{sharing.words()}"
+            speed = f" · {per_second(rate, 'pictures')}" if rate else ""
+            words = f"loss {loss:.4f} · {report.seen} seen{speed}{sharing.words()}"
             bar.show(report.fraction, words + (f" · {report.next}" if report.next else ""))
     if not any_step:
         console.print(

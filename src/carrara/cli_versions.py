@@ -26,14 +26,16 @@ def data_versions(
         console.print(
             f"{v.number:>5}  {v.when:%Y-%m-%d %H:%M}  {v.pictures:>9}  {names}  {v.what}", soft_wrap=True
         )
-    console.print(f"a version is named as {opened.path}@{found[-1].number}, or by its tag", soft_wrap=True)
+    console.print(f"refer to a version as {opened.path}@{found[-1].number}, or by its tag", soft_wrap=True)
 
 
 def data_tag(
     dataset: Annotated[Path, typer.Argument(help="A data set, or DATASET@NUMBER for an older version.")],
     name: Annotated[str, typer.Argument(help="The name, as in DATASET@NAME.")],
-    version: Annotated[int | None, typer.Option(min=1, help="The version; the newest if not given.")] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Take the name away instead.")] = False,
+    version: Annotated[
+        int | None, typer.Option(min=1, help="The version to name; by default the newest.")
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the name instead.")] = False,
 ) -> None:
     """Give a version of a data set a name, by which it is kept and can be opened."""
     from carrara.data.table import Dataset
@@ -53,10 +55,13 @@ def data_tag(
 def data_clean(
     dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
     keep: Annotated[
-        float, typer.Option("--keep-hours", min=0, help="How long versions without a tag are kept anyway.")
+        float,
+        typer.Option(
+            "--keep-hours", min=0, help="Keep versions without a tag that are younger than this many hours."
+        ),
     ] = 24.0,
 ) -> None:
-    """Join small files, and remove old versions without a tag and what killed work left."""
+    """Join small files, and remove old versions without a tag and what interrupted work left."""
     from carrara.data.table import Dataset
     from carrara.data.versions import clean
 

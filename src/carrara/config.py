@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import pkgutil
 import re
+import textwrap
 import tomllib
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+from pydantic_core import ErrorDetails
 
-from carrara.errors import UserError, nearest
+from carrara.errors import UserError, likeliest, nearest
 
 
 class Config(BaseModel):
     """A frozen model that refuses unknown keys; every field has a sentence as its description."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    elsewhere: ClassVar[Mapping[str, str]] = {}  # keys that are often looked for here: what to do instead
 
 
 C = TypeVar("C", bound=Config)
@@ -55,11 +59,7 @@ def Component(room: str) -> Any:
             raise ValueError(f"expected a table with a 'kind' (known: {', '.join(kinds(room))})")
         if value["kind"] not in (known := kinds(room)):
             raise ValueError(f"unknown kind {value['kind']!r}{nearest(str(value['kind']), known)}")
-        model = component(room, value["kind"]).Config
-        try:
-            return model.model_validate(value)
-        except ValidationError as error:
-            raise ValueError(_first_fault(model, value, error)) from None
+        return component(room, value["kind"]).Config.model_validate(value)  # _faults looks into its error
 
     return Annotated[SerializeAsAny[Config], BeforeValidator(choose)]
 
@@ -84,33 +84,115 @@ def parse(model: type[C], values: dict[str, Any], *, where: str) -> C:
 
 
 def _first_fault(model: type[Config], values: dict[str, Any], error: ValidationError) -> str:
-    fault = error.errors()[0]
-    path = [str(p) for p in fault["loc"]]
-    if fault["type"] == "extra_forbidden":
-        return f"unknown key '{'.'.join(path)}'{nearest(path[-1], _keys_beside(model, values, path[:-1]))}"
-    where = f"'{'.'.join(path)}': " if path else ""
-    if fault["type"] == "literal_error":
-        choices = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
-        return f"{where}{fault['msg']}{_meant(str(fault['input']), choices)}"
-    return where + fault["msg"].removeprefix("Value error, ")
+    """A key that does not exist before anything else, for it is often the cause of the rest."""
+    faults = _faults(error)
+    unknown = [fault["loc"] for fault in faults if fault["type"] == "extra_forbidden"]
+    if unknown:
+        return _unknown_key(model, values, unknown)
+    path = ".".join(map(str, faults[0]["loc"]))
+    if faults[0]["type"] == "missing":
+        return f"'{path}' is missing"
+    return (f"'{path}': " if path else "") + plain(faults[0])
+
+
+def _faults(error: ValidationError, above: tuple[str | int, ...] = ()) -> list[ErrorDetails]:
+    """All of them, each with its whole path; those of a component lie inside the error of its field."""
+    found: list[ErrorDetails] = []
+    for fault in error.errors():
+        path, inner = (*above, *fault["loc"]), fault.get("ctx", {}).get("error")
+        found += _faults(inner, path) if isinstance(inner, ValidationError) else [{**fault, "loc": path}]
+    return found
+
+
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a table",
+    "model": "a table",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+    "too_short": "at least {min_length} of them",
+    "too_long": "at most {max_length} of them",
+    "string_too_long": "at most {max_length} letters",
+    "finite_number": "a finite number",
+}
+
+
+def plain(fault: Mapping[str, Any]) -> str:
+    """What pydantic found at fault (an item of ``errors()``) in plain words: ``"expected at least 1, got 0"``."""
+    kind, ctx = str(fault["type"]), fault.get("ctx", {})
+    if kind in ("value_error", "assertion_error"):
+        return str(ctx["error"])
+    meant = ""
+    if kind == "literal_error":
+        meant = _meant(str(fault["input"]), re.findall(r"'([^']*)'", ctx["expected"]))
+        expected = ctx["expected"]
+    elif words := _EXPECTED.get(kind) or _EXPECTED.get(kind.partition("_")[0]):
+        expected = words.format(
+            **{k: int(v) if isinstance(v, float) and v == int(v) else v for k, v in ctx.items()}
+        )
+    else:
+        expected = fault["msg"].removeprefix("Input should be ")
+    return f"expected {expected}, got {textwrap.shorten(repr(fault['input']), 60, placeholder=' …')}{meant}"
 
 
 def _meant(given: str, choices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(given, choices, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(given, choices, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _keys_beside(model: type[Config], values: dict[str, Any], path: list[str]) -> list[str]:
-    """The keys that the table at ``path`` may hold, found by walking the model along it."""
-    current: Any = model
-    for step in path:
-        if not (isinstance(current, type) and issubclass(current, Config)):
-            return []
-        field = current.model_fields.get(step)
-        values = values.get(step, {}) if isinstance(values, dict) else {}
-        current = field.annotation if field else None
-        current = next((a for a in get_args(current) if a is not type(None)), current)  # of "X | None", X
-    return list(current.model_fields) if isinstance(current, type) and issubclass(current, Config) else []
+_OTHER_NAMES = {  # what other trainers call it: what it is called here
+    "batch_size": "batch",
+    "epochs": "budget",
+    "gradient_accumulation_steps": "accumulate",
+    "gradient_checkpointing": "checkpointing",
+    "image_size": "size",
+    "learning_rate": "lr",
+    "max_grad_norm": "clip",
+    "max_steps": "budget",
+    "resolution": "size",
+    "steps": "budget",
+    "warmup_steps": "warmup",
+}
+
+
+def _unknown_key(
+    model: type[Config], values: dict[str, Any], unknown: Sequence[tuple[str | int, ...]]
+) -> str:
+    """With the key that is meant, in whichever table it stands; else with those that its own table may hold."""
+    path = [str(step) for step in unknown[0]]
+    words, key = f"unknown key '{'.'.join(path)}'", _OTHER_NAMES.get(path[-1], path[-1])
+    if len(path) == 1 and key in model.elsewhere:
+        return f"{words}: {model.elsewhere[key]}"
+    rest = copy.deepcopy(values)
+    for extra in unknown:
+        table: Any = rest
+        for step in extra[:-1]:
+            table = table[step]
+        del table[extra[-1]]
+    try:
+        known = list(_keys(model.model_validate(rest)))
+    except ValidationError:
+        known = list(model.model_fields)
+    here = ".".join(path[:-1])
+    if meant := likeliest(key, known, here=here):
+        return f"{words}; did you mean {' or '.join(map(repr, meant[:3]))}?"
+    beside = sorted(last for table, _, last in (full.rpartition(".") for full in known) if table == here)
+    return f"{words} (known: {', '.join(beside)})" if beside else words
+
+
+def _keys(config: Config | Mapping[Any, Any], above: str = "") -> Iterator[str]:
+    """Every key of it and of the tables in it, with its path: ``"train.batch"``."""
+    for name, value in config.items() if isinstance(config, Mapping) else config:
+        yield f"{above}{name}"
+        if isinstance(value, Config | Mapping):
+            yield from _keys(value, f"{above}{name}.")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -5,16 +5,41 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, ProgressColumn, Task
+from rich.text import Text
 
 console = Console(highlight=False, markup=False)  # names of files may hold brackets
 T = TypeVar("T")
+
+
+def fit(parts: Sequence[tuple[int, str]], room: int) -> str:
+    """The parts, with dots between, that ``room`` letters have a place for; those of the highest number go first."""
+    kept = list(parts)
+    while len(kept) > 1 and len(" · ".join(text for _, text in kept)) > room:
+        kept.remove(max(kept))
+    return " · ".join(text for _, text in kept)
+
+
+class _Line(ProgressColumn):
+    """The whole line, never wider than the terminal: a bar where there is room for it beside the words."""
+
+    def render(self, task: Task) -> Text:
+        room = console.width - 1
+        head = f"{task.description} {task.percentage:3.0f} % "
+        elapsed = (9, f"{clock(task.elapsed or 0)} elapsed")
+        words = fit([*task.fields["parts"], elapsed], room - len(head) - 1)
+        line, cells = Text(head, no_wrap=True), min(30, room - len(head) - len(words) - 2)
+        if cells >= 8:
+            done = int(cells * task.percentage / 100)
+            line.append("━" * done, "bar.complete").append("━" * (cells - done) + " ", "bar.back")
+        line.append(f" {words}").truncate(room, overflow="ellipsis")
+        return line
 
 
 class Bar:
@@ -25,17 +50,11 @@ class Bar:
         self.started = time.monotonic()
         self._printed = self.started
         self._first: float | None = None
+        self._complete = False
         self._live: Progress | None = None
         if console.is_terminal:
-            self._live = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[words]}", markup=False),
-                TimeElapsedColumn(),
-                console=console,
-            )
-            self._task = self._live.add_task(title, total=1.0, words="")
+            self._live = Progress(_Line(), console=console)
+            self._task = self._live.add_task(title, total=1.0, parts=[(0, "starting")])
 
     def __enter__(self) -> Self:
         if self._live:
@@ -55,21 +74,29 @@ class Bar:
     def show(self, fraction: float, words: str, *, total: int | None = None, unit: str = "pictures") -> None:
         """``fraction`` done (0 to 1); rate and time left follow from how it moved since the first call.
 
-        With ``total``, how many units the whole is, the rate is shown.
+        Of ``words``, parts with " · " between, the first are kept longest where the terminal is narrow. With
+        ``total``, how many units the whole is, the rate is shown.
         """
         now = time.monotonic()
         if self._first is None:
             self._first, self._from = fraction, now
         moved = fraction - self._first
+        parts = [(2 * place, part) for place, part in enumerate(words.split(" · "))]
         if total and moved > 0 and now > self._from:
-            words += f" · {moved * total / (now - self._from):.0f} {unit}/s"
-        left = (1 - fraction) * (now - self._from) / moved if moved > 0 else None
-        words += f" · {clock(left)} left" if left is not None else ""
+            parts.append((7, per_second(moved * total / (now - self._from), unit)))
+        if moved > 0 and fraction < 1:
+            parts.append((1, f"{clock((1 - fraction) * (now - self._from) / moved)} left"))
         if self._live:
-            self._live.update(self._task, completed=fraction, words=words)
-        elif now - self._printed >= 10 or fraction >= 1:
+            self._live.update(self._task, completed=fraction, parts=parts)
+        elif now - self._printed >= 10 or (fraction >= 1 and not self._complete):
             self._printed = now
-            console.print(f"{self.title}  {fraction:4.0%}  {words}", soft_wrap=True)
+            console.print(f"{self.title}  {fraction:4.0%}  {fit(parts, 1000)}", soft_wrap=True)
+        self._complete = fraction >= 1
+
+
+def per_second(rate: float, unit: str) -> str:
+    """Such as "120 pictures/s"; below ten with two digits that count, so that a slow one is not 0."""
+    return f"{rate:.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s"
 
 
 def clock(seconds: float) -> str:

@@ -100,9 +100,18 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
 
     try:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, str(file))
+        _readable_as_usual(file)
     except SafetensorError as error:  # it wraps the system's error into words
         number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
         raise OSError(number, os.strerror(number), str(file)) from error
+
+
+def _readable_as_usual(file: Path) -> None:
+    """Gives a file the permissions of any other new file; safetensors leaves its own to their owner alone."""
+    other = file.with_name(file.name + ".mode")
+    other.touch()
+    file.chmod(other.stat().st_mode & 0o777)
+    other.unlink()
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

@@ -359,7 +359,7 @@ def _report(
             report.table(
                 [[name, clock(seconds)] for name, seconds in timer.seconds.items()], ["step", "time"]
             )
-            + f"<p>{rates['autoencoder']:.0f} and {rates['diffusion']:.0f} pictures a second in the two stages, "
+            + f"<p>{rates['autoencoder']:.0f} and {rates['diffusion']:.0f} pictures per second in the two stages, "
             f"on {trained_on(out / 'diffusion')}.</p>",
         ),
         (

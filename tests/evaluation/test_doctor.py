@@ -79,7 +79,7 @@ def test_a_sound_run(sound: Path, dataset: Dataset, here: Here, monkeypatch: pyt
     told = here("doctor", sound, dataset.path)
     assert told.status == 0, told.out
     assert told.out.count("✓") == 9
-    assert "? stored latents: not looked at: the model works on pixels" in told.out
+    assert "? stored latents: not checked: the model works on pixels" in told.out
 
 
 def test_without_data_less_is_looked_at(sound: Path, here: Here) -> None:
@@ -294,4 +294,4 @@ def test_too_little_of_it(tmp_path: Path, pictures: Path) -> None:
 
 def test_runs_of_others(trained: Trained, here: Here, tmp_path: Path) -> None:
     assert "carrara inspect autoencoder" in here("doctor", trained.autoencoder).refusal
-    assert "is no run: it has no recipe.toml" in here("doctor", tmp_path).refusal
+    assert "is not a run: it has no recipe.toml" in here("doctor", tmp_path).refusal

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from carrara.cli_models import example_for
-from carrara.conditions import image, layout, size, text
+from carrara.conditions import image, label, layout, size, text
 from carrara.conditions.boxes import read_boxes
 from carrara.conditions.contract import Latent
 from carrara.conditions.holes import Masked
@@ -20,6 +20,7 @@ from conftest import Here, Trained
 LATENT = Latent(4, 8, 3, 8, lambda picture: picture)
 WORDS = text.Config(vocabulary=300, length=6, width=8, depth=1, heads=2)
 TOKENIZER = text.learn_tokenizer(["a red disc"], 300)
+LABELS = label.Config(width=8)
 SMALL, HOLE, DEPTH = (
     image.Config(),
     image.Config(shows="masked"),
@@ -34,6 +35,8 @@ def model(**configs: Any) -> Any:
         if isinstance(config, text.Config)
         else layout.LayoutEncoder(config, LATENT, ["cat"], None)
         if isinstance(config, layout.Config)
+        else label.LabelEncoder(config, ["cat", "dog"])
+        if isinstance(config, label.Config)
         else config.restore(Path("nowhere"), LATENT)
         for name, config in configs.items()
     }
@@ -114,9 +117,11 @@ def test_boxes_of_numbers_without_end_are_refused() -> None:
 def test_a_negative_prompt_that_is_not_used_says_so(
     conditions: dict[str, Any], guidance: float, says: list[str]
 ) -> None:
-    request = read(model(**conditions), Asked(negative="a red disc"), guidance)
+    asked = Asked("a" if conditions else "", negative="a red disc")
+    request = read(model(**conditions), asked, guidance)
     assert request.remarks == says
-    assert request.row["negative"] == request.told["negative"] == "a red disc"
+    assert request.row["negative"] == "a red disc"
+    assert request.told.get("negative") == ("a red disc" if conditions else None)
 
 
 def test_the_size_of_the_original_can_be_asked_for(here: Here, trained: Trained) -> None:
@@ -124,3 +129,24 @@ def test_the_size_of_the_original_can_be_asked_for(here: Here, trained: Trained)
     assert (request.row["size"], request.told["size"]) == ("1024x768", "1024x768")
     refusal = here("sample", trained.diffusion, "a disc", "--original", "64x48").refusal
     assert refusal == "this model has no condition for --original; it takes caption (text)"
+
+
+@pytest.mark.parametrize(
+    ("configs", "asked", "told", "remarks"),
+    [
+        ({"words": WORDS}, Asked(), {"caption": "", "negative": ""}, ["without a prompt the pictures show"]),
+        ({"words": WORDS, "more": WORDS}, Asked(), {"caption": "", "negative": ""}, ["without a prompt"]),
+        ({"words": WORDS}, Asked("a red disc"), {"caption": "a red disc", "negative": ""}, []),
+        ({"it": LABELS}, Asked(), {}, ["without a class (--label) the pictures show"]),
+        ({"it": LABELS}, Asked(label="cat"), {"label": "cat"}, []),
+        ({"it": LABELS}, Asked("a dress", label="cat"), {"label": "cat"}, ["the prompt is not used"]),
+    ],
+)
+def test_what_is_not_asked_for_is_said_and_what_is_not_used_not_kept(
+    configs: dict[str, Any], asked: Asked, told: dict[str, str], remarks: list[str]
+) -> None:
+    found = read(model(**configs), asked, 2.0)
+    assert found.told == told
+    assert len(found.remarks) == len(remarks)
+    for remark, words in zip(found.remarks, remarks, strict=True):
+        assert words in remark

@@ -90,7 +90,7 @@ CASES = {
          "norm_num_groups": 8, "time_embedding_dim": 72},
         {"groups": 8, "asymmetric": True, "embedding": 72},
     ),
-    "learnt variance": Case(
+    "learned variance": Case(
         CONDITIONAL, {**ONE_LEVEL, "class_embed_type": "identity", "out_channels": 8}, {"learnt_variance": True}
     ),
     "ddpm": Case(

@@ -66,7 +66,7 @@ def test_an_unknown_recipe_key(carrara: Command, files: Path, nothing_written: C
     (files / "first.toml").write_text((files / "first.toml").read_text().replace("warmup", "warmpu"))
     nothing_written()
     refusal = carrara("train", "first.toml", "data", "--out", "run").refusal
-    assert refusal.startswith("first.toml: unknown key 'train.warmpu'; did you mean 'warmup'?")
+    assert refusal.startswith("first.toml: unknown key 'train.warmpu'; did you mean 'train.warmup'?")
 
 
 # --- in this process ---
@@ -75,9 +75,9 @@ def test_an_unknown_recipe_key(carrara: Command, files: Path, nothing_written: C
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("train first.toml data --out run --set train.bach=4", "unknown key 'train.bach'; did you mean 'batch'?"),
+        ("train first.toml data --out run --set train.bach=4", "unknown key 'train.bach'; did you mean 'train.batch'?"),
         ("train first.toml data --out run --set train.batch", "cannot read the change 'train.batch'"),
-        ("train first.toml data --out run --set train.batch=0", "'train.batch': Input should be greater than"),
+        ("train first.toml data --out run --set train.batch=0", "'train.batch': expected at least 1, got 0"),
         ("train first.toml data --out run --set size=17", "multiple of 2"),
         ("train first.toml data --out run --budget soon", "cannot read the budget 'soon'"),
         ("train kl_autoencodr data --out run", "did you mean 'kl_autoencoder'?"),
@@ -95,11 +95,11 @@ def test_an_unknown_recipe_key(carrara: Command, files: Path, nothing_written: C
         ("train first.toml data", "'--out'"),
         ("sample runs/m x --sampler eule --out p", "no sampler is called 'eule'; did you mean"),
         ("sample runs/m x --grid karas --out p", "did you mean 'karras'?"),
-        ("sample runs/m x --steps 0 --out p", "'steps': Input should be greater than or equal to 1"),
-        ("sample runs/m x --seed -1 --out p", "'seed': Input should be greater than or equal to 0"),
+        ("sample runs/m x --steps 0 --out p", "'steps': expected at least 1"),
+        ("sample runs/m x --seed -1 --out p", "'seed': expected at least 0"),
         ("sample runs/m x --count 0 --out p", "'--count'"),
-        ("sample runs/m x --guidance -1 --out p", "'guidance': Input should be greater than or equal to 0"),
-        ("sample runs/m x --guidanse 2 --out p", "No such option: --guidanse"),
+        ("sample runs/m x --guidance -1 --out p", "'guidance': expected at least 0"),
+        ("sample runs/m x --guidanse 2 --out p", "no option is called --guidanse"),
         ("sample runs/m x --out first.toml", "first.toml"),
         ("sample runs/x x --out p", "there is no model at runs/x"),
         ("sample runs/a x --out p", "expected a diffusion model"),
@@ -116,7 +116,7 @@ def test_an_unknown_recipe_key(carrara: Command, files: Path, nothing_written: C
         ("recipe text_ldn", "did you mean 'text_ldm'?"),
         ("quickstart --out q --budget soon", "cannot read the budget 'soon'"),
         ("quickstart --out mine", "mine is not empty and holds no quickstart"),
-        ("trian first.toml", "No such command 'trian'"),
+        ("trian first.toml", "no command is called 'trian'"),
     ],
 )  # fmt: skip
 def test_one_line_and_nothing_written(

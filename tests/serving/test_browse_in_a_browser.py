@@ -176,12 +176,12 @@ def test_filters_on_a_narrow_screen(visit: Visit) -> None:
 def test_the_command_keeps_all_that_is_found(visit: Visit, data: Dataset) -> None:
     page, expect = visit.page, sync_api.expect
     page.goto("/")
-    page.get_by_text("Keep what is found").click()
+    page.get_by_text("Make a data set of these").click()
     kept = page.locator(".facets details")
-    expect(kept).to_contain_text("Search, or choose a filter, first")
+    expect(kept).to_contain_text("First search, or choose a filter")
     page.get_by_label("it's 50%_").check()
     expect(page.get_by_role("status")).to_contain_text("8 of 24 pictures")
-    expect(kept).to_contain_text("all of it")
+    expect(kept).to_contain_text("of what matches")
     command = shlex.split(kept.locator(".command").inner_text())
     assert command[:6] == ["carrara", "data", "filter", str(data.path), "NEW", "--where"]
     assert len(data.indices(None, command[6])) == 8

@@ -181,7 +181,7 @@ def test_the_judge_looks_at_averages_and_leaves_no_trace(dataset: Dataset) -> No
     torch.manual_seed(0)
     module = chosen.autoencoder.build()
     state = TrainingState({"autoencoder": module}, TrainConfig(), Placement(torch.device("cpu"), bf16=False))
-    judge = HeldOutJudge(chosen, dataset, module)
+    judge = HeldOutJudge(chosen, dataset, module, Path())
     plain = judge.psnr(state)
 
     def everything() -> list[Tensor]:

@@ -231,7 +231,7 @@ def test_what_cannot_be_averaged(trained: Trained, tmp_path: Path, here: Here) -
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "recipe.toml").write_text(to_toml(small_diffusion()))
     assert (
-        "is no run: it has no recipe.toml; did you mean 'runs'?"
+        "is not a run: it has no recipe.toml; did you mean 'runs'?"
         in here("average", "run", "--out", "x").refusal
     )
     assert "its training has not begun" in here("average", "runs", "--out", "x").refusal

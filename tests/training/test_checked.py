@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -128,3 +129,22 @@ def test_a_model_with_captions_does_not_go_on_without_them(
     ).refusal
     assert refusal == "the model to begin from needs caption, for which the data has no column"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["cat", None, None], "2 of 3 pictures to train on have no class in the column 'label'"),
+        (["cat", "dog"], ""),
+    ],
+)
+def test_pictures_without_a_class_are_counted(labels: list[str | None], message: str) -> None:
+    data: Any = SimpleNamespace(
+        names=["label"], values=lambda column: iter(labels), held_out=lambda column: iter(())
+    )
+    notes = label.Config().check(data)
+    assert "".join(notes).startswith(message)
+    assert bool(notes) == bool(message)
+    nothing: Any = SimpleNamespace(names=["label"], values=lambda column: iter([None]))
+    with pytest.raises(UserError, match="put each class into a folder of its own"):
+        label.Config().reads(nothing)

@@ -231,7 +231,7 @@ def test_each_picture_is_paired_with_one_of_the_captions_that_it_has() -> None:
         ({"pictures": "ngrams"}, "pictures = 'ngrams' is an embedder of the other kind"),
         ({"texts": "ngrms"}, "no embedder is called 'ngrms'; did you mean 'ngrams'?"),
         ({"languages": ["dee"]}, "no picture has a caption in 'dee'; did you mean 'de'?"),
-        ({"loss": "softmx"}, "Input should be 'softmax' or 'sigmoid'"),
+        ({"loss": "softmx"}, "expected 'softmax' or 'sigmoid', got 'softmx'; did you mean 'softmax'"),
     ],
 )
 def test_recipes_at_fault(data: Dataset, tmp_path: Path, changes: dict[str, object], message: str) -> None:

@@ -136,5 +136,5 @@ def test_training_goes_on_from_a_model(here: Here, data: Dataset, tmp_path: Path
     assert worst < 1e-6, "so small a step leaves the weights where they were"
     wrong = here(*more, "--out", tmp_path / "x", "--set", "model.parameterization=eps")
     assert wrong.status == 2
-    assert "leave the changes of model" in wrong.refusal
+    assert "omit the changes of model" in wrong.refusal
     assert not (tmp_path / "x").exists()

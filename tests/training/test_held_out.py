@@ -1,6 +1,7 @@
 """The judge of stage one: it computes as training does, where training does, and says None where it cannot judge."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,7 +66,7 @@ class Means:
 
 def judge(channels: int = 3, size: int = 16, pictures: int = 8) -> HeldOutJudge:
     recipe = AutoencoderRecipe(size=size, autoencoder=kl.Config(image_channels=channels))
-    return HeldOutJudge(recipe, Drawn(pictures), Darker())  # type: ignore[arg-type]
+    return HeldOutJudge(recipe, Drawn(pictures), Darker(), Path())  # type: ignore[arg-type]
 
 
 def state(*, bf16: bool = False) -> Any:

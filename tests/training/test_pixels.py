@@ -141,6 +141,6 @@ def test_the_command_line_trains_without_an_autoencoder(carrara: Command, datase
     assert sampled.status == 0, sampled.err
     assert (carrara.folder / sampled.out.splitlines()[-1]).is_file()
     refused = carrara("train", "ddpm", dataset.path, "--out", "other", "--autoencoder", "run")
-    assert "leave --autoencoder away" in refused.refusal
+    assert "omit --autoencoder" in refused.refusal
     unknown = carrara("train", "ddpm", dataset.path, "--out", "other", "--set", "pixels.siez=9")
     assert "did you mean 'size'" in unknown.refusal

@@ -49,7 +49,7 @@ def test_a_weight_is_a_factor_and_zero_leaves_the_term_away() -> None:
 
 
 def test_some_term_has_to_count() -> None:
-    with pytest.raises(ValueError, match="all weights are 0: nothing would be learnt"):
+    with pytest.raises(ValueError, match="all weights are 0: nothing would be learned"):
         LossWeights(l1=0, l2=0, edges=0)
 
 

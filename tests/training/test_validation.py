@@ -17,7 +17,7 @@ from carrara.conditions import pretrained_text
 from carrara.data.importing import import_pictures
 from carrara.data.table import Dataset
 from carrara.errors import UserError
-from carrara.evaluation.run_report import write_report
+from carrara.evaluation.run_report import run_report, write_report
 from carrara.generation.model import latent_of, load_model
 from carrara.generation.pictures import read_recipe
 from carrara.training import checkpoint
@@ -100,6 +100,36 @@ def test_the_page_of_a_run_stands_alone(watched: Path) -> None:
     assert base64.b64decode(first) == (watched / "samples" / "000000000040.png").read_bytes()
 
 
+def test_each_look_is_logged_once(dataset: Dataset, tmp_path: Path) -> None:
+    """The page draws what was measured where it was measured, and its samples have their words."""
+    run_out(train_diffusion(recipe(2, "60steps"), dataset, None, tmp_path / "run"))
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if "denoising" in line] == [10, 20, 30, 40, 50, 60]
+    assert [line["step"] for line in lines if "held_out" in line] == [40, 60]
+    page = (tmp_path / "run" / "report.html").read_text()
+    asked = read_recipe(next(iter((tmp_path / "run" / "samples").glob("*.png"))))["asked"]
+    assert "".join(f"<li>{row['caption']}</li>" for row in asked) in page
+
+
+def test_a_log_that_repeats_each_look_is_drawn_where_it_was_measured(tmp_path: Path) -> None:
+    values = [None, 1.2, 1.2, 1.2, 1.1, 1.1]
+    lines = [{"seen": 10 * k} | ({"held_out": v} if v else {}) for k, v in enumerate(values)]
+    page = run_report(tmp_path, lines)
+    (points,) = re.findall(r'<polyline points="([^"]*)"', page.partition("Held-out")[2])
+    assert len(points.split()) == 2
+
+
+def test_samples_of_own_prompts(dataset: Dataset, tmp_path: Path) -> None:
+    chosen = recipe(1, "1steps")
+    own = chosen.validation.model_copy(update={"prompts": ("a red disc", "something else")})
+    run_out(train_diffusion(chosen.model_copy(update={"validation": own}), dataset, None, tmp_path / "run"))
+    (grid,) = (tmp_path / "run" / "samples").glob("*.png")
+    assert read_recipe(grid)["asked"] == [{"caption": "a red disc"}, {"caption": "something else"}]
+    with Image.open(grid) as image:
+        assert image.size == (2 * 68 + 4, 68 + 4)
+    assert "<li>something else</li>" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_the_page_of_a_run_that_has_only_begun(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text('task = "diffusion"\n')
     line = {"step": 10, "seen": 40, "denoising": float("nan")}
@@ -162,6 +192,7 @@ def test_two_conditions_may_read_one_column(dataset: Dataset, tmp_path: Path) ->
 
 def state(fraction: float, numbers: dict[str, float]) -> Any:
     return SimpleNamespace(
+        unlogged=lambda at: True,
         fraction=fraction,
         fraction_at=lambda *, spent, step: step / 100,
         config=TrainConfig(budget="100steps"),

@@ -1,4 +1,4 @@
-"""A learnt codebook: the nearest code stands for each vector (van den Oord et al. 2017, section 3.1 and appendix A.1).
+"""A learned codebook: the nearest code stands for each vector (van den Oord et al. 2017, section 3.1 and appendix A.1).
 
 Cosine codes are from Yu et al. 2022 (section 3.2), the return of dead codes from Dhariwal et al. 2020 (section 3.1).
 """

@@ -16,7 +16,7 @@ from carrara.autoencoders.trunk import Decoder, Encoder, TrunkConfig, check_size
 
 
 class Config(TrunkConfig):
-    """An autoencoder whose latent is made of learnt codes."""
+    """An autoencoder whose latent is made of learned codes."""
 
     LEARNING: ClassVar = frozenset({"learning", "commitment"})
     kind: Literal["vq"] = "vq"

@@ -47,7 +47,11 @@ class Config(Base):
                 f"the data has no column {self.column!r} for the classes{nearest(self.column, data.names)}"
             )
         if not any(value is not None for value in data.values(self.column)):
-            raise UserError(f"no picture to train on has a class in the column {self.column!r}")
+            how = ": put each class into a folder of its own, or name it in a table, and import again"
+            raise UserError(
+                f"no picture to train on has a class in the column {self.column!r}"
+                + (how if self.column == "label" else "")
+            )
         return [self.column]
 
     def learn(self, data: Columns, latent: Latent | None = None) -> LabelEncoder:
@@ -55,19 +59,26 @@ class Config(Base):
         return LabelEncoder(self, self._found(data, self.classes))
 
     def check(self, data: Contents) -> list[str]:
-        """Says which held-out pictures have a class that is not learned. UserError as from ``learn``."""
+        """Says what has no class, or one that is not learned. UserError as from ``learn``."""
         return self.checked(data, self._found(data, self.classes))
 
     def checked(self, data: Contents, classes: Sequence[str]) -> list[str]:
         """The same where the ``classes`` are known. UserError where a picture to train on has another."""
         known = set(self._found(data, classes))
         strange = [str(v) for v in data.held_out(self.column) if v is not None and str(v) not in known]
-        if not strange:
-            return []
-        return [
-            f"{len(strange)} held-out pictures have a class that is not learned, {strange[0]!r} for example; "
-            "they are validated without it"
-        ]
+        notes = []
+        if strange:
+            notes.append(
+                f"{len(strange)} held-out pictures have a class that is not learned, {strange[0]!r} for example; "
+                "they are validated without it"
+            )
+        values = list(data.values(self.column))
+        if without := sum(value is None for value in values):
+            notes.append(
+                f"{without} of {len(values)} pictures to train on have no class in the column {self.column!r}: they "
+                "are learned as pictures without a class"
+            )
+        return notes
 
     def _found(self, data: Columns, classes: Sequence[str]) -> Sequence[str]:
         """``classes``, or the data's where these are none. UserError where the data to train on has others."""

@@ -42,16 +42,19 @@ class Summary:
                 "or a column 'split' say so"
             )
         if self.duplicates:
+            were, their = ("was", "its") if self.duplicates == 1 else ("were", "their")
             lines.append(
-                f"{self.duplicates} were there already under another name; their captions went to the picture in "
-                "languages in which it had none"
+                f"{self.duplicates} {were} already there under another name; {their} captions were added to that "
+                "picture in languages in which it had none"
             )
         if self.rejected and self.unchanged:
             lines.append(
                 f"still left out of it: {self.rejected}, listed in {REJECTED}; --retry tries them again"
             )
         elif self.rejected:
-            why = "; ".join(f"{count} x {reason}" for reason, count in list(self.reasons.items())[:3])
+            # What was hidden was hardly meant to come in; the reasons for the rest are worth more.
+            reasons = sorted(self.reasons.items(), key=lambda one: ("hidden" in one[0], -one[1]))
+            why = "; ".join(f"{count} x {reason}" for reason, count in reasons[:3])
             more = f"; and {len(self.reasons) - 3} more reasons" if len(self.reasons) > 3 else ""
             lines.append(f"{self.rejected} skipped, listed in {REJECTED}: {why}{more}")
         if self.captions:

@@ -36,7 +36,7 @@ class Config(Base):
     )
     norm: Literal["layer", "rms"] = Field("layer", description="Norm before each part of a block.")
     feed_forward_eps: float = Field(_EPS, gt=0, description="Added to the variance before the feed-forward.")
-    qk_norm: bool = Field(False, description="Queries and keys are normalized a head, with a learnt scale.")
+    qk_norm: bool = Field(False, description="Queries and keys are normalized a head, with a learned scale.")
     qkv_bias: bool = Field(True, description="Queries, keys and values have a bias.")
     positions: Literal["fixed", "rotary", "both"] = Field(
         "fixed", description="Sines added to the rows, or turned into queries and keys, or both."
@@ -152,7 +152,7 @@ class DiT(nn.Module):
         return list(self.trunk)
 
     def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
-        """float32; [b 2c h w] with a learnt variance. ValueError where sides are no multiples of ``factor``."""
+        """float32; [b 2c h w] with a learned variance. ValueError where sides are no multiples of ``factor``."""
         config, patch = self.config, self.config.patch
         if any(side % patch for side in z.shape[2:]):
             raise ValueError(f"sides of {tuple(z.shape[2:])} are not multiples of {patch}")
@@ -353,5 +353,5 @@ def _steered(x: Tensor, norm: str, eps: float, scale: Tensor, shift: Tensor) -> 
 
 
 def _normed_heads(vectors: Tensor, scale: Tensor) -> Tensor:
-    """RMS norm over each head [.. heads d] with a learnt scale for all heads."""
+    """RMS norm over each head [.. heads d] with a learned scale for all heads."""
     return _normed(vectors, "rms", _EPS) * scale.to(vectors.dtype)

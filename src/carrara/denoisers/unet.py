@@ -114,7 +114,7 @@ class Config(Base):
     eps: float = Field(1e-5, gt=0, description="Smallest variance that group norms see.")
     transformer_eps: float = Field(1e-5, gt=0, description="The same at the entrance of transformers.")
     learnt_variance: bool = Field(
-        False, description="Twice the output channels; the second half is a learnt variance."
+        False, description="Twice the output channels; the second half is a learned variance."
     )
 
     @property
@@ -308,7 +308,7 @@ class UNet(nn.Module):
                 yield from stage.children()
 
     def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
-        """float32; [b 2c h w] with a learnt variance. ValueError where sides are no multiples of ``factor``."""
+        """float32; [b 2c h w] with a learned variance. ValueError where sides are no multiples of ``factor``."""
         embedding = self.embed(t, context)
         x = self.conv_in(self.prepare(z, context))
         skips = [x]

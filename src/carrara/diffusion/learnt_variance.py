@@ -1,7 +1,7 @@
-"""The variance of a reverse step, learnt by a second half of the network's channels (Nichol & Dhariwal 2021).
+"""The variance of a reverse step, learned by a second half of the network's channels (Nichol & Dhariwal 2021).
 
 These hold v in [0, 1] as 2v - 1: the log variance lies between the posterior's (v = 0) and the forward step's
-(v = 1), their eq. 15. The estimate of x0 is learnt by ``Diffusion.loss`` as ever, v by ``variance_loss``.
+(v = 1), their eq. 15. The estimate of x0 is learned by ``Diffusion.loss`` as ever, v by ``variance_loss``.
 """
 
 from __future__ import annotations
@@ -75,5 +75,7 @@ def variance_loss(
 
 def _v(out: Tensor, channels: int) -> Tensor:
     if out.shape[1] != 2 * channels:
-        raise ValueError(f"a learnt variance takes {2 * channels} channels, the network gives {out.shape[1]}")
+        raise ValueError(
+            f"a learned variance takes {2 * channels} channels, the network gives {out.shape[1]}"
+        )
     return (out[:, channels:] + 1) / 2

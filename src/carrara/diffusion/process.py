@@ -17,7 +17,7 @@ from carrara.tensors import expand_like
 class Network(Protocol):
     """What is trained: ``z [b c ...]``, ``t [b]`` in [0, 1], a context -> ``[b c ...]``.
 
-    With 2c channels the second half is a learnt variance (``learnt_variance``).
+    With 2c channels the second half is a learned variance (``learnt_variance``).
     """
 
     def __call__(self, z: Tensor, t: Tensor, context: Context, /) -> Tensor: ...
@@ -67,7 +67,7 @@ class Diffusion:
         """The clean estimate x0 ``[b c ...]`` of ``z [b c ...]`` at ``t`` ([b] or one for all, []); see `solved`."""
         t = t.to(z.device, torch.float64).expand(z.shape[0])
         skip, gain = solved(self.schedule, self.parameterization, t)
-        out = self.output(z, t, context)[:, : z.shape[1]]  # more channels: a learnt variance
+        out = self.output(z, t, context)[:, : z.shape[1]]  # more channels: a learned variance
         return expand_like(skip, z).to(z.dtype) * z + expand_like(gain, z).to(z.dtype) * out
 
     def loss(

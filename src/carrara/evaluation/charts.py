@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from PIL import Image, ImageDraw
@@ -15,7 +16,7 @@ from carrara.evaluation.plates import INK, PALE, font
 # Okabe & Ito's colours, which most colour-blind people can tell apart; yellow darkened for white paper.
 COLOURS = ("#56616b", "#e69f00", "#56b4e9", "#009e73", "#8f7d00", "#0072b2", "#d55e00", "#cc79a7")
 WIDTH, HEIGHT = 300, 220
-_LEFT, _TOP, _BOTTOM, _RIGHT = 42, 26, 34, 10
+_TOP, _BOTTOM = 26, 34
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,17 @@ class Chart:
 
     def svg(self) -> str:
         """The chart as one ``<svg>`` element."""
-        parts = [f'<text x="{_LEFT}" y="16" font-weight="600">{html.escape(self.title)}</text>']
+        left, right = round(self._left), round(WIDTH - self._right)
+        parts = [f'<text x="{left}" y="16" font-weight="600">{html.escape(self.title)}</text>']
         for place, label in self._y_axis():
-            parts.append(
-                f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{place:.1f}" y2="{place:.1f}" class="grid"/>'
-            )
-            parts.append(f'<text x="{_LEFT - 6}" y="{place + 4:.1f}" text-anchor="end">{label}</text>')
+            parts.append(f'<line x1="{left}" x2="{right}" y1="{place:.1f}" y2="{place:.1f}" class="grid"/>')
+            parts.append(f'<text x="{left - 6}" y="{place + 4:.1f}" text-anchor="end">{label}</text>')
         for place, label in self._x_axis():
             parts.append(
                 f'<text x="{place:.1f}" y="{HEIGHT - _BOTTOM + 16}" text-anchor="middle">{label}</text>'
             )
         parts.append(
-            f'<text x="{WIDTH - _RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{html.escape(self.across)}</text>'
+            f'<text x="{right}" y="{HEIGHT - 3}" text-anchor="end">{html.escape(self.across)}</text>'
         )
         for index, (line, colour) in enumerate(zip(self.lines, self.colours(), strict=True)):
             for run in self._runs(line):
@@ -72,27 +72,40 @@ class Chart:
         large = Image.new("RGB", (3 * WIDTH, 3 * HEIGHT), "white")
         draw = ImageDraw.Draw(large)
         for place, _ in self._y_axis():
-            draw.line([(3 * _LEFT, 3 * place), (3 * (WIDTH - _RIGHT), 3 * place)], fill="#dddddd", width=3)
+            draw.line(
+                [(3 * self._left, 3 * place), (3 * (WIDTH - self._right), 3 * place)], fill="#dddddd", width=3
+            )
         for index, (line, colour) in enumerate(zip(self.lines, self.colours(), strict=True)):
             for run in self._runs(line):
                 for dash in _dashes(run) if index % 2 else [run]:
                     draw.line([(3 * x, 3 * y) for x, y in dash], fill=colour, width=6, joint="curve")
         small = large.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
         draw = ImageDraw.Draw(small)
-        draw.text((_LEFT, 6), self.title, fill=INK, font=font())
-        draw.text((WIDTH - _RIGHT, HEIGHT - 3), self.across, fill=PALE, font=font(), anchor="rb")
+        draw.text((self._left, 6), self.title, fill=INK, font=font())
+        draw.text((WIDTH - self._right, HEIGHT - 3), self.across, fill=PALE, font=font(), anchor="rb")
         for place, label in self._y_axis():
-            draw.text((_LEFT - 6, place), label, fill=PALE, font=font(), anchor="rm")
+            draw.text((self._left - 6, place), label, fill=PALE, font=font(), anchor="rm")
         for place, label in self._x_axis():
             draw.text((place, HEIGHT - _BOTTOM + 5), label, fill=PALE, font=font(), anchor="ma")
         return small
+
+    @cached_property
+    def _left(self) -> float:
+        """Room for the widest number beside the y axis, and for half of the first below the x axis."""
+        beside = max(font().getlength(f"{tick:g}") for tick in self.y_ticks)
+        return max(42, beside + 10, font().getlength(f"{self.x_ticks[0]:g}") / 2 + 2)
+
+    @cached_property
+    def _right(self) -> float:
+        """Room for half of the last number below the x axis."""
+        return max(10, font().getlength(f"{self.x_ticks[-1]:g}") / 2 + 2)
 
     def colours(self) -> list[str]:
         """One for each line; they begin again after eight."""
         return [COLOURS[index % len(COLOURS)] for index in range(len(self.lines))]
 
     def _x(self, value: float) -> float:
-        return _LEFT + self._part(value, self.x_ticks) * (WIDTH - _LEFT - _RIGHT)
+        return self._left + self._part(value, self.x_ticks) * (WIDTH - self._left - self._right)
 
     def _y(self, value: float) -> float:
         return HEIGHT - _BOTTOM - self._part(value, self.y_ticks) * (HEIGHT - _TOP - _BOTTOM)

@@ -38,17 +38,17 @@ def collection_page(found: Statistics, dataset: Dataset) -> str:
         lead += f" What needs a decoded picture is of a random sample of {found.decoded}."
     sections = [
         ("What to know before training", _advice(found.advice)),
-        ("Some of them", _STYLE + _pictures(dataset, [(row, "") for row in found.some])),
+        ("Examples", _STYLE + _pictures(dataset, [(row, "") for row in found.some])),
         ("Sizes", _sizes(found)),
-        (f"What a resolution of {found.size} pixels makes of them", _crops(found, dataset)),
+        (f"Cropped to {found.size} pixels", _crops(found, dataset)),
         ("Words", _words(found)),
     ]
     if found.classes:
         classes = found.classes
         lines = (
             f"<p>{classes.count} classes on {classes.labelled} of {found.pictures} pictures; the largest has "
-            f"{classes.imbalance:.3g} times as many as the smallest, and they are as mixed as {classes.even:.3g} of "
-            "one size would be.</p>"
+            f"{classes.imbalance:.3g} times as many as the smallest, and the effective number of "
+            f"classes is {classes.even:.3g}.</p>"
         )
         both = _bars(dict(classes.largest)) + (
             _titled("The smallest", _bars(dict(classes.smallest))) if classes.smallest else ""
@@ -56,7 +56,7 @@ def collection_page(found: Statistics, dataset: Dataset) -> str:
         sections.append(("Classes", lines + f'<div class="side">{both}</div>'))
     sections += [
         ("Copies", _copies(found)),
-        ("Where they are from", _origin(found)),
+        ("Sources and licences", _origin(found)),
         ("Files", _files(found)),
     ]
     extremes = "".join(
@@ -65,7 +65,7 @@ def collection_page(found: Statistics, dataset: Dataset) -> str:
         if rows
     )
     sections.append(
-        ("The outermost", f"<p>Where a collection goes wrong, it shows here first.</p>{extremes}")
+        ("Extremes", f"<p>Where something is wrong with a collection, it shows here first.</p>{extremes}")
     )
     return report.page(f"Data set {found.name}", lead, sections)
 
@@ -116,13 +116,17 @@ def _framed(image: Image.Image) -> Image.Image:
     """The picture with what its square leaves out in grey."""
     dark = Image.blend(image, Image.new("RGB", image.size, "white"), 0.7)
     left, top, right, bottom = (round(edge) for edge in window(image.size, (1, 1)))
+    right, bottom = (
+        max(right, left + 1),
+        max(bottom, top + 1),
+    )  # of a very long picture next to nothing is left
     dark.paste(image.crop((left, top, right, bottom)), (left, top))
     ImageDraw.Draw(dark).rectangle((left, top, right - 1, bottom - 1), outline="#b4552d", width=2)
     return dark
 
 
 def _spreads(rows: Mapping[str, Spread | None], form: str = ",.0f") -> str:
-    head = ["", "lowest", "5 % below", "median", "95 % below", "highest", "mean"]
+    head = ["", "lowest", "5th percentile", "median", "95th percentile", "highest", "mean"]
     lines = [[name, *(format(v, form) for v in spread)] for name, spread in rows.items() if spread]
     return report.table(lines, head)
 
@@ -167,7 +171,7 @@ def _crops(found: Statistics, dataset: Dataset) -> str:
         if count
     }
     shown = f"<h3>Those that a square cuts most</h3>{_pictures(dataset, most, frame=True)}" if most else ""
-    return f"{report.table(rows, head)}<p></p>{_side_by_side({'Pictures a bucket': used})}<p></p>{shown}"
+    return f"{report.table(rows, head)}<p></p>{_side_by_side({'Pictures per bucket': used})}<p></p>{shown}"
 
 
 def _cut(name: str, cut: Cut, found: Statistics) -> list[str]:
@@ -221,7 +225,7 @@ def _copies(found: Statistics) -> str:
     if not copies.groups:
         return f"<p>No picture looks like another one{among}.</p>"
     across = (
-        f" Some groups ({copies.across_splits:,}) are partly held out and partly trained on."
+        f" Some groups ({copies.across_splits:,}) are partly held out and partly in training."
         if copies.across_splits
         else ""
     )
@@ -234,7 +238,9 @@ def _copies(found: Statistics) -> str:
 def _origin(found: Statistics) -> str:
     sources = "".join(f"<li>{html.escape(source)}</li>" for source in found.sources)
     parts = {"Licences": found.licences, "Hosts": found.hosts, "Flags": found.flags, "Splits": found.splits}
-    alone = f"<p>{found.groups:,} groups that must not be split apart; most pictures are alone in theirs.</p>"
+    alone = (
+        f"<p>{found.groups:,} groups that a split must keep together; most pictures are alone in theirs.</p>"
+    )
     alone = alone if found.groups < found.pictures else ""
     beside = _side_by_side({"Beside the pictures": found.beside}) if found.beside else ""
     return f"<ul>{sources}</ul>{_side_by_side(parts)}{alone}{beside}"

@@ -107,7 +107,7 @@ class Inspection:
         }
         latents = {
             "protocol": "raw latents of the same pictures; std is that of samples (means and posteriors); kl in "
-            f"nats a position; correlation between positions {', '.join(map(str, LAGS))} apart",
+            f"nats per position; correlation between positions {', '.join(map(str, LAGS))} apart",
             "channels": [asdict(channel) for channel in self.channels],
             "across": self.across.tolist(),
             "dead": self.dead,

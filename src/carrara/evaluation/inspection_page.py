@@ -153,7 +153,7 @@ def _latent(channels: Sequence[Channel]) -> str:
         "std",
         "posterior std",
         "its share of the variance",
-        "KL, nats a position",
+        "KL, nats per position",
         *(f"neighbours at {lag}" for lag in LAGS),
     ]
     return (

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
+import html
 import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from carrara.errors import UserError
 from carrara.evaluation import report
 from carrara.evaluation.charts import Chart, Line, legend
+from carrara.generation.pictures import read_recipe
 
 REPORT = "report.html"
 _GRIDS = 12  # sample grids at most; of more, the last and others at even distances
@@ -50,7 +54,11 @@ def run_report(folder: Path, lines: Sequence[Mapping[str, float]]) -> str:
     if any("held_out" in line or "held_out_psnr" in line for line in lines):
         sections.append(("Held-out pictures", _held_out(lines)))
     if grids := sorted((folder / "samples").glob("*.png")):
-        sections.append(("Samples, same noise and same conditions each time", _samples(grids)))
+        encodes = values.get("task") == "autoencoder"
+        title = (
+            "Pictures and below them their reconstructions" if encodes else "Samples, same noise each time"
+        )
+        sections.append((title, _words_of(grids[-1]) + _samples(grids)))
     sections.append(("Speed and steps", _steps(lines)))
     if checkpoints := _checkpoints(folder):
         sections.append(("Checkpoints", checkpoints))
@@ -102,6 +110,17 @@ def _bins(lines: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, 
     return sorted(found)
 
 
+def _words_of(grid: Path) -> str:
+    """What each sample was asked to show, as its PNG says; the same in every grid."""
+    try:
+        asked = read_recipe(grid).get("asked") or []
+    except (OSError, UserError, ValueError):
+        return ""
+    words = [", ".join(str(value) for value in one.values()) or "anything" for one in asked]
+    items = "".join(f"<li>{html.escape(one)}</li>" for one in words)
+    return f"<p>From left to right, row by row, they show:</p><ol>{items}</ol>" if any(asked) else ""
+
+
 def _samples(grids: Sequence[Path]) -> str:
     """Grids from the newest to the oldest."""
     if len(grids) > _GRIDS:
@@ -117,7 +136,7 @@ def _samples(grids: Sequence[Path]) -> str:
 
 
 def _steps(lines: Sequence[Mapping[str, float]]) -> str:
-    names = {"rate": "pictures a second", "lr": "learning rate", "gradient": "norm of the gradient"}
+    names = {"rate": "pictures per second", "lr": "learning rate", "gradient": "norm of the gradient"}
     charts = [
         _chart(words, [Line(words, found)])
         for name, words in names.items()
@@ -144,7 +163,12 @@ def _checkpoints(folder: Path) -> str:
 def _points(
     lines: Sequence[Mapping[str, float]], name: str, *, smooth: bool = False
 ) -> list[tuple[float, float]]:
-    """(seen, value) where it is logged and finite; at most 200, each the mean of those around it if ``smooth``."""
+    """(seen, value) where it is logged and finite; at most 200, each the mean of those around it if ``smooth``.
+
+    What is logged again and again between two looks (older runs did so) is taken where it was measured.
+    """
+    if name.startswith("held_out"):
+        lines = [m for before, m in pairwise([{}, *lines]) if m.get(name) != before.get(name)]
     found = [
         (float(line["seen"]), float(line[name]))
         for line in lines

@@ -58,7 +58,7 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         *("gap", "at most", 2, False),
-        finding="training pictures come back {value:.1f} dB better than held-out ones: it has learnt them by heart",
+        finding="training pictures come back {value:.1f} dB better than held-out ones: it has memorized them",
         advice="more pictures, or a smaller network (autoencoder.channels)",
     ),
     Rule(

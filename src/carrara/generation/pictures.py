@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 KEY = "carrara"
+SAMPLES = "samples"  # the folder of a run that `save_samples` fills
 MOST = 4  # channels of a PNG: grey, grey with alpha, colour, colour with alpha
 
 
@@ -56,18 +57,32 @@ def save_png(picture: Tensor, path: Path, recipe: Mapping[str, Any]) -> None:
 
     One channel of ``uint16`` keeps its 16 bits; all other pictures are written as `to_image` shows them.
     """
+    _write_png(_image(picture) if len(picture) == 1 else to_image(picture), path, recipe)
+
+
+def _write_png(image: Image.Image, path: Path, words: Mapping[str, Any]) -> None:
     from PIL.PngImagePlugin import PngInfo
 
-    words = PngInfo()
-    words.add_itxt(KEY, json.dumps(recipe, ensure_ascii=False, sort_keys=True))
+    about = PngInfo()
+    about.add_itxt(KEY, json.dumps(words, ensure_ascii=False, sort_keys=True))
     part = path.with_name(path.name + ".part")
     try:
-        image = _image(picture) if len(picture) == 1 else to_image(picture)
-        image.save(part, "PNG", pnginfo=words)
+        image.save(part, "PNG", pnginfo=about)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def save_samples(pictures: Sequence[Tensor], run: Path, words: Mapping[str, Any], *, columns: int) -> None:
+    """Pictures of a run's training as ``samples/SEEN.png``, small ones enlarged; UserError where it cannot be written.
+
+    ``words`` say how they were made, "seen" after how many pictures.
+    """
+    grid = sheet(pictures, columns, zoom=max(1, 64 // pictures[0].shape[-1]))
+    path = run / SAMPLES / f"{words['seen']:012d}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_png(grid, path, words)
 
 
 def picture_recipe(model: str, settings: Config, row: Mapping[str, Any], number: int) -> dict[str, Any]:

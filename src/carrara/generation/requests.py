@@ -18,6 +18,11 @@ from carrara.data.rows import BadPicture, nfc
 from carrara.errors import UserError, nearest
 from carrara.generation.model import Model
 
+_WANTED = {
+    "text": "a prompt",
+    "label": "a class (--label)",
+}  # a model makes pictures without them, but of what?
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -79,19 +84,23 @@ def read(model: Model, asked: Asked, guidance: float) -> Request:
             takes = ", ".join(f"{name} ({e.form})" for name, e in encoders.items()) or "nothing"
             raise UserError(f"this model has no condition for {option}; it takes {takes}")
     files = _files(encoders, asked)
-    told: dict[str, Any] = {"caption": asked.prompt, "negative": asked.negative}
+    told: dict[str, Any] = {"caption": asked.prompt, "negative": asked.negative} if "text" in forms else {}
     if asked.negative:
         row["negative"] = asked.negative
         remarks += _negative_remarks(model, asked.negative, guidance)
     spans = model.passport.get("ranges", {})
     for encoder in encoders.values():
         value, note = _value(encoder, asked, files, spans)
+        if value is None and encoder.form in _WANTED:
+            remarks.append(
+                f"without {_WANTED[encoder.form]} the pictures show anything that the model learned"
+            )
         if note:
             told[str(encoder.column)] = note
         if value is not None:
             row[str(encoder.column)] = value
         remarks += encoder.remarks(value)
-    return Request(row, told, remarks)
+    return Request(row, told, list(dict.fromkeys(remarks)))
 
 
 def _files(encoders: Mapping[str, Any], asked: Asked) -> dict[str, Path]:

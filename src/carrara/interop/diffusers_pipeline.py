@@ -174,7 +174,7 @@ def _parts(source: Path, autoencoder: Path | None, texts: Sequence[Path], schedu
     if form.autoencoder is not None:
         own = autoencoder or source / form.autoencoder
     elif autoencoder is not None:
-        raise UserError(f"{name} works on pixels: leave --autoencoder away")
+        raise UserError(f"{name} works on pixels: omit --autoencoder")
     there = (part for part in form.texts if (index.get(part) or [None])[0])
     read_by = tuple(texts) or tuple(source / part for part in there)
     for folder in (source / form.network, own):

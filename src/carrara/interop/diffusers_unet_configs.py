@@ -133,7 +133,7 @@ class Shared(Config):
         if image < 0 or (doubled and self.out_channels % 2):
             raise UserError(
                 f"out_channels is {self.out_channels} and in_channels {self.in_channels}; Carrara has as many out, "
-                "fewer, or twice as many as the latent (a learnt variance)"
+                "fewer, or twice as many as the latent (a learned variance)"
             )
         config = parse(unet.Config, shape, where=type(self).__name__)
         return Said(config, channels, widths | ({"image": image} if image else {}), extras)

@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
-import pkgutil
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from carrara.config import Config, parse, read_toml
 from carrara.errors import UserError, nearest
-from carrara.training.autoencoding import AutoencoderRecipe
-from carrara.training.contrasting import ContrastiveRecipe
-from carrara.training.diffusing import DiffusionRecipe
+
+if TYPE_CHECKING:
+    from carrara.training.autoencoding import AutoencoderRecipe
+    from carrara.training.contrasting import ContrastiveRecipe
+    from carrara.training.diffusing import DiffusionRecipe
+
+    Recipe = AutoencoderRecipe | DiffusionRecipe | ContrastiveRecipe
 
 _PUBLISHED = ":published"
 
-Recipe = AutoencoderRecipe | DiffusionRecipe | ContrastiveRecipe
-_TASKS: dict[str, type[AutoencoderRecipe] | type[DiffusionRecipe] | type[ContrastiveRecipe]] = {
-    "autoencoder": AutoencoderRecipe,
-    "diffusion": DiffusionRecipe,
-    "contrastive": ContrastiveRecipe,
-}
-
 
 def recipes() -> dict[str, str]:
-    """Every recipe by name, with its sentence.
+    """Every recipe by name, with its sentence, read from the files without importing them (and torch with them).
 
     A module of this folder is one by its function ``recipe``; ``published``, where there is one, is the form of the
     paper, for machines as the paper had, and its name ends in ":published".
     """
-    package = importlib.import_module("carrara.recipes")
     found = {}
-    for name in (m.name for m in pkgutil.iter_modules(package.__path__)):
-        module = importlib.import_module(f"carrara.recipes.{name}")
-        if hasattr(module, "recipe"):
-            found[name] = (module.__doc__ or "").strip()
-        if hasattr(module, "published"):
-            found[name + _PUBLISHED] = (module.published.__doc__ or "").strip().splitlines()[0]
+    for file in Path(__file__).parent.glob("*.py"):
+        module = ast.parse(file.read_text(encoding="utf-8"))
+        functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
+        if "recipe" in functions:
+            found[file.stem] = ast.get_docstring(module) or ""
+        if "published" in functions:
+            sentence = ast.get_docstring(functions["published"]) or ""
+            found[file.stem + _PUBLISHED] = sentence.partition("\n")[0]
     return dict(sorted(found.items()))
 
 
@@ -62,16 +60,25 @@ def named(
         values = form().model_dump(mode="json", exclude_none=True)
     else:
         raise UserError(f"no recipe is called {name!r}{nearest(name, known)}, and there is no such file")
+    from carrara.training.autoencoding import AutoencoderRecipe
+    from carrara.training.contrasting import ContrastiveRecipe
+    from carrara.training.diffusing import DiffusionRecipe
+
     if network and values.get("task") == "autoencoder":
         values.setdefault("autoencoder", network.model_dump(mode="json", exclude_none=True))
     if model and values.get("task") == "diffusion":
         values["model"] = model.model_dump(mode="json", exclude_none=True)
     for change in changes or []:
         _change(values, change)
+    tasks: dict[str, type[Recipe]] = {
+        "autoencoder": AutoencoderRecipe,
+        "diffusion": DiffusionRecipe,
+        "contrastive": ContrastiveRecipe,
+    }
     task = values.get("task", "")
-    if task not in _TASKS:
-        raise UserError(f"{name}: 'task' is {task!r}{nearest(str(task), _TASKS)}")
-    return parse(_TASKS[task], values, where=name)
+    if task not in tasks:
+        raise UserError(f"{name}: 'task' is {task!r}{nearest(str(task), tasks)}")
+    return parse(tasks[task], values, where=name)
 
 
 def _change(values: dict[str, Any], change: str) -> None:

@@ -1,4 +1,4 @@
-"""Stage two by class with a transformer: DiT on latents, with what later work has put in its parts' places."""
+"""Stage two by class with a transformer: a DiT on latents with later improvements."""
 
 from carrara.conditions import label
 from carrara.denoisers import dit

@@ -1,4 +1,4 @@
-"""Stage two by class: a U-Net on latents that is told the label, at 32 to 64 pixels on any machine."""
+"""Stage two by class: a U-Net on latents conditioned on the label, at 32 to 64 pixels on any machine."""
 
 from carrara.conditions import label
 from carrara.denoisers import unet

@@ -1,4 +1,4 @@
-"""A space of texts and pictures, to search by words what no caption names: two small towers on your own pairs."""
+"""A joint space of texts and pictures, to search by words that no caption has: two small towers on your own pairs."""
 
 from carrara.training.contrasting import ContrastiveRecipe
 from carrara.training.loop import TrainConfig

@@ -1,4 +1,4 @@
-"""Stage one from an autoencoder that exists, yours or an adopted one: gentle steps, no network of its own."""
+"""Stage one from an existing autoencoder, your own or an adopted one: small steps, no network of its own."""
 
 from carrara.training.autoencoding import AutoencoderRecipe
 from carrara.training.loop import TrainConfig

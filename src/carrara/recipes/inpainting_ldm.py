@@ -1,4 +1,4 @@
-"""Stage two for holes: a U-Net on latents that is shown the picture without its hole, and the hole."""
+"""Stage two for holes: a U-Net on latents conditioned on the picture without its hole, and on the hole."""
 
 from carrara.conditions import image
 from carrara.denoisers import unet

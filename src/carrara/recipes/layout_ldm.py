@@ -1,4 +1,4 @@
-"""Stage two from boxes: a U-Net on latents that is told what is to be where."""
+"""Stage two from boxes: a U-Net on latents conditioned on labelled boxes."""
 
 from carrara.conditions import layout
 from carrara.denoisers import unet

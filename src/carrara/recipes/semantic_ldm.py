@@ -1,4 +1,4 @@
-"""Stage two from a map of classes: a U-Net on latents that is told, pixel by pixel, what is to be there."""
+"""Stage two from a map of classes: a U-Net on latents conditioned, pixel by pixel, on the class."""
 
 from carrara.conditions import image
 from carrara.denoisers import unet

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1, whole: a U-Net of 860 million weights on KL-f8, told the text by a frozen CLIP; random start."""
+"""Stable Diffusion 1, whole: a U-Net of 860 million weights on KL-f8, the text read by a frozen CLIP; random start."""
 
 from carrara.conditions import pretrained_text
 from carrara.denoisers import unet

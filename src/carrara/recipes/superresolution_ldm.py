@@ -1,4 +1,4 @@
-"""Stage two from small to large: a U-Net on latents that is shown the picture four times smaller."""
+"""Stage two from small to large: a U-Net on latents conditioned on the picture at a quarter of its size."""
 
 from carrara.conditions import image
 from carrara.denoisers import unet

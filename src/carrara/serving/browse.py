@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.exceptions import HTTPException as HTTPError
 
-from carrara.config import Config, parse
+from carrara.config import Config, parse, plain
 from carrara.data.beside import KINDS
 from carrara.data.pictures import BadPicture
 from carrara.data.search import contract
@@ -261,4 +261,4 @@ async def _say_http(request: Request, error: Exception) -> Response:
 
 def _first(error: RequestValidationError) -> str:
     found = error.errors()[0]
-    return f"{found['loc'][-1]}: {found['msg']}"
+    return f"{found['loc'][-1]}: {plain(found)}"

@@ -61,6 +61,10 @@ class Judge(Protocol):
         """Kernel distance of features; None where no network for them is at hand."""
         ...
 
+    def show(self, state: TrainingState) -> None:
+        """Draws some pictures and their reconstructions for the run's page."""
+        ...
+
 
 class Adversary:
     """Discriminator, phase and judgement. What must survive a kill lies in ``state.numbers`` and in a snapshot.

@@ -17,12 +17,13 @@ from carrara.training.discriminator import smallest_side
 from carrara.training.looks import Looks
 from carrara.training.loop import Task, TrainConfig, TrainingState
 from carrara.training.losses import LossWeights, reconstruction_terms
-from carrara.training.run import LOG_EVERY
+from carrara.training.state import LOG_EVERY
 
 if TYPE_CHECKING:
     from carrara.autoencoders.stored import StoredAutoencoder
     from carrara.data.loader import Loaded
 
+_DRAWINGS = 5  # of reconstructions in a run
 _NOISE, _FLIP = 1, 2  # streams of a sample's randomness
 LOOKS = Looks("held_out", count=20)
 
@@ -40,7 +41,9 @@ class AutoencoderRecipe(Config):
         None, description="The network; none means that of the autoencoder to start from."
     )
     losses: LossWeights = LossWeights()
-    discriminator: adversary.Config | None = Field(None, description="Adversarial part; none leaves it away.")
+    discriminator: adversary.Config | None = Field(
+        None, description="Adversarial part; none trains without it."
+    )
     train: TrainConfig = TrainConfig()
 
     @property
@@ -147,23 +150,34 @@ class AutoencoderTask(Task):
         return "validating" if state.fraction < 1 and LOOKS.due(state) else ""
 
     def between(self, state: TrainingState) -> str:
-        """Every twentieth of the budget held-out PSNR is measured; the adversary may begin or be undone."""
+        """Every twentieth of the budget held-out PSNR is measured; the adversary may begin or be undone.
+
+        Every fifth of it some held-out pictures and their reconstructions are drawn for the run's page.
+        """
         numbers, psnr, note = state.numbers, None, ""
         if LOOKS.due(state):
             with LOOKS.look(state):
                 psnr = self.judge.psnr(state)
+                if (part := int(state.fraction * _DRAWINGS)) > numbers.get("drawn", 0):
+                    self.judge.show(state)
+                    numbers["drawn"] = part
         if self.opponent:
             note = self.opponent.between(state, psnr)
         if psnr is not None:
             numbers["psnr"] = psnr
-        self._held_out = numbers.get("psnr")
+        self._held_out = numbers.get("psnr") if state.unlogged(numbers.get(f"{LOOKS.name}.at", 0)) else None
         self._measures, self._logged = {}, state.seen if (state.step + 1) % LOG_EVERY == 0 else None
         return note
+
+    def last(self, state: TrainingState) -> str:
+        """The last drawing; the adversary has its own end."""
+        self.judge.show(state)
+        return ""
 
     def measures(self) -> Mapping[str, float]:
         """Every tenth step: the norm of each term's gradient at the last weights it meets, and codebook use.
 
-        And the held-out PSNR of the averaged weights, as last measured.
+        And the held-out PSNR of the averaged weights as last measured, until it is logged.
         """
         held_out = {} if self._held_out is None else {"held_out_psnr": self._held_out}
         return {**self._measures, **held_out}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -53,6 +53,10 @@ class Pixels(Config):
 class DiffusionRecipe(Config):
     """Everything that makes a diffusion model from a data set and, unless it works on pixels, an autoencoder."""
 
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "size": "diffusion in latents works at the size of its autoencoder: train that with --set size=…; "
+        "in pixels the key is 'pixels.size', for stages of several sizes 'resolutions'"
+    }
     task: Literal["diffusion"] = "diffusion"
     pixels: Pixels | None = Field(None, description="Diffusion in pixels; none means in latents.")
     flip: bool = Field(False, description="In latents: encode the mirrored pictures too, and mix them in.")
@@ -147,7 +151,7 @@ class DiffusionTask:
         )
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
-        """The mean squared error against the parameterization's target, and the bound of a learnt variance."""
+        """The mean squared error against the parameterization's target, and the bound of a learned variance."""
         seeds = [int(s) for s in batch.seeds]
         raw, mirrored = self.raw(batch, seeds)
         size = (raw.shape[2] * self.factor, raw.shape[3] * self.factor)

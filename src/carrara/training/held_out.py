@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from carrara.errors import UserError
 from carrara.evaluation.pretrained import VISIBLE_CHANNELS
 from carrara.evaluation.reconstruction import psnr, reconstruct
+from carrara.generation.pictures import MOST, save_samples
 
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
@@ -20,14 +22,16 @@ if TYPE_CHECKING:
     from carrara.training.loop import TrainingState
 
 LOOKED_AT = 64  # pictures for PSNR, so that a look costs little
+SHOWN, _PIXELS = 8, 2**19  # pictures in a drawing, fewer where they would have more pixels
 COMPARED = 256  # pictures whose features are compared; too few held-out ones are filled up from training
 
 
 class HeldOutJudge:
     """`adversary.Judge` over a data set's held-out pictures; over training pictures where none are held out."""
 
-    def __init__(self, recipe: AutoencoderRecipe, dataset: Dataset, module: Any) -> None:
-        self.recipe, self.dataset, self.module = recipe, dataset, module
+    def __init__(self, recipe: AutoencoderRecipe, dataset: Dataset, module: Any, folder: Path) -> None:
+        """``folder`` is the run's."""
+        self.recipe, self.dataset, self.module, self.folder = recipe, dataset, module, folder
 
     def psnr(self, state: TrainingState) -> float:
         """Mean PSNR in dB of at most 64 pictures."""
@@ -53,6 +57,15 @@ class HeldOutJudge:
         with self._averaged(state):
             again = self._reconstructed(originals, state)
         return float(kernel_distance(network(originals), network(again), paired=True))
+
+    def show(self, state: TrainingState) -> None:
+        """Pictures above, below what comes back, as ``samples/SEEN.png``; not of more channels than a PNG has."""
+        if self.recipe.network.image_channels > MOST:
+            return
+        originals = self._few[: max(1, min(SHOWN, _PIXELS // self.recipe.size**2))]
+        with self._averaged(state):
+            again = self._reconstructed(originals, state)
+        save_samples([*originals, *again], self.folder, {"seen": state.seen}, columns=len(originals))
 
     @cached_property
     def _few(self) -> Tensor:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def wsd(used: float, cooldown: float) -> float:
     """Warm-up, stable, decay (Hu et al. 2024, "MiniCPM"): a plateau, then a linear fall to zero.
 
-    The last part is where most of the detail is learnt.
+    The last part is where most of the detail is learned.
     """
     return min(1.0, (1 - used) / cooldown) if cooldown else 1.0
 

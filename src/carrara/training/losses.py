@@ -16,7 +16,7 @@ Term = Callable[[Tensor, Tensor], Tensor]
 
 
 class LossWeights(Config):
-    """How much each term of the reconstruction counts; 0 leaves it away."""
+    """How much each term of the reconstruction counts; 0 leaves it out."""
 
     l1: float = Field(1.0, ge=0, description="Weight of the mean absolute error.")
     l2: float = Field(2.0, ge=0, description="Weight of the mean squared error.")
@@ -39,7 +39,9 @@ class LossWeights(Config):
     @model_validator(mode="after")
     def _some_term(self) -> LossWeights:
         if not any((self.l1, self.l2, self.edges, self.multiscale, self.lpips)):
-            raise ValueError("all weights are 0: nothing would be learnt; give l1, l2 or another some weight")
+            raise ValueError(
+                "all weights are 0: nothing would be learned; give l1, l2 or another some weight"
+            )
         return self
 
 

@@ -30,6 +30,7 @@ from carrara.training.learning_rate import falls_from
 from carrara.training.loop import Report, Task, TrainingState, train
 from carrara.training.parallel import Placement
 from carrara.training.post_hoc import Snapshots
+from carrara.training.state import LOG_EVERY
 from carrara.training.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 RECIPE, METRICS, CHECKPOINTS, EVENTS, MODEL = "recipe.toml", "metrics.jsonl", "checkpoints", "events", "model"
 UNFINISHED, AVERAGES = "unfinished", "averages"
 STOPPED = "stopped.txt"  # why the training could not go on; gone when it does
-LOG_EVERY = 10  # steps
 _FIRST_FILES = {"run.json", RECIPE + ".part"}  # all that a run killed at its very start can have left
 
 

@@ -59,7 +59,7 @@ def train_autoencoder(
     check_autoencoder(recipe, module, dataset, start)
     if start:
         module.load_state_dict(start.module.state_dict())
-    judge = HeldOutJudge(recipe, dataset, module)
+    judge = HeldOutJudge(recipe, dataset, module, folder)
     opponent, own = None, {}
     if recipe.discriminator:
         network = adversary.build(recipe.discriminator, recipe.network.image_channels)
@@ -218,7 +218,7 @@ def check_start(start: Model, autoencoder: StoredAutoencoder) -> None:
     if start.autoencoder.hash != autoencoder.hash:
         raise UserError(
             "the model to begin from was trained on the latents of another autoencoder; "
-            "leave --autoencoder away to use its own"
+            "omit --autoencoder to use its own"
         )
 
 

@@ -19,6 +19,8 @@ from carrara.training.optim import make_optimizer
 from carrara.training.parallel import Placement, prepare
 from carrara.training.train_config import TrainConfig, written
 
+LOG_EVERY = 10  # steps
+
 
 @dataclass
 class TrainingState:
@@ -69,6 +71,10 @@ class TrainingState:
         """Share of the budget that was used after so many seconds and steps."""
         reserved = self.numbers.get(RESERVED, 0.0)
         return Budget.parse(self.config.budget).fraction(spent=spent, step=step, reserved=reserved)
+
+    def unlogged(self, at: float) -> bool:
+        """Whether what was measured before step ``at + 1`` is yet to be logged, or training is over."""
+        return self.step + 1 <= -(-int(at + 1) // LOG_EVERY) * LOG_EVERY or self.fraction >= 1
 
     def averages_of(self, length: float) -> Mapping[str, Ema]:
         """The averages of one of the lengths that are kept, by module; KeyError for another."""

@@ -7,10 +7,10 @@ can be compared.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,24 +21,21 @@ from carrara.config import Config
 from carrara.errors import UserError
 from carrara.generation.generate import generate, settings_for
 from carrara.generation.model import Model
-from carrara.generation.pictures import KEY, MOST, sheet
+from carrara.generation.pictures import MOST, save_samples
+from carrara.generation.values import Values
 from carrara.training.fixed_pictures import BINS, FixedPictures, bin_times, fetch, weights
 from carrara.training.looks import SHARE, Looks
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from carrara.autoencoders.stored import StoredAutoencoder
     from carrara.data.table import Dataset
     from carrara.training.diffusing import DiffusionTask
     from carrara.training.loop import TrainingState
 
-SAMPLES = "samples"
 _LOOKS, _AT, _BEST, _BEST_LOOK, _BEST_AT = (
     f"validation.{word}" for word in ("looks", "at", "best", "best_look", "best_at")
 )
 _KNOWN = "validation.known."  # what was measured last, in the state's numbers
-_LOG_EVERY = 10  # steps; bins are logged once a look, not on every line
 
 
 class ValidationConfig(Config):
@@ -53,6 +50,9 @@ class ValidationConfig(Config):
     )
     pictures: int = Field(64, ge=1, description="At most how many held-out pictures the loss is measured on.")
     samples: int = Field(8, ge=0, le=256, description="Pictures in the grid that is made each time.")
+    prompts: tuple[str, ...] = Field(
+        (), description="What to sample instead of held-out captions, of a model with a text condition."
+    )
     steps: int = Field(10, ge=1, le=1000, description="Sampling steps of those pictures.")
     patience: int = Field(
         0, ge=0, description="Stop after so many looks without a better held-out loss; 0 is off."
@@ -92,6 +92,8 @@ class Validation:
         self.folder, self.timing = folder, config.timing
         self.held_out = len(dataset.indices("held_out"))
         self._measures: dict[str, float] = {}
+        if config.prompts and not any(encoder.form == "text" for encoder in task.conditions.values()):
+            raise UserError("validation.prompts needs a model with a text condition, and this one has none")
         if config.patience and not self.held_out:
             raise UserError(
                 f"validation.patience needs held-out pictures, and {dataset.path} has none: import with --held-out, "
@@ -106,14 +108,11 @@ class Validation:
                 note = self._look(state, first=_LOOKS not in numbers)
             if (found := numbers.get(_KNOWN + "held_out", math.inf)) < numbers.get(_BEST, math.inf):
                 numbers.update({_BEST: found, _BEST_LOOK: numbers[_LOOKS], _BEST_AT: state.fraction})
-        # The report that follows is that of step + 1; after the last step there is none but this.
-        logged = -(-int(numbers.get(_AT, 0) + 1) // _LOG_EVERY) * _LOG_EVERY
-        full = state.step + 1 <= logged or state.fraction >= 1
-        self._measures = {k: v for k, v in _known(state).items() if full or ".t" not in k}
+        self._measures = _known(state) if state.unlogged(numbers.get(_AT, 0)) else {}
         return note
 
     def measures(self) -> Mapping[str, float]:
-        """The held-out loss as last measured, and each bin of time until it is logged; empty before the first look."""
+        """The held-out loss and its bins of time as last measured, until they are logged: each look once."""
         return self._measures
 
     def finished(self, state: TrainingState) -> str:
@@ -185,7 +184,7 @@ class Validation:
             passport={},
             parts=state.placement.parts,
         ).to(state.placement.device)
-        wanted = self._pictures.wanted(self._conditions, count)
+        wanted = self._wanted(count)
         settings = settings_for(model, {"steps": self.config.steps, "seed": self.task.recipe.train.seed})
         with state.placement.autocast():
             pictures = generate(model, wanted, settings, batch=self._at_once)
@@ -194,7 +193,20 @@ class Validation:
             {name: found[k] for name, found in wanted.asked.items() if isinstance(found[k], str | int)}
             for k in range(wanted.count)
         ]
-        _save(pictures, self.folder / SAMPLES / f"{state.seen:012d}.png", words)
+        save_samples(list(pictures), self.folder, words, columns=min(len(pictures), 8))
+
+    def _wanted(self, count: int) -> Values:
+        """What the samples are to show: the held-out pictures' conditions, or the prompts given in the text's place."""
+        prompts = self.config.prompts
+        wanted = self._pictures.wanted(self._conditions, len(prompts) or count)
+        if not prompts:
+            return wanted
+        texts = {name for name, encoder in self.task.conditions.items() if encoder.form == "text"}
+        asked, free = (
+            {name: list(islice(cycle(values), len(prompts))) for name, values in given.items()}
+            for given in (wanted.asked, wanted.free)
+        )
+        return Values(len(prompts), asked | {name: list(prompts) for name in texts}, free)
 
     @property
     def _at_once(self) -> int:
@@ -209,7 +221,9 @@ class Validation:
     @cached_property
     def _pictures(self) -> FixedPictures:
         """Held-out ones; where there are none, those to train on, for their conditions only."""
-        count = max(self.config.pictures if self.held_out else 0, self.config.samples)
+        count = max(
+            self.config.pictures if self.held_out else 0, self.config.samples, len(self.config.prompts)
+        )
         rows = self.dataset.indices("held_out" if self.held_out else "train")[:count]
         loaded = fetch(self.dataset, self.task, self.autoencoder, rows.tolist(), self.task.recipe.train.seed)
         return FixedPictures.of(self.task, loaded)
@@ -218,17 +232,3 @@ class Validation:
 def _known(state: TrainingState) -> dict[str, float]:
     """What was measured last."""
     return {k.removeprefix(_KNOWN): v for k, v in state.numbers.items() if k.startswith(_KNOWN)}
-
-
-def _save(pictures: Tensor, path: Path, words: Mapping[str, Any]) -> None:
-    """The grid, whole or not at all; OSError where it cannot be written."""
-    from PIL.PngImagePlugin import PngInfo
-
-    side = pictures.shape[-1]
-    grid = sheet(list(pictures), columns=min(len(pictures), 8), zoom=max(1, 64 // side))
-    info = PngInfo()
-    info.add_itxt(KEY, json.dumps(words, ensure_ascii=False, sort_keys=True))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    grid.save(part, "PNG", pnginfo=info)
-    part.replace(path)

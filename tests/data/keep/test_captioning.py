@@ -213,8 +213,8 @@ def test_programs_that_are_none(dataset: Dataset, tmp_path: Path, program: str, 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "give --with or --from-columns"),
-        ({"captioner": "x", "from_columns": "{label}"}, "one of them"),
+        ({}, "give either --with or --from-columns"),
+        ({"captioner": "x", "from_columns": "{label}"}, "either --with"),
         ({"from_columns": "{lable}"}, "no column 'lable' for the sentence; did you mean 'label'"),
         ({"from_columns": "{width:>9}"}, "a column's name alone in braces"),
         ({"from_columns": "{width"}, "cannot be read"),

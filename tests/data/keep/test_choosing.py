@@ -72,8 +72,8 @@ def test_the_command(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFix
         data_filter(dataset.path, tmp_path / "birds", where="label = 'bird'")
     assert not (tmp_path / "birds").exists()
     for options, words in [
-        ({}, "nothing is asked for"),
-        ({"sample": 3}, "where should they go"),
+        ({}, "nothing to filter by"),
+        ({"sample": 3}, "give the new data set a name"),
         ({"sample": 3, "at_most": 3, "dry_run": True}, "--at-most is for --balance"),
     ]:
         with pytest.raises(UserError, match=words):

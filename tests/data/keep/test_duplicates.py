@@ -108,7 +108,7 @@ def test_nothing_goes_unless_asked(
 ) -> None:
     data_dedup(dataset.path, out=tmp_path / "copies.html")
     said = capsys.readouterr().out
-    assert "3 of 17 pictures are much like another one, in 2 groups" in said
+    assert "3 of 17 pictures are copies of another one, in 2 groups" in said
     assert "nothing is dropped" in said
     page = (tmp_path / "copies.html").read_text()
     assert page.count("<figure") == 5

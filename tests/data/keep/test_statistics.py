@@ -119,6 +119,18 @@ def test_a_page_and_json(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -
     assert document["page"] == str(page)
 
 
+@pytest.mark.parametrize("size", [(1000, 3), (3, 1000), (4000, 10), (10, 4000), (2000, 1), (1, 2000)])
+def test_very_long_pictures_are_shown(size: tuple[int, int], tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for name, sides in (("long", size), ("square", (30, 30))):
+        Image.new("RGB", sides, "teal").save(tmp_path / "source" / f"{name}.png")
+    list(import_pictures(tmp_path / "source", tmp_path / "data", held_out=0))
+    data_stats(tmp_path / "data", out=tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "Those that a square cuts most" in page
+    assert page.count("BadPicture") == 0
+
+
 def test_what_a_crop_leaves() -> None:
     widths, heights = np.array([100, 200, 50, 300]), np.array([100, 100, 200, 100])
     np.testing.assert_allclose(lost_in_square(widths, heights), [0, 0.5, 0.75, 2 / 3])

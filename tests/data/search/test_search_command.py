@@ -26,7 +26,7 @@ def test_from_import_to_search(here: Here, pictures: Path, tmp_path: Path) -> No
     ]  # fmt: skip
     train = here("train", "contrastive", "data", "--out", "run", "--budget", "60steps", *chosen)
     assert train.status == 0, train.err
-    assert "efficientnet_lite0: pictures in seen_" in train.out
+    assert "efficientnet_lite0: pictures encoded, as the column seen_" in train.out
     assert "text to picture" in train.out
     assert "next: carrara data encode data --embedder run" in train.out
     examined = here("doctor", "run", "data", "--json")
@@ -42,7 +42,7 @@ def test_from_import_to_search(here: Here, pictures: Path, tmp_path: Path) -> No
     done = here("data", "encode", "data", "--embedder", "run", "--embedder", "ngrams", "--features")
     assert done.status == 0, done.err
     again = here("data", "encode", "data", "--embedder", "run")
-    assert "contrastive: pictures in seen_" in again.out
+    assert "contrastive: pictures encoded, as the column seen_" in again.out
     found = here("data", "search", "data", "a blue thing", "--json", "--limit", 6, "--sheet", "sheet.png")
     answer = json.loads(found.out)
     assert answer["ways"] == ["words", "meaning", "joint"]
@@ -59,6 +59,16 @@ def test_from_import_to_search(here: Here, pictures: Path, tmp_path: Path) -> No
     reds = Dataset.open(tmp_path / "reds")
     assert set(reds.column("caption")) == {"red disc", "red square", "red bar"}
     assert "words 'red'" in str(reds.about)
+    rest = here("data", "search", "data", "red", "--limit", 24, "--into", "matching")
+    assert "matching: 6 pictures" in rest.out
+    nothing = here("data", "search", "data", "nothing like it", "--limit", 24, "--into", "none")
+    assert nothing.refusal.startswith("nothing matches, so none was not made; --at-least")
+    assert not (tmp_path / "none").exists()
+    similar = here(
+        "data", "search", "data", "--like", 0, "--at-least", -1, "--limit", 23, "--into", "similar"
+    )
+    assert "… and 3 more" in similar.out
+    assert "similar: 23 pictures" in similar.out
     joint = here("data", "search", "reds", "disc", "--by", "joint", "--where", "height > 3")
     assert "red disc" in joint.out, joint.err
     assert (tmp_path / "reds" / "embedders").is_dir()
@@ -85,7 +95,7 @@ def test_from_import_to_search(here: Here, pictures: Path, tmp_path: Path) -> No
             "--flip and --crops are for latents: give --with AUTOENCODER",
         ),
         (["encode", "data", "--embedder", "nothing"], "no embedder is called 'nothing'"),
-        (["search", "data", "x", "--by", "wrods"], "'by': Input should be"),
+        (["search", "data", "x", "--by", "wrods"], "'by': expected 'auto', 'hybrid'"),
         (["search", "data", "--picture", "none.png"], "cannot read none.png: No such file"),
         (["search", "data", "--picture", "text.txt"], "the picture to look for cannot be used"),
         (
@@ -114,7 +124,7 @@ def test_what_is_not_for_this_recipe(here: Here, pictures: Path, tmp_path: Path)
     )
     scores = 8 * 4 * (65536**2 - 256**2)
     assert json.loads(larger.out)["memory"]["peak"] > told["memory"]["peak"] + scores
-    assert "leave it away" in here("plan", "contrastive", "--latent", "4x8x8").refusal
+    assert "omit it" in here("plan", "contrastive", "--latent", "4x8x8").refusal
     recipe = named("contrastive")
     assert isinstance(recipe, ContrastiveRecipe)
     (tmp_path / "run").mkdir()
@@ -123,4 +133,4 @@ def test_what_is_not_for_this_recipe(here: Here, pictures: Path, tmp_path: Path)
     assert "samples nothing" in here("doctor", "run", "--steps", 9).refusal
     assert here("data", "import", pictures, "data").status == 0
     refused = here("train", "contrastive", "data", "--out", "other", "--autoencoder", tmp_path)
-    assert "leave --autoencoder and --start away" in refused.refusal
+    assert "omit --autoencoder and --start" in refused.refusal

@@ -93,6 +93,42 @@ def test_words_meaning_and_the_joint_space_each_and_together(data: Dataset) -> N
     assert together.remarks == []
 
 
+def test_only_what_matches_and_scores_in_order(data: Dataset) -> None:
+    """Meaning and the joint space rank every picture; only all of the words, the same picture or a likeness matches."""
+    everything = ask(data, words="red disc", limit=24)
+    assert len(everything.hits) > 20
+    scores = [hit.score for hit in everything.hits]
+    assert scores == sorted(scores, reverse=True)
+    matching = ask(data, words="red disc", limit=24, matching=True)
+    assert sorted(sources(matching)) == ["red-disc-0", "red-disc-1"]
+    assert ask(data, words="red disc", limit=1, matching=True).more
+    assert ask(data, words="something to wear", limit=24, matching=True).hits == []
+    ranked = [hit.score for hit in ask(data, words="something green", by="joint", limit=24).hits]
+    least = (ranked[5] + ranked[6]) / 2
+    joint = ask(data, words="something green", by="joint", limit=24, at_least=least)
+    assert [name.split("-")[0] for name in sources(joint)] == ["green"] * 6
+    both = ask(data, words="red disc", limit=24, at_least=0.99, matching=True)
+    assert {"red-disc-0", "red-disc-1"} <= set(sources(both))
+    row = int(data.indices(None, "source = 'red-disc-0.png'")[0])
+    picture = data.take([row], ["image"])["image"][0]
+    same = ask(data, picture=picture, limit=24, matching=True)
+    assert same.hits[0].row == row
+    assert all(hit.reasons[0].certain for hit in same.hits)
+    assert 0 < len(same.hits) < 12
+    assert len(ask(data, where="width > 0", limit=24, matching=True).hits) == 24
+
+
+def test_similar_spellings_are_not_mixed_with_other_ways(data: Dataset) -> None:
+    """Nor do scores of one way rise where the words of one column follow those of another."""
+    alone = ask(data, words="Disk", by="words", limit=24)
+    assert {hit.reasons[0].words for hit in alone.hits} == {"a similar spelling in the caption"}
+    mixed = ask(data, words="Disk", limit=24)
+    assert mixed.ways == ["words", "meaning", "joint"]
+    assert not any(reason.way == "words" for hit in mixed.hits for reason in hit.reasons)
+    scores = [hit.score for hit in ask(data, words="roter disc", by="words", limit=24).hits]
+    assert scores == sorted(scores, reverse=True)
+
+
 def test_meaning_is_asked_of_all_languages_with_one_vector(data: Dataset) -> None:
     """And each picture is found by the caption that is nearest."""
     asked = []
@@ -158,7 +194,7 @@ def test_a_condition_does_not_change_what_is_in_the_training_set(data: Dataset, 
         ("bytes", "exactly this picture is in the data set, in the split", "the same bytes"),
         ("larger", "nearly this picture", "nearly the same"),
         ("mirrored", "nearly this picture", "nearly the same"),
-        ("strange", "this picture is not in the data set; the nearest looks alike by", "looks alike"),
+        ("strange", "this picture is not in the data set; closest match: similarity ", "looks alike"),
     ],
 )
 def test_is_it_in_the_training_set(
@@ -207,7 +243,7 @@ def test_more_like_a_row_leaves_the_row_out(data: Dataset) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"words": "x", "by": "wrods"}, "Input should be"),
+        ({"words": "x", "by": "wrods"}, "got 'wrods'; did you mean 'words'"),
         ({"by": "words"}, "nothing to look for by words: give words, a picture or a row"),
         ({"words": "x", "by": "picture"}, "words cannot be looked for by picture"),
         ({"picture": b"x", "by": "words"}, "a picture cannot be looked for by words"),
@@ -222,7 +258,7 @@ def test_more_like_a_row_leaves_the_row_out(data: Dataset) -> None:
             "the condition '1 = 1; DROP TABLE x' cannot be read",
         ),
         ({"words": "!?", "by": "meaning"}, "there is no word in '!?'"),
-        ({"limit": 0}, "greater than or equal to 1"),
+        ({"limit": 0}, "expected at least 1, got 0"),
     ],
 )
 def test_queries_at_fault(data: Dataset, asked: dict[str, object], message: str) -> None:
@@ -240,7 +276,8 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(
     assert found.ways == ["words"]
     assert "carrara data encode" in found.remarks[0]
     assert "--meaning" in found.remarks[0]
-    assert "carrara train contrastive" in found.remarks[1]
+    assert len(found.remarks) == 1
+    assert "carrara train contrastive" in ask(bare, words="red", by="hybrid").remarks[1]
     with pytest.raises(
         UserError, match=r"the pictures' features are not stored: `carrara data encode .* --features`"
     ):

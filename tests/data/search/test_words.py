@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from carrara.data.importing import import_pictures
+from carrara.data.search.contract import Query
 from carrara.data.search.indexing import covers
-from carrara.data.search.words import by_words, index_words, indexed
+from carrara.data.search.search import search
+from carrara.data.search.words import by_spelling, by_words, index_words, indexed
 from carrara.data.table import Dataset
 from carrara.errors import UserError
 from conftest import run_out
@@ -45,7 +47,7 @@ def names(dataset: Dataset, text: str, where: str | None = None) -> list[str]:
 
 def test_words_of_any_script_are_found_whatever_their_case_and_accents(data: Dataset) -> None:
     assert not indexed(data)
-    assert sorted(index_words(data)) == sorted(data.captions.values())
+    assert sorted(index_words(data)) == sorted([*data.captions.values(), "label"])
     assert indexed(data)
     assert index_words(data) == []  # nothing to do again
     for text, wanted in {
@@ -58,7 +60,6 @@ def test_words_of_any_script_are_found_whatever_their_case_and_accents(data: Dat
         "リンゴ": ["apple"],
         "حمراء": ["apple"],
         "red apple": ["apple", "star"],  # all of the words first, then some of them
-        "aple": ["apple"],  # nobody says so, but nearly
         "xylophone": [],
     }.items():
         assert names(data, text) == wanted, text
@@ -67,6 +68,43 @@ def test_words_of_any_script_are_found_whatever_their_case_and_accents(data: Dat
         names(data, "red", where="nothing = 3")
     reasons = by_words(data, "red apple", where=None, limit=10).words
     assert reasons == ["all words in en", "some words in en"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("aple", ["apple"]),
+        ("Aple", ["apple"]),
+        ("APLE", ["apple"]),
+        ("grünner", ["star"]),
+        ("GRÜNNER", ["star"]),
+        ("gr\N{LATIN SMALL LETTER U}\N{COMBINING DIAERESIS}nner", ["star"]),  # decomposed
+        ("aplpe", ["apple"]),  # two letters changed places
+        ("Apffel", ["apple"]),
+        ("dgo", []),  # short: two edits would make any word of it
+        ("x" * 300, []),
+        ("", []),
+    ],
+)
+def test_similar_spellings(data: Dataset, text: str, wanted: list[str]) -> None:
+    index_words(data)
+    assert names(data, text) == []
+    found = by_spelling(data, text, where=None, limit=10)
+    assert [Path(s).stem for s in data.take(found.rows, ["source"])["source"]] == wanted
+    assert found.certain == 0
+
+
+def test_labels_are_words_too(tmp_path: Path, make_png: Callable[..., bytes]) -> None:
+    for number, label in enumerate(["longsleeve", "hat", "hat"]):
+        (tmp_path / "source" / label).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / label / f"{number}.png").write_bytes(make_png(number))
+    run_out(import_pictures(str(tmp_path / "source"), tmp_path / "data", held_out=0))
+    dataset = Dataset.open(tmp_path / "data")
+    assert not dataset.captions
+    found = search(dataset, Query(words="Longsleeve"), lambda column: pytest.fail(column))
+    assert [hit.told["label"] for hit in found.hits] == ["longsleeve"]
+    assert found.hits[0].reasons[0].words == "all words in the label"
+    assert len(search(dataset, Query(words="hat"), lambda column: pytest.fail(column)).hits) == 2
 
 
 def test_rows_that_came_after_the_index_are_found_and_taken_into_it(

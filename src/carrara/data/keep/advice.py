@@ -36,7 +36,7 @@ def _copies(found: Statistics, path: str) -> list[str]:
         )
     if looked.pictures > _SMALL / 2 * looked.looked_at:
         said.append(
-            f"{looked.pictures} pictures{among} look like another one, which a model comes to know by heart: "
+            f"{looked.pictures} pictures{among} look like another one, which a model comes to memorize: "
             f"`carrara data dedup {path}` shows them"
         )
     if not found.splits.get("held_out"):
@@ -49,7 +49,10 @@ def _words(found: Statistics, path: str) -> list[str]:
     if found.uncaptioned:
         one = "no picture has a caption" if found.uncaptioned == found.pictures else ""
         several = f"{found.uncaptioned} pictures have no caption in any language"
-        said.append(f"{one or several}: `carrara data caption {path}` makes some, with a captioner of yours")
+        labelled = found.classes is not None and found.classes.labelled
+        how = "--from-columns 'a photo of a {label}'` makes some of the labels" if labelled else ""
+        how = how or "--with CAPTIONER` lets your own captioner write some"
+        said.append(f"{one or several}: `carrara data caption {path} {how}")
     for language, captions in found.languages.items():
         if captions.too_long > _SMALL:
             said.append(
@@ -99,13 +102,16 @@ def _rest(found: Statistics) -> list[str]:
     said = []
     if (unknown := found.licences.get("not stated", 0)) > _SMALL * found.pictures:
         said.append(
-            f"of {unknown} pictures no licence is known; `carrara data import … --licence` states one"
+            f"no licence is known for {unknown} pictures: `carrara data import … --licence` states one"
         )
-    if found.pictures < _FEW:
-        said.append(
-            f"{found.pictures} pictures are few: a model will rather remember them than learn from them"
-        )
-    return said
+    return [*said, *few(found.pictures)]
+
+
+def few(pictures: int) -> list[str]:
+    """Says so where a model would memorize so few pictures."""
+    return (
+        [f"{pictures} pictures are few: a model will memorize rather than learn"] if pictures < _FEW else []
+    )
 
 
 def _groups(count: int) -> str:

@@ -268,7 +268,11 @@ def _told(dataset: Dataset, by: By, kept: int, copies: list[Copy]) -> Group:
         if row in pixels and pixels[row] == pixels[kept]:
             words = "the same pixels"
         else:
-            bits = "alike at a glance" if score == 0 else f"{score:.0f} bits apart"
+            bits = (
+                "alike at a glance"
+                if score == 0
+                else f"{score:.0f} {'bit differs' if score == 1 else 'bits differ'}"
+            )
             words = ", ".join(filter(None, [how, bits if by == "hash" else f"cosine {score:.3f}"]))
         said.append(Copy(row, score, words))
     return Group(kept, tuple(said))

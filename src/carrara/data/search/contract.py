@@ -36,6 +36,13 @@ class Query(Config):
     where: str | None = Field(None, description="An SQL condition on the columns that must hold.")
     limit: int = Field(20, ge=1, le=MOST, description="How many pictures to return.")
     offset: int = Field(0, ge=0, le=MOST, description="How many of the best to skip, for the next page.")
+    matching: bool = Field(
+        False,
+        description="Only what has all of the words, is the same picture, or is as alike as at_least says.",
+    )
+    at_least: float | None = Field(
+        None, ge=-1, le=1, description="Least likeness (cosine) of what is found other than by words."
+    )
 
     @field_validator("where")
     @classmethod
@@ -58,12 +65,16 @@ class Query(Config):
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a picture was found: by which way, at which rank (from 1), and what its score there is, in words too."""
+    """Why a picture was found: by which way, at which rank (from 1), and what its score there is, in words too.
+
+    ``certain`` is whether it has all of the words or is the same picture; all else is only more or less alike.
+    """
 
     way: Way
     rank: int
     score: float
     words: str
+    certain: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,12 +121,16 @@ class Found:
 
 @dataclass(frozen=True)
 class Ranked:
-    """Rows that one way found, best first, without repeats: their scores, and the reason in words."""
+    """Rows that one way found, best first, without repeats: their scores, and the reason in words.
+
+    The first ``certain`` of them have all of the words, or are the same picture.
+    """
 
     way: Way
     rows: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float64]
     words: Sequence[str]
+    certain: int = 0
 
 
 class Embeds(Protocol):

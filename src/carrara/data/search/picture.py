@@ -77,4 +77,4 @@ def by_bytes_and_hash(dataset: Dataset, data: bytes) -> tuple[Ranked, str, list[
             else f"nearly this picture ({words[0].partition(': ')[2]}) is"
         )
         verdict = f"{kind} in the data set, in the split {split}: row {rows[0]}, {source}"
-    return Ranked("picture", np.array(rows, np.int64), np.array(scores), words), verdict, remarks
+    return Ranked("picture", np.array(rows, np.int64), np.array(scores), words, len(rows)), verdict, remarks

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from carrara.data.search.fusion import Fused, in_depths
 from carrara.data.search.nearest import nearest
 from carrara.data.search.picture import by_bytes_and_hash
 from carrara.data.search.vectors import VectorColumn, lacking, newest, vector_columns
-from carrara.data.search.words import by_words, index_words, indexed
+from carrara.data.search.words import by_spelling, by_words, index_words, indexed
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ MISSING = {
         "there is no space of texts and pictures: `carrara train contrastive {path} --out RUN`, "
         "then `carrara data encode {path} --embedder RUN`"
     ),
-    "words": "the data set has no captions",
+    "words": "the data set has neither captions nor labels",
 }
 
 
@@ -56,7 +58,8 @@ def search(dataset: Dataset, query: Query, embedder_of: EmbedderOf) -> Found:
         rows = dataset.indices(None, query.where)
         fused = [Fused(int(row), 0.0, []) for row in rows[query.offset : query.offset + query.limit + 1]]
     else:
-        fused = in_depths(rankings, _DEPTH, asking.depth)[query.offset : query.offset + query.limit + 1]
+        fused = [one for one in in_depths(rankings, _DEPTH, asking.depth) if _wanted(query, one)]
+        fused = fused[query.offset : query.offset + query.limit + 1]
     hits = _hits(dataset, fused[: query.limit])
     return Found(
         hits,
@@ -68,6 +71,14 @@ def search(dataset: Dataset, query: Query, embedder_of: EmbedderOf) -> Found:
         asking.verdict,
         asking.remarks,
     )
+
+
+def _wanted(query: Query, found: Fused) -> bool:
+    """Whether it is alike enough, or certain, where the query wants only such."""
+    if not query.matching and query.at_least is None:
+        return True
+    least = math.inf if query.at_least is None else query.at_least
+    return any(r.certain or (r.way != "words" and r.score >= least) for r in found.reasons)
 
 
 class _Asking:
@@ -98,6 +109,10 @@ class _Asking:
                 self.remarks.append(f"not searched by {way}: {error}")
         if not found:
             raise UserError("; ".join(self.remarks))
+        if self.words and not any(len(ranking.rows) for ranking in found):
+            # Beside another way similar spellings would only mix other things in: "on" is nearly "an".
+            near = by_spelling(self.dataset, self.words, where=self.query.where, limit=self.depth)
+            found = [near if ranking.way == "words" else ranking for ranking in found]
         return found
 
     def _possible(self) -> list[Way]:
@@ -110,6 +125,8 @@ class _Asking:
         ways: list[Way] = ["words", "meaning", "joint"] if self.words else []
         ways += ["picture", "joint"] if looked else []
         ways += ["meaning"] if self.like is not None else []
+        if self.query.by == "auto" and len(ways) > 1 and not self._has(of_pictures=True, joint=True):
+            ways = [way for way in ways if way != "joint"]  # of which a newcomer need not hear each time
         return [way for way in WAYS if way in ways]
 
     def _has(self, *, of_pictures: bool, joint: bool) -> bool:
@@ -119,7 +136,7 @@ class _Asking:
         text = self.words
         if not text and self.like is not None:
             text = " ".join(self._captions(self.like))
-        if not self.dataset.captions or not text:
+        if not (self.dataset.captions or self.dataset.labels) or not text:
             raise Unavailable(MISSING["words"])
         self._index_words()
         return [by_words(self.dataset, text, where=self.query.where, limit=self.depth)]
@@ -176,8 +193,8 @@ class _Asking:
         rest = [(row, score, f"looks alike, {score:.2f}") for row, score in alike if row not in known]
         if unknown and alike:
             here = " under this condition" if self.query.where else ""
-            self.verdict += f"; the nearest{here} looks alike by {alike[0][1]:.2f} of 1"
-        return [_ranked("picture", [*first, *rest])]
+            self.verdict += f"; closest match{here}: similarity {alike[0][1]:.2f}"
+        return [replace(_ranked("picture", [*first, *rest]), certain=len(first))]
 
     def _by_joint(self) -> list[Ranked]:
         columns = newest(self.columns, of_pictures=True, joint=True)
@@ -280,7 +297,8 @@ def _ranked(way: Way, found: Sequence[tuple[int, float, str]]) -> Ranked:
 def _kept(ranked: Ranked, there: npt.NDArray[np.bool_]) -> Ranked:
     """Those of a ranking where ``there`` holds."""
     words = [word for word, keep in zip(ranked.words, there.tolist(), strict=True) if keep]
-    return Ranked(ranked.way, ranked.rows[there], ranked.scores[there], words)
+    certain = int(there[: ranked.certain].sum())
+    return Ranked(ranked.way, ranked.rows[there], ranked.scores[there], words, certain)
 
 
 def _row_of(dataset: Dataset, like: int | str) -> int:

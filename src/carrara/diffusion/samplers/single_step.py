@@ -33,7 +33,7 @@ def ancestral(
     """DDPM (Ho et al. 2020, Algorithm 2), on any path and grid.
 
     ``variance`` v in [0, 1] lies between the posterior's (0) and the forward step's (1, "beta_t") on a log
-    scale; where the network learnt it, a function (z, t) -> v ``[b c ...]`` (Nichol & Dhariwal 2021, eq. 15).
+    scale; where the network learned it, a function (z, t) -> v ``[b c ...]`` (Nichol & Dhariwal 2021, eq. 15).
     """
     if not callable(variance) and not 0 <= variance <= 1:
         raise UserError(f"variance must be from 0 (posterior) to 1 (forward step), got {variance}")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from carrara.data.table import Dataset
 
 _OF_A_STEP = {"step", "seen", "spent", "rate", "lr", "gradient"}
-_FEW = 50  # pictures: a network of any size knows them by heart
+_FEW = 50  # pictures: a network of any size memorizes them
 _OFTEN = 30  # times that a picture has to be met before its caption means something
 _MANY = 5000  # pictures; of more of them one learns from another, and not each has to be met so often
 
@@ -92,7 +92,7 @@ def amount(lines: Sequence[Mapping[str, float]], dataset: Dataset | None, condit
         fix = "import more pictures; with one the model can only give that one back"
         found.append(Finding("one_picture", "there is a single picture to train on", fix))
     elif pictures < _FEW:
-        words = f"there are only {pictures} pictures: they will be learnt by heart"
+        words = f"there are only {pictures} pictures: they will be memorized"
         found.append(
             Finding(
                 "few_pictures", words, f"bring at least some hundred, {_FEW} at the very least", serious=False

@@ -27,9 +27,9 @@ from carrara.training.run import CHECKPOINTS, MODEL, read_metrics, read_stopped
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
 
-_FEW = 100  # pairs: towers know them by heart, and tell little apart
+_FEW = 100  # pairs: towers memorize them, and tell little apart
 _AT = 5  # the rank up to which a pair counts as found
-_ABOVE = 3.0  # times chance from which on something was learnt
+_ABOVE = 3.0  # times chance from which on something was learned
 _POINT = 0.8  # mean cosine of vectors that have nothing to do with each other
 _LOOKED_AT = 1000  # pairs
 _HELD_OUT = "held-out"
@@ -104,7 +104,7 @@ def _temperature(patient: JointPatient) -> Check:
         )
     elif scale >= SCALE[1]:
         words = "it is at its end: the towers cannot tell the training's pairs any further apart"
-        fix = "train for less long, or raise towers.dropout: they know the training's pairs by heart"
+        fix = "train for a shorter time, or raise towers.dropout: they have memorized the training pairs"
         found.append(Finding("temperature_at_its_end", words, fix, serious=False))
     return Check(name, saw, found)
 

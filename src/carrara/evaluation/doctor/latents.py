@@ -77,7 +77,7 @@ def cache(patient: Patient) -> Check:
     if through_store < through_fresh - _LOST:
         words = f"stored latents give back other pictures: {through_store:.1f} dB instead of {through_fresh:.1f} dB"
         column = column_name("latent", latent_key(autoencoder))
-        fix = f"remove the column {column} (or import the data anew) and run `carrara data encode` again"
+        fix = f"remove the column {column} (or import the data again) and run `carrara data encode` again"
         found.append(Finding("broken_latents", words, fix))
     if through_fresh < _POOR:
         words = f"the autoencoder itself gives back pictures at {through_fresh:.1f} dB: nothing better can be made"

@@ -83,7 +83,7 @@ def conditions(patient: Patient) -> Check:
         fix = "import the data with its captions or classes, or leave the condition out of the recipe"
         found.append(Finding("empty_condition", words, fix))
     elif heard < _HEARD:
-        words = f"what is asked for changes the output by {heard:.2%} only: the condition is not listened to"
+        words = f"what is asked for changes the output by only {heard:.2%}: the condition is ignored"
         first = next(iter(pictures.values))
         fix = (
             "train longer; see that captions say what is in the pictures; raise times_shift, for what a picture shows "
@@ -112,14 +112,14 @@ def overfits(patient: Patient, *, seconds: float = 60.0) -> Check:
         if _fell(other := _course(patient, factor * lr, seconds)):
             found = Finding(
                 "learning_rate",
-                f"one batch is not learnt at a learning rate of {lr:g} ({fell}), but is at {factor * lr:g} (to "
+                f"one batch is not learned at a learning rate of {lr:g} ({fell}), but is at {factor * lr:g} (to "
                 f"{other[-1]:.4g})",
                 f"{words} train.lr to about {factor * lr:g}",
             )
             return Check(name, saw, [found])
     found = Finding(
         "cannot_learn",
-        f"one batch is not learnt at any learning rate near {lr:g}: {fell}",
+        f"one batch is not learned at any learning rate near {lr:g}: {fell}",
         "the network cannot do it: make it larger (model.denoiser), or look at the latents above",
     )
     return Check(name, saw, [found])

@@ -26,7 +26,7 @@ def terminal(model: Model) -> Check:
     found = []
     zero = (
         "set model.schedule_options={zero_terminal=true} with model.parameterization=v, or take the schedule flow, "
-        "and train anew"
+        "and train again"
     )
     if ratio > _VISIBLE:
         words = (
@@ -36,7 +36,7 @@ def terminal(model: Model) -> Check:
         found.append(Finding("terminal_snr", words, zero, serious=ratio > _CLEAR))
     if alpha == 0 and config.parameterization == "eps":
         words = "at t = 1 there is no signal, and the network says only which noise it sees: the first step is blind"
-        found.append(Finding("blind_start", words, "take model.parameterization=v or flow and train anew"))
+        found.append(Finding("blind_start", words, "take model.parameterization=v or flow and train again"))
     return Check("terminal signal", saw, found)
 
 
@@ -58,7 +58,7 @@ def times(model: Model, recipe: DiffusionRecipe, settings: Settings) -> Check:
         words = (
             f"only {share:.2%} of the training was at t > {edge:.2f}, where sampling takes its first steps"
         )
-        fix = f"set times=uniform, or raise times_shift (now {recipe.times_shift:g}), and train anew"
+        fix = f"set times=uniform, or raise times_shift (now {recipe.times_shift:g}), and train again"
         found.append(Finding("untrained_noise", words, fix))
     return Check("times trained", saw, found)
 
@@ -109,7 +109,7 @@ def sampling(model: Model, recipe: DiffusionRecipe, settings: Settings) -> Check
     ]
     if settings.guidance > 1 and never:
         words = f"guidance {settings.guidance:g} does nothing for {never[0]}: training never left it out (dropout 0)"
-        fix = f"train anew with --set model.conditions.{never[0]}.dropout=0.1, or sample with --guidance 1"
+        fix = f"train again with --set model.conditions.{never[0]}.dropout=0.1, or sample with --guidance 1"
         found.append(Finding("never_dropped", words, fix))
     return Check("sampler", saw, found)
 

@@ -1,4 +1,4 @@
-"""Texts and pictures in the space that `carrara train contrastive` learnt from the user's own pairs."""
+"""Texts and pictures in the space that `carrara train contrastive` learned from the user's own pairs."""
 
 from __future__ import annotations
 

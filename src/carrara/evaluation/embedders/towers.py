@@ -50,7 +50,7 @@ class Tower(nn.Module):
 
 
 class Towers(nn.Module):
-    """Both towers, the temperature as the logarithm of its inverse, and the sigmoid loss's bias (both learnt)."""
+    """Both towers, the temperature as the logarithm of its inverse, and the sigmoid loss's bias (both learned)."""
 
     def __init__(self, config: TowersConfig, pictures: int, texts: int) -> None:
         super().__init__()

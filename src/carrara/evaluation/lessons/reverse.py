@@ -20,16 +20,25 @@ from carrara.tensors import PictureNoise
 FRAMES = 40
 
 
-def request(model: Model, prompt: str) -> Mapping[str, Any]:
-    """The row for a prompt; UserError where the model was trained without captions and there is one."""
+def request(model: Model, prompt: str, label: str | None = None) -> Mapping[str, Any]:
+    """The row for a prompt and a class; UserError where the model was trained without either and it is given."""
     if prompt and not model.conditions:
-        raise UserError("this model was trained without captions: leave the prompt away")
-    return {"caption": prompt}
+        raise UserError("this model was trained without captions: omit the prompt")
+    if label is None:
+        return {"caption": prompt}
+    encoders: list[Any] = [encoder for encoder in model.conditions.values() if encoder.form == "label"]
+    if not encoders:
+        raise UserError("this model was trained without classes: omit --label")
+    for encoder in encoders:
+        encoder.remarks(label)  # refuses a class that there is not
+    return {"caption": prompt, **{str(encoder.column): label for encoder in encoders}}
 
 
-def reverse(model: Model, prompt: str, settings: Settings, *, columns: int = 9) -> Lesson:
+def reverse(
+    model: Model, prompt: str, settings: Settings, *, columns: int = 9, label: str | None = None
+) -> Lesson:
     """The exhibit for picture 0 of a seed: the one that `carrara sample` makes with the same settings."""
-    row = request(model, prompt)
+    row = request(model, prompt, label)
     schedule = model.diffusion.schedule
     times = settings.times(schedule)
     stops = len(times) - 1
@@ -64,7 +73,7 @@ def reverse(model: Model, prompt: str, settings: Settings, *, columns: int = 9) 
         for stop in kept
     ]
     words = (
-        f"{prompt or 'Without a prompt'}: {stops} steps of {settings.sampler} on the grid {settings.grid}, "
+        f"{prompt or label or 'Without a prompt'}: {stops} steps of {settings.sampler} on the grid {settings.grid}, "
         f"guidance {settings.guidance:g}, seed {settings.seed}. Left is noise, right the picture. Below each z stands "
         "what the network takes it for: first the mean of all pictures that could be hidden in it, then "
         "one of them, with more and more detail."

@@ -1,0 +1,5 @@
+"""`python -m carrara`: the command line."""
+
+from carrara.cli import main
+
+main()
