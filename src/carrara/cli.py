@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,13 +15,14 @@ from carrara.cli_data import data
 from carrara.cli_doctor import doctor
 from carrara.cli_exchange import adopt, export
 from carrara.cli_inspect import app as inspect
+from carrara.cli_models import writable
 from carrara.cli_plan import plan
 from carrara.cli_reconstruct import reconstruct
 from carrara.cli_sample import sample
 from carrara.cli_show import show
 from carrara.cli_train import train
 from carrara.console import Interrupted, console, fail
-from carrara.errors import UserError
+from carrara.errors import refusal
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,7 +54,9 @@ def show_recipe(
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/quickstart"),
+    out: Annotated[Path, typer.Option(help="Where everything goes.", callback=writable)] = Path(
+        "runs/quickstart"
+    ),
     budget: Annotated[
         str, typer.Option(help="How long it may train: 3m, 30m, 2h, or 500steps a stage.")
     ] = "12m",
@@ -75,20 +80,41 @@ app.command()(reconstruct)
 
 def main() -> None:
     """Runs a command; an error the user can mend is one line and exit status 2, Ctrl-C is 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
+    sys.exit(_status())
+
+
+def _status() -> int:
+    """Runs a command and says in a line what went wrong; the status to exit with."""
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
         if code == 130:  # typer returns this for a Ctrl-C that it met
             fail("stopped; the same command again continues")
-        sys.exit(code if isinstance(code, int) else 0)
-    except UserError as error:
-        fail(str(error))
-        sys.exit(2)
+        return code if isinstance(code, int) else 0
     except Interrupted as stop:
         fail(str(stop))
-        sys.exit(130)
+        return 130
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the command line itself
             if message := " ".join(error.format_message().split()):  # empty where the help was shown instead
                 fail(message)
-            sys.exit(2)
-        raise
+            return 2
+        if (line := refusal(error)) is None:
+            raise
+        unsaid = _of_output()
+        if unsaid and isinstance(error, BrokenPipeError):  # its reader has read enough
+            return 1
+        fail(unsaid or line)
+        return 2
+
+
+def _of_output() -> str:
+    """What is wrong with standard output, which then is led to nowhere, or ""."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return f"cannot write standard output: {error.strerror}"
+    return ""

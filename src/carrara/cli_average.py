@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
+from carrara.cli_models import writable
 from carrara.console import console
 from carrara.errors import UserError, nearest
 
 
 def average(
     run: Annotated[Path, typer.Argument(help="A run's folder, finished or not.")],
-    out: Annotated[Path, typer.Option(help="The model folder to make.")],
+    out: Annotated[Path, typer.Option(help="The model folder to make.", callback=writable)],
     length: Annotated[
         float | None,
         typer.Option(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from carrara.cli_keep import A_FEW, Json, Where, opened, page_for, print_json, say, write_page
+from carrara.cli_models import writable
 from carrara.console import Bar, console
 from carrara.errors import UserError
 
@@ -36,12 +37,16 @@ def data_dedup(
         typer.Option(help="How near: bits of 64 (8), or with --by features the cosine (0.9).", min=0, max=24),
     ] = None,
     mirrored: Annotated[bool, typer.Option("--mirrored", help="Mirror images are copies too.")] = False,
-    into: Annotated[Path | None, typer.Option(help="Make a new data set without the copies.")] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Make a new data set without the copies.", callback=writable)
+    ] = None,
     mark: Annotated[
         bool,
         typer.Option("--split", help="Put look-alikes into one group, so that a split keeps them together."),
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="The page, .html; without it beside the data set.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page, .html; without it beside the data set.", callback=writable)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show pictures that are there twice; with --into NEW, a data set without them."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from carrara.cli_models import writable
 from carrara.console import console
 from carrara.errors import UserError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def reconstruct(
     autoencoder: Annotated[Path, typer.Argument(help="An autoencoder's folder, or the run that made it.")],
     picture: Annotated[Path, typer.Argument(help="A picture of yours, of any size.")],
-    out: Annotated[Path, typer.Option(help="The PNG that it becomes.")],
+    out: Annotated[Path, typer.Option(help="The PNG that it becomes.", callback=writable)],
     tile: Annotated[
         int | None,
         typer.Option(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from carrara.cli_engine import HERE, Hands
+from carrara.cli_models import writable
 from carrara.console import Bar, console
 from carrara.errors import UserError
 
@@ -41,8 +42,12 @@ def search(
     ] = None,
     limit: Annotated[int, typer.Option(help="How many pictures.")] = 20,
     skip: Annotated[int, typer.Option(help="How many of the best to skip, for the next page.")] = 0,
-    into: Annotated[Path | None, typer.Option(help="Make a data set of what is found.")] = None,
-    sheet: Annotated[Path | None, typer.Option(help="A PNG that shows what is found.")] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Make a data set of what is found.", callback=writable)
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="A PNG that shows what is found.", callback=writable)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
 ) -> None:
     """Find pictures by words in any language, by meaning, by likeness, or by what they show."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from carrara.cli_models import writable
 from carrara.console import Bar, console
 from carrara.errors import UserError
 
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
 
 show = typer.Typer(no_args_is_help=True, help="See how diffusion works: pictures that teach.")
 
-Out = Annotated[Path, typer.Option(help="Where it goes; .png, .gif or .html says what it becomes.")]
-StillOut = Annotated[Path, typer.Option(help="Where it goes; .png or .html says what it becomes.")]
+Out = Annotated[
+    Path, typer.Option(help="Where it goes; .png, .gif or .html says what it becomes.", callback=writable)
+]
+StillOut = Annotated[
+    Path, typer.Option(help="Where it goes; .png or .html says what it becomes.", callback=writable)
+]
 ModelFolder = Annotated[Path, typer.Argument(help="A model folder, or the run that made it.")]
 Prompt = Annotated[str, typer.Argument(help="What to show; may stay away.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same pictures.")]

@@ -119,4 +119,4 @@ def until_interrupted(items: Iterable[T], *, saved: str) -> Iterator[T]:
 
 def fail(message: str) -> None:
     """One line on standard error."""
-    sys.stderr.write(f"carrara: {message}\n")
+    sys.stderr.write(f"carrara: {' '.join(message.splitlines())}\n")

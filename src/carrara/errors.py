@@ -1,9 +1,18 @@
 """The one exception that means "what was asked for cannot be done as asked", told in one readable line."""
 
 import difflib
+import errno
+import os
+import re
 from collections.abc import Iterable
 
 _SHOWN = 40  # names in a message
+_LONGEST = 160  # characters of a path in a message
+_WRITING = tuple(map(os.strerror, (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
+_PLACE_IN_LANCE = re.compile(r"(, /\S+\.rs:\d+:\d+)+$")
+_LANCE = re.compile(r"LanceError\(\w+\)|\(os error \d+\)")
+_SYSTEM = re.compile(r"([A-Z][\w' -]*) \(os error \d+\)")
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory|unable to allocate", re.IGNORECASE)
 
 
 class UserError(ValueError):
@@ -17,3 +26,47 @@ def nearest(name: str, known: Iterable[str]) -> str:
     meant = f"; did you mean {close[0]!r}?" if close else ""
     shown = ", ".join(choices[:_SHOWN]) + (f" … {len(choices)} in all" if len(choices) > _SHOWN else "")
     return f"{meant} (known: {shown})" if choices else meant
+
+
+def one_line(error: OSError) -> str:
+    """What the system refused, with the path and the reason, e.g. "cannot write d: Read-only file system"."""
+    if error.strerror is None:
+        return of_lance(error)
+    if error.filename is None:
+        return f"cannot go on: {error.strerror}"
+    return f"cannot {_does(error.strerror)} {_short(error.filename)}: {error.strerror}"
+
+
+def of_lance(error: Exception) -> str:
+    """What the table's library says of a fault, without the places in its own source."""
+    said = _PLACE_IN_LANCE.sub("", " ".join(str(error).split())).replace("LanceError(IO): ", "")
+    reason, path = _SYSTEM.search(said), re.search(r"\"?(/[^\"]*?)[\":]? ?(?:, |: |$)", said)
+    if reason and path:
+        return f"cannot {_does(reason[1])} {_short(path[1])}: {reason[1].strip()}"
+    return said[:300] or type(error).__name__
+
+
+def refusal(error: BaseException) -> str | None:
+    """One line for what the machine refused: a path, a disk, a table's file, memory. None for any other error."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return one_line(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+        return "this machine has not enough memory for it"
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        return f"the name {_short(error.object)} is not valid UTF-8; choose another name"
+    if isinstance(error, ValueError | RuntimeError) and _LANCE.search(str(error)):
+        return of_lance(error)
+    return None
+
+
+def _does(reason: str) -> str:
+    return "write" if reason.strip() in _WRITING else "use"
+
+
+def _short(path: str | bytes | int) -> str:
+    """A path on one line, its middle left out where it is long."""
+    text = path.decode(errors="surrogateescape") if isinstance(path, bytes) else str(path)
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 4 :]}"

@@ -39,6 +39,7 @@ from carrara.data.unfinished import UNFINISHED, folder_of, sweep
 from carrara.data.words import LANGUAGE
 from carrara.data.writer import SAME, Writer
 from carrara.errors import UserError
+from carrara.files import check_writable
 
 _SAMPLE = 2000  # captions that tell in which language a source is
 
@@ -159,6 +160,7 @@ def import_pictures(
     if not chosen.retry and (same := _same(store, entry)) and not folder_of(store, ticket).exists():
         yield _nothing_to_do(store, survey.total, same)
         return
+    check_writable(store.work)
     writer = Writer(store, ticket, held_out=chosen.held_out)
     try:
         if not chosen.retry and (
@@ -312,6 +314,8 @@ def _check_destination(store: Store) -> None:
             f"{destination} holds other things ({others[0]} …); "
             "expected a data set, an empty folder or a new name"
         )
+    if TABLE not in inside:
+        check_writable(destination)
 
 
 def _same(store: Store, entry: dict[str, Any]) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from carrara.errors import UserError
+from carrara.files import check_name
 
 if TYPE_CHECKING:
     import lance
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 TABLE = "pictures.lance"
 PATIENCE = 3.0  # seconds of waiting for another process before it is said
+_ONCE_MORE = 1000  # times that a folder may vanish while it is made; some places never take one
 
 
 class Store(Protocol):
@@ -49,7 +51,19 @@ def store_at(path: str | Path) -> Store:
         return ObjectStore(remote[1].rstrip("/"))
     if scheme := re.match(r"([a-z][a-z0-9]+):/", text):
         raise UserError(f"{text}: expected a folder or s3://bucket/path, not {scheme[1]}://")
+    check_name(Path(text))
     return Folder(Path(path))
+
+
+def for_lance(path: Path) -> str:
+    """The path of a table on this machine as Lance means the same by it as Python does: it takes a relative one for
+    a url, with ``~`` for the home folder and what is before a colon for a scheme. UserError where there is none."""
+    try:
+        absolute = os.path.realpath(path)
+    except FileNotFoundError:
+        raise UserError("the current folder is no longer there; change to another one") from None
+    check_name(Path(absolute))
+    return absolute
 
 
 def newest(store: Store) -> lance.LanceDataset:
@@ -64,7 +78,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = self.work = path
-        self.table = str(path / TABLE)
+        self.table = for_lance(path / TABLE)
 
     def has_table(self) -> bool:
         """Whether there is a table."""
@@ -206,15 +220,20 @@ def lock(path: Path, *, make: bool = False, wait: bool = False, doing: str = "")
     system has no ``flock`` (Windows), nothing is locked.
     """
     doing = doing or f"writing to {path}"
-    started, said = time.monotonic(), False
+    started, said, missing = time.monotonic(), False, 0
     while True:
-        if make:
-            with contextlib.suppress(FileNotFoundError):  # its parent was removed at this moment: once more
+        try:
+            if make:
                 path.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(*([FileNotFoundError] if make else [])):
             taken, held = _taken(path)
             if taken:
                 return held
+            missing = 0
+        except FileNotFoundError:  # removed at this moment by who held it before: once more
+            missing += 1
+            if not make or missing > _ONCE_MORE:
+                raise
+            continue
         if not wait:
             raise UserError(f"another process is {doing}; wait until it has finished")
         if not said and time.monotonic() - started > PATIENCE:
