@@ -103,18 +103,20 @@ def _status() -> int:
             return 2
         if (line := refusal(error)) is None:
             raise
-        unsaid = _of_output()
-        if unsaid and isinstance(error, BrokenPipeError):  # its reader has read enough
-            return 1
-        fail(unsaid or line)
+        if isinstance(error, OSError) and error.errno and error.filename is None and not _can_print():
+            if isinstance(error, BrokenPipeError):  # its reader has read enough
+                return 1
+            line = f"cannot write standard output: {error.strerror}"
+        fail(line)
         return 2
 
 
-def _of_output() -> str:
-    """What is wrong with standard output, which then is led to nowhere, or ""."""
+def _can_print() -> bool:
+    """Whether standard output takes a line; otherwise what is still to come goes nowhere."""
     try:
+        sys.stdout.write("\n")
         sys.stdout.flush()
-    except OSError as error:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return f"cannot write standard output: {error.strerror}"
-    return ""
+        return False
+    return True

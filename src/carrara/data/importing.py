@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import itertools
@@ -38,7 +39,7 @@ from carrara.data.table import ABOUT, FORMAT, TABLE, Dataset, nearest_path, spli
 from carrara.data.unfinished import UNFINISHED, folder_of, sweep
 from carrara.data.words import LANGUAGE
 from carrara.data.writer import SAME, Writer
-from carrara.errors import UserError
+from carrara.errors import UserError, refusal
 from carrara.files import check_writable
 
 _SAMPLE = 2000  # captions that tell in which language a source is
@@ -192,14 +193,15 @@ def import_pictures(
         own = {ranges.KEY: {name: list(span) for name, span in spans.items()}} if spans else {}
         told.tell(store, {**entry, **own, "rejected": skipped}, writer.rejected)
         writer.finish()
-        sweep(store, which=lambda other: _of_same_source(other, entry))
+        with contextlib.suppress(UserError):  # the import is complete; cleaning says what cannot be removed
+            sweep(store, which=lambda other: _of_same_source(other, entry))
         counts = (writer.added, writer.updated, writer.duplicates)
         summary = _summary(Dataset.open(store.path), counts, writer.rejected, unchanged=False)
         yield Progress(survey.total, survey.total, writer.added, skipped, summary)
     except (OSError, ValueError) as error:  # the disk is full, or the place cannot be reached any more
         if isinstance(error, ValueError) and "LanceError(IO)" not in str(error):
             raise
-        reason = " ".join(str(error).split())[:300]
+        reason = refusal(error)
         raise UserError(
             f"the import into {store.path} had to stop: {reason}; the same `carrara data import` continues it"
         ) from None

@@ -15,7 +15,7 @@ from carrara.data import ranges
 from carrara.data.store import TABLE, Store, for_lance, store_at
 from carrara.data.table import ABOUT, FORMAT, Dataset
 from carrara.data.table_files import STORAGE_VERSION
-from carrara.errors import UserError
+from carrara.errors import UserError, refusal
 from carrara.files import check_writable
 
 if TYPE_CHECKING:
@@ -69,8 +69,10 @@ def subset(dataset: Dataset, rows: npt.NDArray[np.int64], destination: Path, *, 
         if destination.is_dir():
             destination.rmdir()
         part.rename(destination)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        if not isinstance(error, UserError) and (reason := refusal(error)):
+            raise UserError(f"cannot make {destination}: {reason}") from None
         raise
     return Dataset.open(destination)
 

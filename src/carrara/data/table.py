@@ -23,7 +23,7 @@ from carrara.data.told import ABOUT as ABOUT
 from carrara.data.told import FORMAT as FORMAT
 from carrara.data.told import REJECTED as REJECTED
 from carrara.data.unfinished import UNFINISHED
-from carrara.errors import UserError, nearest
+from carrara.errors import UserError, nearest, of_lance
 
 if TYPE_CHECKING:
     import lance
@@ -92,7 +92,7 @@ class Dataset:
         except UserError:
             raise
         except (ValueError, OSError) as error:
-            raise UserError(f"{store.table} cannot be read: {' '.join(str(error).split())[:200]}") from None
+            raise UserError(f"{store.table} cannot be read: {of_lance(error)}") from None
 
     def refresh(self) -> None:
         """Moves this handle to the newest version, e.g. after a column was derived or pictures were added.

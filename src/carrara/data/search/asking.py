@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carrara.data.condition import enclosed, fault, nameable
-from carrara.errors import UserError
+from carrara.errors import UserError, of_lance
 
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
@@ -40,7 +40,7 @@ def ask(dataset: Dataset, score: str, *, where: str | None, limit: int, **asked:
 def at_fault(dataset: Dataset, where: str | None, error: Exception) -> UserError:
     """About the condition, where there is one; else what the table said."""
     if where is None:
-        return UserError(f"the table cannot be searched: {' '.join(str(error).split())[:300]}")
+        return UserError(f"the table cannot be searched: {of_lance(error)}")
     return fault(where, error, dataset.path, nameable(dataset.table.schema))
 
 
