@@ -9,7 +9,9 @@ from collections.abc import Iterable
 _SHOWN = 40  # names in a message
 _LONGEST = 160  # characters of a path in a message
 _WRITING = tuple(map(os.strerror, (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
-_PLACE_IN_LANCE = re.compile(r"(, /\S+\.rs:\d+:\d+)+$")
+_NOT_THE_REASON = re.compile(
+    r"LanceError\(\w+\): |C Data interface error: |\.? ?Detail: Python exception: .*|(, /\S+\.rs:\d+:\d+)+$"
+)
 _LANCE = re.compile(r"LanceError\(\w+\)|\(os error \d+\)")
 _SYSTEM = re.compile(r"([A-Z][\w' -]*) \(os error \d+\)")
 _NO_MEMORY = re.compile(r"can't allocate memory|out of memory|unable to allocate", re.IGNORECASE)
@@ -39,7 +41,7 @@ def one_line(error: OSError) -> str:
 
 def of_lance(error: Exception) -> str:
     """What the table's library says of a fault, without the places in its own source."""
-    said = _PLACE_IN_LANCE.sub("", " ".join(str(error).split())).replace("LanceError(IO): ", "")
+    said = _NOT_THE_REASON.sub("", " ".join(str(error).split()))
     reason, path = _SYSTEM.search(said), re.search(r"\"?(/[^\"]*?)[\":]? ?(?:, |: |$)", said)
     if reason and path:
         return f"cannot {_does(reason[1])} {_short(path[1])}: {reason[1].strip()}"
