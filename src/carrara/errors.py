@@ -10,9 +10,10 @@ _SHOWN = 40  # names in a message
 _LONGEST = 160  # characters of a path in a message
 _WRITING = tuple(map(os.strerror, (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 _NOT_THE_REASON = re.compile(
-    r"LanceError\(\w+\): |C Data interface error: |\.? ?Detail: Python exception: .*|(, /\S+\.rs:\d+:\d+)+$"
+    r"LanceError\(\w+\): |(External|C Data interface) error: |\.? ?Detail: Python .*|(, /\S+\.rs:\d+:\d+)+$"
 )
-_LANCE = re.compile(r"LanceError\(\w+\)|\(os error \d+\)")
+_LANCE = re.compile(r"LanceError\(\w+\)|\(os error \d+\)|\.rs:\d+:\d+$")
+_MISSING = re.compile(r"Not found: /?(\S.*?\.\w+)(?:, |$)")
 _SYSTEM = re.compile(r"([A-Z][\w' -]*) \(os error \d+\)")
 _NO_MEMORY = re.compile(r"can't allocate memory|out of memory|unable to allocate", re.IGNORECASE)
 
@@ -42,6 +43,8 @@ def one_line(error: OSError) -> str:
 def of_lance(error: Exception) -> str:
     """What the table's library says of a fault, without the places in its own source."""
     said = _NOT_THE_REASON.sub("", " ".join(str(error).split()))
+    if missing := _MISSING.search(said):
+        return f"cannot read /{_short(missing[1])}: it is not there"
     reason, path = _SYSTEM.search(said), re.search(r"\"?(/[^\"]*?)[\":]? ?(?:, |: |$)", said)
     if reason and path:
         return f"cannot {_does(reason[1])} {_short(path[1])}: {reason[1].strip()}"
