@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from carrara.errors import UserError, one_line
 
@@ -42,6 +44,15 @@ def check_writable(path: Path) -> None:
     except OSError as error:
         error.filename = str(path)
         raise UserError(one_line(error)) from None
+
+
+def json_object(text: str | bytes) -> dict[str, Any] | None:
+    """The JSON object in a text; None where there is anything else, as in a damaged file."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _is_there(path: Path) -> bool:

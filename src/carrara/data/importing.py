@@ -239,7 +239,7 @@ def _spoken(importer: Any, source: str, options: Options, total: int) -> Spoken 
 
 def _nothing_to_do(store: Store, total: int, same: dict[str, Any]) -> Progress:
     summary = _summary(Dataset.open(store.path), (0, 0, 0), [], unchanged=True)
-    left = same["rejected"]
+    left = same.get("rejected", 0)
     return Progress(total, total, 0, left, replace(summary, rejected=left))
 
 

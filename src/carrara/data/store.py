@@ -85,10 +85,10 @@ class Folder:
         return Path(self.table).is_dir()
 
     def read(self, name: str) -> str | None:
-        """The text of a file; None where there is none."""
+        """The text of a file, with � for what is not UTF-8; None where there is none."""
         try:
-            return (self.path / name).read_text(encoding="utf-8")
-        except FileNotFoundError:
+            return (self.path / name).read_text(encoding="utf-8", errors="replace")
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, name: str, text: str) -> None:
@@ -174,7 +174,7 @@ class ObjectStore:
         """The text of an object; None where there is none."""
         try:
             with self._reached(), self._files().open_input_stream(f"{self._place}/{name}") as file:
-                return str(file.read().decode())
+                return str(file.read().decode(errors="replace"))
         except FileNotFoundError:
             return None
 
