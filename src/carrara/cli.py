@@ -96,7 +96,7 @@ def _status() -> int:
     except Interrupted as stop:
         fail(str(stop))
         return 130
-    except Exception as error:
+    except BaseException as error:  # a panic in Rust is no Exception
         if hasattr(error, "format_message"):  # a usage error of the command line itself
             if message := " ".join(error.format_message().split()):  # empty where the help was shown instead
                 fail(message)

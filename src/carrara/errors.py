@@ -14,6 +14,9 @@ _NOT_THE_REASON = re.compile(
 )
 _LANCE = re.compile(r"LanceError\(\w+\)|\(os error \d+\)|\.rs:\d+:\d+$")
 _MISSING = re.compile(r"Not found: /?(\S.*?\.\w+)(?:, |$)")
+_DAMAGE = re.compile(
+    r"fill whole buffer|corrupt|magic number|size is too small|Invalid range|decod", re.IGNORECASE
+)
 _SYSTEM = re.compile(r"([A-Z][\w' -]*) \(os error \d+\)")
 _NO_MEMORY = re.compile(r"can't allocate memory|out of memory|unable to allocate", re.IGNORECASE)
 
@@ -48,6 +51,8 @@ def of_lance(error: Exception) -> str:
     reason, path = _SYSTEM.search(said), re.search(r"\"?(/[^\"]*?)[\":]? ?(?:, |: |$)", said)
     if reason and path:
         return f"cannot {_does(reason[1])} {_short(path[1])}: {reason[1].strip()}"
+    if _DAMAGE.search(said):
+        return f"a file of the table is damaged: {said[:200]}"
     return said[:300] or type(error).__name__
 
 
@@ -61,7 +66,9 @@ def refusal(error: BaseException) -> str | None:
         return "this machine has not enough memory for it"
     if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
         return f"the name {_short(error.object)} is not valid UTF-8; choose another name"
-    if isinstance(error, ValueError | RuntimeError) and _LANCE.search(str(error)):
+    if type(error).__name__ == "PanicException" or (
+        isinstance(error, ValueError | RuntimeError) and _LANCE.search(str(error))
+    ):
         return of_lance(error)
     return None
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Protocol
 
+from carrara.data.set_aside import set_aside_versions
 from carrara.errors import UserError
 from carrara.files import check_name
 
@@ -67,10 +68,15 @@ def for_lance(path: Path) -> str:
 
 
 def newest(store: Store) -> lance.LanceDataset:
-    """The table at its newest version."""
+    """The table at its newest version; of those whose manifest is damaged, the one before, with a note."""
     import lance
 
-    return lance.dataset(store.table)
+    try:
+        return lance.dataset(store.table)
+    except (OSError, RuntimeError, ValueError):
+        if store.path != store.work or not set_aside_versions(Path(store.table)):
+            raise
+        return lance.dataset(store.table)
 
 
 class Folder:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from carrara.data import condition, ranges, told
 from carrara.data.beside import KINDS, id_column
 from carrara.data.rows import SPLITS, caption_language
+from carrara.data.set_aside import tags_of
 from carrara.data.store import TABLE as TABLE
 from carrara.data.store import Store, store_at
 from carrara.data.store import newest as store_newest
@@ -360,7 +361,7 @@ def split_version(path: str | Path) -> tuple[Path, str | None]:
 
 def _version_of(store: Store, table: lance.LanceDataset, named: int | str) -> int:
     """The number of a version that is named by itself or by a tag. UserError where there is none."""
-    tags = {name: int(about["version"]) for name, about in table.tags.list().items()}
+    tags = tags_of(table)
     if str(named) in tags:
         return tags[str(named)]
     if not str(named).isdigit():

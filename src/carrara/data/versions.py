@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from carrara.data.commits import committed
 from carrara.data.derive import STAGING
-from carrara.data.store import lock, newest, release
+from carrara.data.set_aside import damaged_tags, set_aside_versions, tags_of
+from carrara.data.store import Store, lock, newest, release
 from carrara.data.table import Dataset
 from carrara.data.unfinished import last_active, sweep, throw_away
 from carrara.errors import UserError, nearest
@@ -54,7 +55,7 @@ def versions(dataset: Dataset) -> list[Version]:
         named.setdefault(number, []).append(name)
     found = []
     before: lance.LanceDataset | None = None
-    for about in table.versions():
+    for about in _versions(dataset.store):
         number = int(about["version"])
         this = table.checkout_version(number)
         found.append(
@@ -68,6 +69,16 @@ def versions(dataset: Dataset) -> list[Version]:
         )
         before = this
     return found
+
+
+def _versions(store: Store) -> list[dict[str, Any]]:
+    """What Lance says of every version; those whose manifest is damaged are set aside."""
+    try:
+        return newest(store).versions()
+    except (OSError, RuntimeError, ValueError):
+        if store.path != store.work or not set_aside_versions(Path(store.table)):
+            raise
+        return newest(store).versions()
 
 
 def _what(this: lance.LanceDataset, before: lance.LanceDataset | None) -> str:
@@ -95,7 +106,7 @@ def _what(this: lance.LanceDataset, before: lance.LanceDataset | None) -> str:
 
 def tags(dataset: Dataset) -> dict[str, int]:
     """The names of versions and their numbers."""
-    return {name: int(about["version"]) for name, about in newest(dataset.store).tags.list().items()}
+    return tags_of(newest(dataset.store))
 
 
 def tag(dataset: Dataset, name: str, *, move: bool = False) -> None:
@@ -143,7 +154,11 @@ def clean(dataset: Dataset, *, older_than: timedelta) -> Cleaned:
         committed(store, lambda table: joined.append(_compact(table)))
         table, limit = newest(store), time.time() - older_than.total_seconds()
         kept = {table.version, *tags(dataset).values()}
-        old = [int(v["version"]) for v in table.versions() if v["timestamp"].timestamp() <= limit]
+        if lost := damaged_tags(table):
+            raise UserError(
+                f"{lost[0]} was a tag, of a version that nobody knows now; remove it to clean all the same"
+            )
+        old = [int(v["version"]) for v in _versions(store) if v["timestamp"].timestamp() <= limit]
         bytes_removed = 0
         if gone := [number for number in old if number not in kept]:
             done = table.cleanup_old_versions(versions=gone, error_if_tagged_old_versions=False)
