@@ -44,9 +44,9 @@ def ask(dataset: Dataset, score: str, *, where: str | None, limit: int, **asked:
 def _without_index(dataset: Dataset, uuid: str) -> UserError:
     """Takes a damaged index away, which the next search makes anew; what to say of it."""
     table = newest(dataset.store)
-    for index in table.list_indices():
-        if index["uuid"] == uuid:
-            table.drop_index(index["name"])
+    for index in table.describe_indices():
+        if uuid in (segment.uuid for segment in index.segments):
+            table.drop_index(index.name)
     return UserError(
         f"an index of {dataset.path} was damaged and is removed; search again, which makes it anew"
     )
