@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from carrara.cli_models import writable
+from carrara.cli_models import number, writable
 from carrara.console import console
 from carrara.errors import UserError, nearest
 
@@ -20,6 +20,7 @@ def average(
         typer.Option(
             min=0.005,
             max=0.249,
+            callback=number,
             help="How much of the training the average covers, as a share of it; else the recipe's.",
         ),
     ] = None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from carrara.cli_keep import A_FEW, Json, Where, opened, page_for, print_json, say, write_page
-from carrara.cli_models import writable
+from carrara.cli_models import number, writable
 from carrara.console import Bar, console
 from carrara.errors import UserError
 
@@ -34,7 +34,12 @@ def data_dedup(
     ] = By.hash,
     within: Annotated[
         float | None,
-        typer.Option(help="How near: bits of 64 (8), or with --by features the cosine (0.9).", min=0, max=24),
+        typer.Option(
+            help="How near: bits of 64 (8), or with --by features the cosine (0.9).",
+            min=0,
+            max=24,
+            callback=number,
+        ),
     ] = None,
     mirrored: Annotated[bool, typer.Option("--mirrored", help="Mirror images are copies too.")] = False,
     into: Annotated[
@@ -90,17 +95,21 @@ def data_dedup(
 def data_split(
     dataset: Where,
     held_out: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of pictures never trained on.")
+        float, typer.Option(min=0, max=0.9, help="Share of pictures never trained on.", callback=number)
     ] = 0.05,
     by: Annotated[
         str, typer.Option(help="What stays together: group, near (look-alikes too), or a column.")
     ] = "group",
     within: Annotated[
-        float | None, typer.Option(min=0, max=24, help="With --by near: bits of 64 (8).")
+        float | None, typer.Option(min=0, max=24, help="With --by near: bits of 64 (8).", callback=number)
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Choose anew by chance; without it, what is held out stays so where it can."),
+        typer.Option(
+            min=0,
+            max=2**63 - 1,
+            help="Choose anew by chance; without it, what is held out stays so where it can.",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
     as_json: Json = False,

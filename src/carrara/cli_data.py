@@ -80,7 +80,7 @@ def data_import(
         int, typer.Option(min=1, max=128, help="Of urls: larger files are not downloaded.")
     ] = 32,
     seconds: Annotated[
-        float, typer.Option(min=0.1, help="Of urls: for one download, all tries together.")
+        float, typer.Option(min=0.1, max=86400, help="Of urls: for one download, all tries together.")
     ] = 60,
     at_once: Annotated[int, typer.Option(min=1, max=256, help="Of urls: downloads at a time.")] = 16,
     per_host: Annotated[int, typer.Option(min=1, max=64, help="Of urls: of these, from one host.")] = 4,

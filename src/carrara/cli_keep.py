@@ -70,7 +70,9 @@ def data_filter(
         int | None,
         typer.Option(min=1, help="With --balance: of each value; without it as many as the rarest has."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed, another choice by chance.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Another seed, another choice by chance.")
+    ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them, and name a few.")] = False,
     as_json: Json = False,
 ) -> None:

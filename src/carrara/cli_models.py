@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,3 +93,10 @@ def writable(path: Path | None) -> Path | None:
     if path is not None and not str(path).startswith("s3:/"):
         check_writable(path)
     return path
+
+
+def number(value: float | None) -> float | None:
+    """Of an option with a range: UserError for nan, which is in every range."""
+    if value is not None and not math.isfinite(value):
+        raise UserError(f"{value} is no number that can be used here")
+    return value

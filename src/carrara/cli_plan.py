@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from carrara.cli_models import number
 from carrara.console import clock, console, fail
 from carrara.errors import UserError
 
@@ -31,7 +32,10 @@ def plan(
     ] = None,
     budget: Annotated[str | None, typer.Option(help="How long: 90s, 10m, 2h, or 4000steps.")] = None,
     seconds: Annotated[
-        float, typer.Option(min=0, help="How long the trial takes; 0 estimates instead.")
+        float,
+        typer.Option(
+            min=0, max=86400, callback=number, help="How long the trial takes; 0 estimates instead."
+        ),
     ] = 10.0,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value of the recipe, e.g. train.batch=16.")

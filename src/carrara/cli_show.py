@@ -24,7 +24,7 @@ StillOut = Annotated[
 ]
 ModelFolder = Annotated[Path, typer.Argument(help="A model folder, or the run that made it.")]
 Prompt = Annotated[str, typer.Argument(help="What to show; may stay away.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same pictures.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same pictures.")]
 Grid = Annotated[str | None, typer.Option(help="Where the steps are; usually what suits the model.")]
 Guidance = Annotated[float | None, typer.Option(help="How strongly the prompt pulls; 1 is off.")]
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from carrara.cli_models import number
 from carrara.console import console
 
 
@@ -53,7 +54,14 @@ def data_tag(
 def data_clean(
     dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
     keep: Annotated[
-        float, typer.Option("--keep-hours", min=0, help="How long versions without a tag are kept anyway.")
+        float,
+        typer.Option(
+            "--keep-hours",
+            min=0,
+            max=1e6,
+            callback=number,
+            help="How long versions without a tag are kept anyway.",
+        ),
     ] = 24.0,
 ) -> None:
     """Join small files, and remove old versions without a tag and what killed work left."""

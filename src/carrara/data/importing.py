@@ -73,7 +73,9 @@ class Options(Config):
         default=False, description="urls: also what X-Robots-Tag asks not to take (noai, noindex …)"
     )
     most_megabytes: int = Field(default=32, ge=1, le=128, description="urls: larger files are not downloaded")
-    seconds: float = Field(default=60.0, gt=0, description="urls: for one download, all its tries together")
+    seconds: float = Field(
+        default=60.0, gt=0, le=86400, description="urls: for one download, all its tries together"
+    )
     at_once: int = Field(default=16, ge=1, le=256, description="urls: downloads at a time")
     per_host: int = Field(default=4, ge=1, le=64, description="urls: of these, from one host")
 
