@@ -254,7 +254,8 @@ class _Timer:
     def __init__(self, file: Path, began: float) -> None:
         """``began`` is when this start of the command did, on the monotonic clock."""
         self.file = file
-        self.seconds: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+        before = (json_object(file.read_bytes()) if file.is_file() else None) or {}
+        self.seconds = {name: float(s) for name, s in before.items() if isinstance(s, int | float)}
         self._began, self._earlier = began, sum(self.seconds.values())
 
     @property

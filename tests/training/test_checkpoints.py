@@ -165,6 +165,23 @@ def test_of_a_newest_with_a_wrong_tensor_the_one_before_is_taken(
     assert (bad.parent / f"{bad.name}.damaged").is_dir()
 
 
+@pytest.mark.parametrize("text", ["[]", "", "{", "\0", None])
+def test_a_damaged_note_of_the_data_does_not_end_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None
+) -> None:
+    run = Training(tmp_path / "run", **ALWAYS)
+    run.run(4)
+    about = tmp_path / "run" / "run.json"
+    about.unlink()
+    if text is not None:
+        about.write_text(text)
+    steps = [report.step for report in run.run(2) if report.losses]
+    assert steps[0] > 1
+    assert f"{about} is missing or damaged" in capsys.readouterr().err
+    assert json.loads(about.read_text()) == {}
+    assert (tmp_path / "run" / "run.json.damaged").exists() == (text is not None)
+
+
 DAMAGE = {
     "a bad byte": lambda lines: [b"\xff" + lines[0][1:], *lines[1:]],
     "a list": lambda lines: [b"[]\n", *lines],

@@ -25,7 +25,7 @@ from carrara.data.store import lock
 from carrara.errors import UserError
 from carrara.files import json_object
 from carrara.training import checkpoint
-from carrara.training.continuing import PLATEAU, Change, change_of, go_back
+from carrara.training.continuing import PLATEAU, Change, change_of, go_back, noted
 from carrara.training.fastest import fastest_training
 from carrara.training.learning_rate import falls_from
 from carrara.training.loop import Report, Task, TrainingState, train
@@ -80,8 +80,12 @@ class Run:
         if change.anew:
             for name in (METRICS, EVENTS, UNFINISHED, AVERAGES, STOPPED):
                 _remove(self.folder / name)
+        if change.anew or noted(self.folder) is None:
+            file = self.folder / "run.json"
+            if not change.anew and file.exists():
+                os.replace(file, file.with_name(file.name + ".damaged"))
             about = {**self._about, **self._version(), **self._placement}
-            (self.folder / "run.json").write_text(json.dumps(about))
+            file.write_text(json.dumps(about))
         if change.longer:
             notes.append(change.note)
             try:
