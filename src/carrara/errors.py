@@ -43,7 +43,7 @@ def one_line(error: OSError) -> str:
     return f"cannot {_does(error.strerror)} {_short(error.filename)}: {error.strerror}"
 
 
-def of_lance(error: Exception) -> str:
+def of_lance(error: BaseException) -> str:
     """What the table's library says of a fault, without the places in its own source."""
     said = _NOT_THE_REASON.sub("", " ".join(str(error).split()))
     if missing := _MISSING.search(said):

@@ -94,9 +94,9 @@ def tell(store: Store, told: dict[str, Any], left_out: list[dict[str, str]]) -> 
         ]
         store.write(REJECTED, "".join(line + "\n" for line in [*kept, *_lines(told, left_out)]))
         text = store.read(ABOUT)
-        known, damaged = _understood(text) if text is not None else ({"format": FORMAT, "sources": []}, False)
-        if damaged:
-            store.write(f"{ABOUT}.damaged", text or "")
+        known, damaged = _understood(text or f"format = {FORMAT}")
+        if damaged and text:
+            store.write(f"{ABOUT}.damaged", text)
         same = (told["importer"], told["source"])
         others = [s for s in known["sources"] if (s["importer"], s["source"]) != same]
         store.write(ABOUT, tomli_w.dumps({**known, "sources": [*others, told]}))
