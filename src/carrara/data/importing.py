@@ -203,9 +203,8 @@ def import_pictures(
     except (OSError, ValueError) as error:  # the disk is full, or the place cannot be reached any more
         if isinstance(error, ValueError) and "LanceError(IO)" not in str(error):
             raise
-        reason = refusal(error)
         raise UserError(
-            f"the import into {store.path} had to stop: {reason}; the same `carrara data import` continues it"
+            f"the import into {store.path} had to stop: {refusal(error)}; the same `carrara data import` continues it"
         ) from None
     finally:
         writer.close()

@@ -71,7 +71,7 @@ def versions(dataset: Dataset) -> list[Version]:
     return found
 
 
-def _versions(store: Store) -> list[dict[str, Any]]:
+def _versions(store: Store) -> Any:
     """What Lance says of every version; those whose manifest is damaged are set aside."""
     try:
         return newest(store).versions()
