@@ -8,7 +8,7 @@ import carrara
 ROOT = Path(carrara.__file__).parent
 RANKS = {
     **dict.fromkeys(
-        ["errors", "config", "tensors", "context", "layers", "model_folder", "parts", "console"], 0
+        ["errors", "files", "config", "tensors", "context", "layers", "model_folder", "parts", "console"], 0
     ),
     **dict.fromkeys(["autoencoders", "conditions", "denoisers", "diffusion"], 1),
     **dict.fromkeys(["data", "generation"], 2),

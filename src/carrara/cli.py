@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -16,13 +18,14 @@ from carrara.cli_data import data
 from carrara.cli_doctor import doctor
 from carrara.cli_exchange import adopt, export
 from carrara.cli_inspect import app as inspect
+from carrara.cli_models import writable
 from carrara.cli_plan import plan
 from carrara.cli_reconstruct import reconstruct
 from carrara.cli_sample import sample
 from carrara.cli_show import show
 from carrara.cli_train import train
 from carrara.console import Interrupted, console, fail
-from carrara.errors import UserError, likeliest
+from carrara.errors import likeliest, refusal
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,7 +77,9 @@ def show_recipe(
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/quickstart"),
+    out: Annotated[Path, typer.Option(help="Where everything goes.", callback=writable)] = Path(
+        "runs/quickstart"
+    ),
     budget: Annotated[
         str, typer.Option(help="How long it may train: 3m, 30m, 2h, or 500steps a stage.")
     ] = "12m",
@@ -98,24 +103,47 @@ app.command()(reconstruct)
 
 def main() -> None:
     """Runs a command; an error the user can mend is one line and exit status 2, Ctrl-C is 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
+    sys.exit(_status())
+
+
+def _status() -> int:
+    """Runs a command and says in a line what went wrong; the status to exit with."""
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
         if code == 130:  # typer returns this for a Ctrl-C that it met
             continues = " ".join(sys.argv[1:]).startswith(_CONTINUES)
             fail("stopped; the same command again continues" if continues else "stopped")
-        sys.exit(code if isinstance(code, int) else 0)
-    except UserError as error:
-        fail(str(error))
-        sys.exit(2)
+        return code if isinstance(code, int) else 0
     except Interrupted as stop:
         fail(str(stop))
-        sys.exit(130)
-    except Exception as error:
+        return 130
+    except BaseException as error:  # a panic in Rust is no Exception
         if hasattr(error, "format_message"):  # a usage error of the command line itself
             if message := _usage(error):  # empty where the help was shown instead
                 fail(message)
-            sys.exit(2)
-        raise
+            return 2
+        if (line := refusal(error)) is None:
+            raise
+        if isinstance(error, OSError) and error.errno and error.filename is None and not _can_print():
+            if isinstance(error, BrokenPipeError):  # its reader has read enough
+                return 1
+            line = f"cannot write standard output: {error.strerror}"
+        fail(line)
+        return 2
+
+
+def _can_print() -> bool:
+    """Whether standard output takes a line; otherwise what is still to come goes nowhere."""
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def _usage(error: Any) -> str:

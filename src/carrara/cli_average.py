@@ -7,18 +7,20 @@ from typing import Annotated
 
 import typer
 
+from carrara.cli_models import number, writable
 from carrara.console import console
 from carrara.errors import UserError, nearest
 
 
 def average(
     run: Annotated[Path, typer.Argument(help="A run's folder, finished or not.")],
-    out: Annotated[Path, typer.Option(help="The model folder to make.")],
+    out: Annotated[Path, typer.Option(help="The model folder to make.", callback=writable)],
     length: Annotated[
         float | None,
         typer.Option(
             min=0.005,
             max=0.249,
+            callback=number,
             help="Share of the training that the average covers; by default the recipe's.",
         ),
     ] = None,

@@ -31,6 +31,7 @@ def browse(
         import uvicorn
 
         from carrara.serving.browse import browse_app
+        from carrara.serving.guard import CONNECTIONS
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("uvicorn", "fastapi", "starlette", "anyio"):
             raise
@@ -52,6 +53,7 @@ def browse(
             log_level="warning",
             access_log=False,
             server_header=False,
+            limit_concurrency=CONNECTIONS,
             timeout_graceful_shutdown=_LINGER,
             lifespan="off",
             ws="none",

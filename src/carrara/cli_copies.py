@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from carrara.cli_keep import A_FEW, Json, Where, opened, page_for, print_json, say, write_page
+from carrara.cli_models import number, writable
 from carrara.console import Bar, console
 from carrara.errors import UserError
 
@@ -38,15 +39,20 @@ def data_dedup(
             help="How similar: at most this many of 64 bits differ (8); with --by features at least this cosine (0.9).",
             min=0,
             max=24,
+            callback=number,
         ),
     ] = None,
     mirrored: Annotated[bool, typer.Option("--mirrored", help="Count mirror images as copies too.")] = False,
-    into: Annotated[Path | None, typer.Option(help="Make a new data set without the copies.")] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Make a new data set without the copies.", callback=writable)
+    ] = None,
     mark: Annotated[
         bool,
         typer.Option("--split", help="Put look-alikes into one group, so that a split keeps them together."),
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="The page, .html; by default beside the data set.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page, .html; by default beside the data set.", callback=writable)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show pictures that are there twice; with --into NEW, make a data set without them."""
@@ -90,19 +96,26 @@ def data_dedup(
 def data_split(
     dataset: Where,
     held_out: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of the pictures held out: never trained on.")
+        float,
+        typer.Option(
+            min=0, max=0.9, help="Share of the pictures held out: never trained on.", callback=number
+        ),
     ] = 0.05,
     by: Annotated[
         str, typer.Option(help="What stays on one side: group, near (look-alikes too), or a column.")
     ] = "group",
     within: Annotated[
         float | None,
-        typer.Option(min=0, max=24, help="With --by near: at most this many of 64 bits differ (8)."),
+        typer.Option(
+            min=0, max=24, callback=number, help="With --by near: at most this many of 64 bits differ (8)."
+        ),
     ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
-            help="Seed of a new random choice; without it, what is held out stays so where possible."
+            min=0,
+            max=2**63 - 1,
+            help="Seed of a new random choice; without it, what is held out stays so where possible.",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,

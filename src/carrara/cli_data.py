@@ -85,7 +85,9 @@ def data_import(
     ] = 32,
     seconds: Annotated[
         float,
-        typer.Option(min=0.1, help="URL lists only: time for one download in seconds, all tries together."),
+        typer.Option(
+            min=0.1, max=86400, help="URL lists only: time for one download in seconds, all tries together."
+        ),
     ] = 60,
     at_once: Annotated[int, typer.Option(min=1, max=256, help="URL lists only: downloads at a time.")] = 16,
     per_host: Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from carrara.cli_models import writable
 from carrara.console import console
 from carrara.errors import UserError, nearest
 
@@ -18,7 +19,7 @@ def adopt(
         Path,
         typer.Argument(help="A folder in the layout of diffusers: a pipeline, a denoiser or an autoencoder."),
     ],
-    out: Annotated[Path, typer.Argument(help="The model folder to make.")],
+    out: Annotated[Path, typer.Argument(help="The model folder to make.", callback=writable)],
     size: Annotated[
         int | None,
         typer.Option(min=1, help="Side in pixels of its pictures; by default what the model says."),
@@ -105,7 +106,7 @@ def _adopt_model(
 
 def export(
     model: Annotated[Path, typer.Argument(help="A model folder, or the run that made it.")],
-    dest: Annotated[Path, typer.Argument(help="The folder to make.")],
+    dest: Annotated[Path, typer.Argument(help="The folder to make.", callback=writable)],
     format: Annotated[str, typer.Option(help=f"What to write: {', '.join(_FORMATS)}.")] = _FORMATS[0],
 ) -> None:
     """Write a diffusion model as a pipeline, or an autoencoder, for another program."""

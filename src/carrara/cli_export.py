@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
+from carrara.cli_models import writable
 from carrara.console import Bar, console
 
 
 def data_export(
     dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
-    destination: Annotated[Path, typer.Argument(help="The new folder.")],
+    destination: Annotated[Path, typer.Argument(help="The new folder.", callback=writable)],
     form: Annotated[
         str,
         typer.Option(

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from carrara.cli_models import writable
 from carrara.console import Bar, console
 from carrara.errors import UserError
 
@@ -26,7 +27,9 @@ def autoencoder(
     dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="The page, .html; by default in the run, or beside the model's folder."),
+        typer.Option(
+            help="The page, .html; by default in the run, or beside the model's folder.", callback=writable
+        ),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of pictures to measure on, at most.")] = 1000,
     lpips_weights: Annotated[

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from carrara.cli_models import writable
 from carrara.console import Bar, console
 from carrara.errors import UserError
 
@@ -28,7 +29,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON, fo
 
 def data_stats(
     dataset: Where,
-    out: Annotated[Path | None, typer.Option(help="The page, .html; without it beside the data set.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page, .html; without it beside the data set.", callback=writable)
+    ] = None,
     size: Annotated[
         int, typer.Option(min=8, max=16384, help="The resolution that crops are measured for.")
     ] = 256,
@@ -54,7 +57,9 @@ def data_stats(
 
 def data_filter(
     dataset: Where,
-    new: Annotated[Path | None, typer.Argument(help="The new data set; not needed with --dry-run.")] = None,
+    new: Annotated[
+        Path | None, typer.Argument(help="The new data set; not needed with --dry-run.", callback=writable)
+    ] = None,
     where: Annotated[
         str | None,
         typer.Option(help="A condition on the columns, in SQL: \"width >= 256 AND label = 'cat'\"."),
@@ -70,7 +75,7 @@ def data_filter(
             help="With --balance: at most this many of each value; by default as many as the rarest has.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random choice.")] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only count the pictures, and name a few.")
     ] = False,

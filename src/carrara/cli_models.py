@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from carrara.errors import UserError
+from carrara.files import check_writable
 
 if TYPE_CHECKING:
     from carrara.autoencoders.stored import StoredAutoencoder
@@ -82,7 +84,19 @@ def say_about(model: Model, prompt: str) -> None:
 
 def make_folder(path: Path) -> None:
     """The folder, made where it is missing; UserError where it cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
+    check_writable(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def writable(path: Path | None) -> Path | None:
+    """Of an option that says where results go: UserError, before any work, where nothing can be written there."""
+    if path is not None and not str(path).startswith("s3:/"):
+        check_writable(path)
+    return path
+
+
+def number(value: float | None) -> float | None:
+    """Of an option with a range: UserError for nan, which is in every range."""
+    if value is not None and not math.isfinite(value):
+        raise UserError(f"{value} is no number that can be used here")
+    return value

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from carrara.cli_models import number
 from carrara.console import clock, console, fail
 from carrara.errors import UserError
 
@@ -35,7 +36,13 @@ def plan(
         typer.Option(help="How long to train: 90s, 10m, 2h, or 4000steps; by default the recipe's."),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(min=0, help="Length of the timed trial in seconds; 0 estimates instead.")
+        float,
+        typer.Option(
+            min=0,
+            max=86400,
+            callback=number,
+            help="Length of the timed trial in seconds; 0 estimates instead.",
+        ),
     ] = 10.0,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value of the recipe, e.g. train.batch=16.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from carrara.cli_models import writable
 from carrara.console import console
 from carrara.errors import UserError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def reconstruct(
     autoencoder: Annotated[Path, typer.Argument(help="An autoencoder's folder, or the run that made it.")],
     picture: Annotated[Path, typer.Argument(help="Your picture, of any size.")],
-    out: Annotated[Path, typer.Option(help="The PNG to write.")],
+    out: Annotated[Path, typer.Option(help="The PNG to write.", callback=writable)],
     tile: Annotated[
         int | None,
         typer.Option(min=1, help="Side of a tile in pixels; by default 512, and only for large pictures."),

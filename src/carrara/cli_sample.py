@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from carrara.cli_models import STARTER, make_folder, open_model
+from carrara.cli_models import STARTER, make_folder, open_model, writable
 from carrara.console import Bar, console
 from carrara.errors import UserError
 
@@ -72,7 +72,7 @@ def sample(
         str | None,
         typer.Option(help="Width x height in pixels, e.g. 96x64; by default the model's own size."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("pictures"),
+    out: Annotated[Path, typer.Option(help="Folder for the PNGs.", callback=writable)] = Path("pictures"),
 ) -> None:
     """Make pictures from a prompt, a class, a picture …; each PNG carries the recipe that made it."""
     from carrara.generation.generate import decode, denoise, settings_for

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from carrara.cli_engine import HERE, Hands
+from carrara.cli_models import writable
 from carrara.console import Bar, console
 from carrara.errors import UserError
 
@@ -51,10 +52,13 @@ def search(
         Path | None,
         typer.Option(
             help="Make a data set of what matches: has all of the words, is the same picture, or is as similar "
-            "as --at-least says."
+            "as --at-least says.",
+            callback=writable,
         ),
     ] = None,
-    sheet: Annotated[Path | None, typer.Option(help="Write a PNG that shows what was found.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a PNG that shows what was found.", callback=writable)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Find pictures by words in any language, by meaning, by likeness, or by what they show."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from carrara.cli_models import writable
 from carrara.console import Bar, console
 from carrara.errors import UserError
 
@@ -15,11 +16,16 @@ if TYPE_CHECKING:
 
 show = typer.Typer(no_args_is_help=True, help="See how diffusion works: pictures that teach.")
 
-Out = Annotated[Path, typer.Option(help="Output file; the ending .png, .gif or .html decides its form.")]
-StillOut = Annotated[Path, typer.Option(help="Output file; the ending .png or .html decides its form.")]
+Out = Annotated[
+    Path,
+    typer.Option(help="Output file; the ending .png, .gif or .html decides its form.", callback=writable),
+]
+StillOut = Annotated[
+    Path, typer.Option(help="Output file; the ending .png or .html decides its form.", callback=writable)
+]
 ModelFolder = Annotated[Path, typer.Argument(help="A model folder, or the run that made it.")]
 Prompt = Annotated[str, typer.Argument(help="What to show; may be omitted.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same pictures.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same pictures.")]
 Grid = Annotated[str | None, typer.Option(help="How the steps are spaced; by default as suits the model.")]
 Guidance = Annotated[
     float | None, typer.Option(help="Strength of the guidance: how closely to follow the prompt; 1 is off.")

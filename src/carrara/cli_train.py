@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from carrara.cli_data import encode_missing, keep_scale
-from carrara.cli_models import example, is_diffusion, open_autoencoder, open_model
+from carrara.cli_models import example, is_diffusion, open_autoencoder, open_model, writable
 from carrara.cli_search import run_contrastive
 from carrara.console import Bar, console, per_second, until_interrupted
 from carrara.errors import UserError
@@ -29,7 +29,8 @@ def train(
     out: Annotated[
         Path,
         typer.Option(
-            help="The run's folder; the same again continues it, with a larger --budget for longer."
+            help="The run's folder; the same again continues it, with a larger --budget for longer.",
+            callback=writable,
         ),
     ],
     autoencoder: Annotated[

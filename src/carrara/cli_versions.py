@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from carrara.cli_models import number
 from carrara.console import console
 
 
@@ -57,7 +58,11 @@ def data_clean(
     keep: Annotated[
         float,
         typer.Option(
-            "--keep-hours", min=0, help="Keep versions without a tag that are younger than this many hours."
+            "--keep-hours",
+            min=0,
+            max=1e6,
+            callback=number,
+            help="Keep versions without a tag that are younger than this many hours.",
         ),
     ] = 24.0,
 ) -> None:

@@ -5,29 +5,64 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
+import os
 import pkgutil
 import re
 import textwrap
 import tomllib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from carrara.errors import UserError, likeliest, nearest
 
+MOST_INT, MOST_FLOAT = 2**24, 1e12  # of a field that states no upper bound of its own
+
 
 class Config(BaseModel):
-    """A frozen model that refuses unknown keys; every field has a sentence as its description."""
+    """A frozen model that refuses unknown keys and impossible numbers; a sentence describes each field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
     elsewhere: ClassVar[Mapping[str, str]] = {}  # keys that are often looked for here: what to do instead
 
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if any(hasattr(rule, "le") or hasattr(rule, "lt") for rule in field.metadata):
+                continue
+            for number in value if isinstance(value, tuple) else [value]:
+                most = MOST_FLOAT if isinstance(number, float) else MOST_INT
+                if isinstance(number, int | float) and abs(number) > most:
+                    raise ValueError(f"{name} is {number:g}; expected at most {most:g}")
+        return self
+
 
 C = TypeVar("C", bound=Config)
+
+
+def check_memory(weights: float) -> None:
+    """ValueError where a network of at least so many weights is larger than the memory of this machine."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # as on Windows
+        return
+    if 4 * weights > memory:
+        raise ValueError(
+            f"a network of {weights:.1e} weights or more is larger than this machine's memory of {memory / 1e9:.0f} GB"
+        )
 
 
 def kinds(room: str) -> list[str]:

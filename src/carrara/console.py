@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 import time
@@ -144,6 +145,12 @@ def until_interrupted(items: Iterable[T], *, saved: str) -> Iterator[T]:
             raise Interrupted(saved)
 
 
+@functools.cache
+def note(message: str) -> None:
+    """One line on standard error about what does not stop a command; said once."""
+    sys.stderr.write(f"note: {' '.join(message.splitlines())}\n")
+
+
 def fail(message: str) -> None:
     """One line on standard error."""
-    sys.stderr.write(f"carrara: {message}\n")
+    sys.stderr.write(f"carrara: {' '.join(message.splitlines())}\n")

@@ -90,6 +90,8 @@ def read_passport(folder: Path) -> dict[str, Any]:
         return {}
     except ValueError as error:
         raise UserError(f"{folder / PASSPORT} is not valid JSON: {error}") from None
+    if not isinstance(passport, dict):
+        raise UserError(f"{folder / PASSPORT} is damaged: expected a JSON object")
     return passport
 
 

@@ -31,6 +31,7 @@ from carrara.data.table import Dataset
 from carrara.errors import UserError
 from carrara.evaluation import report
 from carrara.evaluation.reconstruction import mean_psnr, reconstruct
+from carrara.files import json_object
 from carrara.generation.generate import Settings, decode, denoise
 from carrara.generation.model import Model, load_model
 from carrara.generation.pictures import picture_recipe, save_png, sheet, to_image
@@ -110,13 +111,13 @@ class _Notes:
     def open(out: Path, budget: str, subset: str) -> _Notes:
         """UserError where the folder holds something else, was begun on another set, or with a larger budget."""
         file = out / "quickstart.json"
-        if not file.is_file():
-            if {p.name for p in out.iterdir()} - {"quickstart.part"}:
+        known = json_object(file.read_bytes()) if file.is_file() else None
+        if known is None or not known.keys() >= {"budget", "set"}:
+            if not file.is_file() and {p.name for p in out.iterdir()} - {"quickstart.part"}:
                 raise UserError(f"{out} is not empty and holds no quickstart; give another folder with --out")
             notes = _Notes(file, budget, subset)
             notes.keep()
             return notes
-        known = json.loads(file.read_text())
         notes = _Notes(file, known.pop("budget"), known.pop("set"), **known)
         before, now = Budget.parse(notes.budget), Budget.parse(budget)
         same_kind = (before.seconds is None) == (now.seconds is None)
@@ -253,7 +254,8 @@ class _Timer:
     def __init__(self, file: Path, began: float) -> None:
         """``began`` is when this start of the command did, on the monotonic clock."""
         self.file = file
-        self.seconds: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+        before = (json_object(file.read_bytes()) if file.is_file() else None) or {}
+        self.seconds = {name: float(s) for name, s in before.items() if isinstance(s, int | float)}
         self._began, self._earlier = began, sum(self.seconds.values())
 
     @property

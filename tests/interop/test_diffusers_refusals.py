@@ -130,7 +130,7 @@ def test_keys_of_other_versions_that_ask_for_nothing(folder: Path) -> None:
             {"vq_embed_dim": 8},
             "vq_embed_dim 8 is not supported; Carrara has as many as latent_channels (3)",
         ),
-        ({"num_vq_embeddings": 2**40}, "VQModel: 'codes': "),
+        ({"num_vq_embeddings": 2**40}, "num_vq_embeddings is "),
     ],
 )
 def test_configurations_of_vq(tmp_path: Path, said: dict[str, Any], line: str) -> None:

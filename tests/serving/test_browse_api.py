@@ -1,12 +1,15 @@
 """What the page's server answers, and whom it does not answer."""
 
 import io
+import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import anyio
 import numpy as np
 import pytest
+from fastapi import HTTPException
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -291,3 +294,54 @@ def test_a_search_leaves_the_handle_of_other_requests_as_it_is(source: Path, tmp
     assert len(standing.found(Query(words="red")).hits) > 0
     assert standing.dataset is not before
     assert before.version == version < standing.dataset.version
+
+
+@pytest.mark.parametrize("ask", ["/api/search", "/api/facets"])
+def test_a_condition_of_the_page_is_as_narrow_as_one_of_the_command_line(
+    client: TestClient, ask: str
+) -> None:
+    assert "it calls 'repeat'" in refusal(client, ask, where="repeat('a', 3) = label")
+    assert get(client, ask, where="length(caption) > 3")
+
+
+def test_uploads_that_do_not_end_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        async def stream(self) -> AsyncIterator[bytes]:
+            yield b"a picture"
+            await anyio.sleep(9)
+
+    refused: list[int] = []
+
+    async def send(limiter: anyio.CapacityLimiter) -> None:
+        try:
+            await browse._body(Slow(), limiter)  # type: ignore[arg-type]
+        except HTTPException as error:
+            refused.append(error.status_code)
+
+    async def all_at_once() -> None:
+        limiter = anyio.CapacityLimiter(2)
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(send, limiter)
+        assert limiter.borrowed_tokens == 0
+
+    monkeypatch.setattr(browse, "SECONDS", 0.05)
+    anyio.run(all_at_once)
+    assert refused == [503, 503, 503, 408, 408]
+
+
+def test_a_data_set_that_is_removed_under_the_server(data: Dataset, tmp_path: Path) -> None:
+    shutil.copytree(data.path, tmp_path / "d")
+    with asker(browse.browse_app(tmp_path / "d", embedder_of=embedder_of)) as client:
+        row = get(client, "/api/search")["hits"][0]  # type: ignore[index]
+        shutil.rmtree(tmp_path / "d")
+        picture = f"/api/pictures/{row['row']}/{row['id']}"
+        for asked in (
+            "search", "search?words=red", "search?where=width>3", "search?like=1", "facets", "facets?label=disc",
+            "rows/1", "rows/1/near", "dataset", f"{picture[5:]}", f"{picture[5:]}/seen",
+        ):  # fmt: skip
+            answer = client.get(f"/api/{asked}")
+            assert answer.status_code in (400, 503), asked
+            assert (
+                "there is no data set" in answer.json()["error"] or "is not there" in answer.json()["error"]
+            )

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from toy import Recipe, Toy, Training, config
 
 from carrara.errors import UserError
 from carrara.training import checkpoint
-from carrara.training.run import Run, read_metrics
+from carrara.training.run import Run, _cut_log, read_metrics
 
 ALWAYS = {"save_every": 1e-9}
 
@@ -137,6 +138,73 @@ def test_of_a_damaged_newest_the_one_before_is_taken(tmp_path: Path, fault: str)
     assert_same(run, whole)
     assert (folder / f"{bad.name}.damaged" / "state.json").exists() == (fault != "no numbers")
     assert read_metrics(tmp_path / "run")[0].keys() == read_metrics(tmp_path / "whole")[0].keys()
+
+
+@pytest.mark.parametrize("name", ["module.m.", "average.m.", "optimizer.m.0."])
+@pytest.mark.parametrize("fault", ["renamed", "of another shape"])
+def test_of_a_newest_with_a_wrong_tensor_the_one_before_is_taken(
+    tmp_path: Path, name: str, fault: str
+) -> None:
+    run = Training(tmp_path / "run", **ALWAYS)
+    run.run(4)
+    old, bad = checkpoint.all_of(tmp_path / "run" / "checkpoints")
+    tensors = load_file(bad / "state.safetensors")
+    key = next(k for k in tensors if k.startswith(name) and tensors[k].ndim)
+    if fault == "renamed":
+        tensors[f"{key}x"] = tensors.pop(key)
+    else:
+        tensors[key] = tensors[key].flatten()[:1].clone()
+    if (name, fault) == ("optimizer.m.0.", "of another shape"):
+        tensors["optimizer.m.999.momentum"] = tensors[key].clone()
+    save_file(tensors, bad / "state.safetensors")
+    first, *rest = run.run(2)
+    assert first.note.startswith(f"checkpoint {bad} does not fit this recipe: ")
+    assert first.note.endswith(f"; going on from {old.name}, the one before")
+    assert rest[0].step == int(old.name) // 8 + 1
+    assert not bad.exists() or rest[-1].step * 8 >= int(bad.name)
+    assert (bad.parent / f"{bad.name}.damaged").is_dir()
+
+
+@pytest.mark.parametrize("text", ["[]", "", "{", "\0", None])
+def test_a_damaged_note_of_the_data_does_not_end_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None
+) -> None:
+    run = Training(tmp_path / "run", **ALWAYS)
+    run.run(4)
+    about = tmp_path / "run" / "run.json"
+    about.unlink()
+    if text is not None:
+        about.write_text(text)
+    steps = [report.step for report in run.run(2) if report.losses]
+    assert steps[0] > 1
+    assert f"{about} is missing or damaged" in capsys.readouterr().err
+    assert json.loads(about.read_text()) == {}
+    assert (tmp_path / "run" / "run.json.damaged").exists() == (text is not None)
+
+
+DAMAGE = {
+    "a bad byte": lambda lines: [b"\xff" + lines[0][1:], *lines[1:]],
+    "a list": lambda lines: [b"[]\n", *lines],
+    "no step": lambda lines: [b'{"loss": 1}\n', *lines],
+    "words": lambda lines: [lines[0].replace(b'"step": 1', b'"step": "1'), *lines],
+    "a torn line within": lambda lines: [lines[0][:9] + b"\n", *lines],
+    "zeros": lambda lines: [bytes(40) + b"\n", *lines],
+    "deep brackets": lambda lines: [b"[" * 100_000 + b"\n", *lines],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_lines_of_a_log_are_set_aside(tmp_path: Path, damage: str) -> None:
+    log = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": 0.5}).encode() + b"\n" for step in (10, 20, 30)]
+    damaged = DAMAGE[damage](lines)
+    log.write_bytes(b"".join(damaged) + b'{"step": 40, "lo')
+    whole = [10, 20, 30][damage == "a bad byte" :]
+    assert [line["step"] for line in read_metrics(tmp_path)] == whole
+    assert _cut_log(log, 20) == f"1 damaged lines of {log} are in metrics.jsonl.damaged now"
+    assert log.read_bytes() == b"".join(lines[damage == "a bad byte" : 2])
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == damaged[0]
+    assert _cut_log(log, 20) == ""
 
 
 def test_where_none_can_be_read_nothing_is_lost(tmp_path: Path) -> None:

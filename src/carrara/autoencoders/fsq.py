@@ -23,7 +23,7 @@ class Config(TrunkConfig):
     """An autoencoder whose latent is rounded, channel by channel."""
 
     kind: Literal["fsq"] = "fsq"
-    image_channels: int = Field(3, ge=1, description="Channels of the pictures.")
+    image_channels: int = Field(3, ge=1, le=4096, description="Channels of the pictures.")
     levels: tuple[int, ...] = Field(
         (8, 8, 8, 8), description="Values that each latent channel may take, one number a channel."
     )

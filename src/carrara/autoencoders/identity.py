@@ -15,7 +15,7 @@ class Config(Base):
     """Pixels as they are; nothing to train."""
 
     kind: Literal["identity"] = "identity"
-    image_channels: int = Field(3, ge=1, description="Channels of the pictures.")
+    image_channels: int = Field(3, ge=1, le=4096, description="Channels of the pictures.")
 
     def build(self) -> Autoencoder:
         """The autoencoder; it has no weights."""

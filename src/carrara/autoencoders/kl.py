@@ -19,7 +19,7 @@ class Config(TrunkConfig):
 
     LEARNING: ClassVar = frozenset({"kl"})
     kind: Literal["kl"] = "kl"
-    image_channels: int = Field(3, ge=1, description="Channels of the pictures.")
+    image_channels: int = Field(3, ge=1, le=4096, description="Channels of the pictures.")
     kl: float = Field(
         1e-6, ge=0, description="Weight of the KL divergence: nats of a picture over the numbers it has."
     )

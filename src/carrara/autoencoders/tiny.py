@@ -20,8 +20,8 @@ class Config(Base):
     """An autoencoder of about a million weights, with one point as its latent."""
 
     kind: Literal["tiny"] = "tiny"
-    image_channels: int = Field(3, ge=1, description="Channels of the pictures.")
-    latent_channels: int = Field(4, ge=1, description="Channels of the latent.")
+    image_channels: int = Field(3, ge=1, le=4096, description="Channels of the pictures.")
+    latent_channels: int = Field(4, ge=1, le=4096, description="Channels of the latent.")
     encoder_width: int = Field(64, ge=1, description="Width of every level of the encoder.")
     decoder_width: int = Field(64, ge=1, description="Width of every level of the decoder.")
     encoder_blocks: tuple[int, ...] = Field(

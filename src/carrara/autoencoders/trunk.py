@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from carrara.config import Config
+from carrara.config import Config, check_memory
 from carrara.layers import GroupNorm, attend
 
 
@@ -27,7 +28,7 @@ class TrunkConfig(Config):
     )
     attention: tuple[int, ...] = Field((), description="Down-sampling factors at which levels attend.")
     middle_attention: bool = Field(True, description="Attention between the two middle blocks.")
-    latent_channels: int = Field(4, ge=1, description="Channels of the latent.")
+    latent_channels: int = Field(4, ge=1, le=4096, description="Channels of the latent.")
     projections: bool = Field(True, description="The 1x1 convolutions on both sides of the latent.")
 
     @field_validator("multipliers")
@@ -36,6 +37,11 @@ class TrunkConfig(Config):
         if not value or min(value) < 1:
             raise ValueError("expected one multiple of at least 1 for each level, e.g. [1, 2, 4]")
         return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        check_memory(9 * self.blocks * (self.channels * max(self.multipliers)) ** 2)
+        return self
 
     @property
     def factor(self) -> int:

@@ -20,7 +20,7 @@ class Config(TrunkConfig):
 
     LEARNING: ClassVar = frozenset({"learning", "commitment"})
     kind: Literal["vq"] = "vq"
-    image_channels: int = Field(3, ge=1, description="Channels of the pictures.")
+    image_channels: int = Field(3, ge=1, le=4096, description="Channels of the pictures.")
     codes: int = Field(8192, ge=2, le=2**20, description="Codes in the codebook.")
     learning: Literal["ema", "gradient"] = Field(
         "ema", description="How codes learn: as moving averages of what they stand for, or by gradient."

@@ -57,7 +57,7 @@ class Config(Base):
     column: str = Field(
         "", description="The column of the other picture (depth, edges, normal, …); of a map, if not map."
     )
-    channels: int = Field(1, ge=1, description="Channels of that picture.")
+    channels: int = Field(1, ge=1, le=4096, description="Channels of that picture.")
     classes: int = Field(0, ge=0, description="Classes of the map, numbered from 0; 255 is no class.")
     factor: int = Field(4, ge=2, description="How many times smaller the low-resolution picture is.")
     noise: float = Field(

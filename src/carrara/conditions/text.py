@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from carrara.conditions.contract import Columns, Derivation, Form, Latent, Size, dropped
 from carrara.config import Config as Base
+from carrara.config import check_memory
 from carrara.context import Context
 from carrara.errors import UserError
 from carrara.layers import attend
@@ -42,6 +43,7 @@ class Config(Base):
     def _heads_divide(self) -> Config:
         if self.width % self.heads:
             raise ValueError(f"width is {self.width}, no multiple of {self.heads} heads")
+        check_memory(self.vocabulary * self.width + 12 * self.depth * self.width**2)
         return self
 
     def reads(self, data: Columns) -> list[str]:

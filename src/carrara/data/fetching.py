@@ -170,10 +170,9 @@ class Present:
 
 def failures(store: Store, source: str, folder: Path, options: Options) -> dict[str, str]:
     """What an import of this source, complete or killed, could not have, and why; not what an option lets now."""
-    lines = map(json.loads, filter(None, (store.read(told.REJECTED) or "").split("\n")))
     found = {
         line["file"]: line["reason"]
-        for line in lines
+        for line in told.rejected(store)
         if line["from"] == source and not line["reason"].startswith(SAME)  # those came, under another name
     }
     found.update(map(tuple, whole_lines(folder / FAILED)))  # type: ignore[arg-type] # of lists, not of objects

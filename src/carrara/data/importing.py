@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import itertools
@@ -38,7 +39,8 @@ from carrara.data.table import ABOUT, FORMAT, TABLE, Dataset, nearest_path, spli
 from carrara.data.unfinished import UNFINISHED, folder_of, sweep
 from carrara.data.words import LANGUAGE
 from carrara.data.writer import SAME, Writer
-from carrara.errors import UserError
+from carrara.errors import UserError, refusal
+from carrara.files import check_writable
 
 _SAMPLE = 2000  # captions that tell in which language a source is
 
@@ -71,7 +73,9 @@ class Options(Config):
         default=False, description="urls: also what X-Robots-Tag asks not to take (noai, noindex …)"
     )
     most_megabytes: int = Field(default=32, ge=1, le=128, description="urls: larger files are not downloaded")
-    seconds: float = Field(default=60.0, gt=0, description="urls: for one download, all its tries together")
+    seconds: float = Field(
+        default=60.0, gt=0, le=86400, description="urls: for one download, all its tries together"
+    )
     at_once: int = Field(default=16, ge=1, le=256, description="urls: downloads at a time")
     per_host: int = Field(default=4, ge=1, le=64, description="urls: of these, from one host")
 
@@ -159,6 +163,7 @@ def import_pictures(
     if not chosen.retry and (same := _same(store, entry)) and not folder_of(store, ticket).exists():
         yield _nothing_to_do(store, survey.total, same)
         return
+    check_writable(store.work)
     writer = Writer(store, ticket, held_out=chosen.held_out)
     try:
         if not chosen.retry and (
@@ -190,16 +195,16 @@ def import_pictures(
         own = {ranges.KEY: {name: list(span) for name, span in spans.items()}} if spans else {}
         told.tell(store, {**entry, **own, "rejected": skipped}, writer.rejected)
         writer.finish()
-        sweep(store, which=lambda other: _of_same_source(other, entry))
+        with contextlib.suppress(UserError):  # the import is complete; cleaning says what cannot be removed
+            sweep(store, which=lambda other: _of_same_source(other, entry))
         counts = (writer.added, writer.updated, writer.duplicates)
         summary = _summary(Dataset.open(store.path), counts, writer.rejected, unchanged=False)
         yield Progress(survey.total, survey.total, writer.added, skipped, summary)
     except (OSError, ValueError) as error:  # the disk is full, or the place cannot be reached any more
         if isinstance(error, ValueError) and "LanceError(IO)" not in str(error):
             raise
-        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"the import into {store.path} had to stop: {reason}; the same `carrara data import` continues it"
+            f"the import into {store.path} had to stop: {refusal(error)}; the same `carrara data import` continues it"
         ) from None
     finally:
         writer.close()
@@ -235,7 +240,7 @@ def _spoken(importer: Any, source: str, options: Options, total: int) -> Spoken 
 
 def _nothing_to_do(store: Store, total: int, same: dict[str, Any]) -> Progress:
     summary = _summary(Dataset.open(store.path), (0, 0, 0), [], unchanged=True)
-    left = same["rejected"]
+    left = same.get("rejected", 0)
     return Progress(total, total, 0, left, replace(summary, rejected=left))
 
 
@@ -312,6 +317,8 @@ def _check_destination(store: Store) -> None:
             f"{destination} holds other things ({others[0]} …); "
             "expected a data set, an empty folder or a new name"
         )
+    if TABLE not in inside:
+        check_writable(destination)
 
 
 def _same(store: Store, entry: dict[str, Any]) -> dict[str, Any] | None:

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Protocol
 
+from carrara.data.set_aside import set_aside_versions
 from carrara.errors import UserError
+from carrara.files import check_name
 
 if TYPE_CHECKING:
     import lance
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 TABLE = "pictures.lance"
 PATIENCE = 3.0  # seconds of waiting for another process before it is said
+_ONCE_MORE = 1000  # times that a folder may vanish while it is made; some places never take one
 
 
 class Store(Protocol):
@@ -49,14 +52,31 @@ def store_at(path: str | Path) -> Store:
         return ObjectStore(remote[1].rstrip("/"))
     if scheme := re.match(r"([a-z][a-z0-9]+):/", text):
         raise UserError(f"{text}: expected a folder or s3://bucket/path, not {scheme[1]}://")
+    check_name(Path(text))
     return Folder(Path(path))
 
 
+def for_lance(path: Path) -> str:
+    """The path of a table on this machine as Lance means the same by it as Python does: it takes a relative one for
+    a url, with ``~`` for the home folder and what is before a colon for a scheme. UserError where there is none."""
+    try:
+        absolute = os.path.realpath(path)
+    except FileNotFoundError:
+        raise UserError("the current folder is no longer there; change to another one") from None
+    check_name(Path(absolute))
+    return absolute
+
+
 def newest(store: Store) -> lance.LanceDataset:
-    """The table at its newest version."""
+    """The table at its newest version; of those whose manifest is damaged, the one before, with a note."""
     import lance
 
-    return lance.dataset(store.table)
+    try:
+        return lance.dataset(store.table)
+    except (OSError, RuntimeError, ValueError):
+        if store.path != store.work or not set_aside_versions(Path(store.table)):
+            raise
+        return lance.dataset(store.table)
 
 
 class Folder:
@@ -64,17 +84,17 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = self.work = path
-        self.table = str(path / TABLE)
+        self.table = for_lance(path / TABLE)
 
     def has_table(self) -> bool:
         """Whether there is a table."""
         return Path(self.table).is_dir()
 
     def read(self, name: str) -> str | None:
-        """The text of a file; None where there is none."""
+        """The text of a file, with � for what is not UTF-8; None where there is none."""
         try:
-            return (self.path / name).read_text(encoding="utf-8")
-        except FileNotFoundError:
+            return (self.path / name).read_text(encoding="utf-8", errors="replace")
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, name: str, text: str) -> None:
@@ -160,7 +180,7 @@ class ObjectStore:
         """The text of an object; None where there is none."""
         try:
             with self._reached(), self._files().open_input_stream(f"{self._place}/{name}") as file:
-                return str(file.read().decode())
+                return str(file.read().decode(errors="replace"))
         except FileNotFoundError:
             return None
 
@@ -206,15 +226,20 @@ def lock(path: Path, *, make: bool = False, wait: bool = False, doing: str = "")
     system has no ``flock`` (Windows), nothing is locked.
     """
     doing = doing or f"writing to {path}"
-    started, said = time.monotonic(), False
+    started, said, missing = time.monotonic(), False, 0
     while True:
-        if make:
-            with contextlib.suppress(FileNotFoundError):  # its parent was removed at this moment: once more
+        try:
+            if make:
                 path.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(*([FileNotFoundError] if make else [])):
             taken, held = _taken(path)
             if taken:
                 return held
+            missing = 0
+        except FileNotFoundError:  # removed at this moment by who held it before: once more
+            missing += 1
+            if not make or missing > _ONCE_MORE:
+                raise
+            continue
         if not wait:
             raise UserError(f"another process is {doing}; wait until it has finished")
         if not said and time.monotonic() - started > PATIENCE:

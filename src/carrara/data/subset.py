@@ -12,10 +12,11 @@ import numpy.typing as npt
 import tomli_w
 
 from carrara.data import ranges
-from carrara.data.store import TABLE, Store, store_at
+from carrara.data.store import TABLE, Store, for_lance, store_at
 from carrara.data.table import ABOUT, FORMAT, Dataset
 from carrara.data.table_files import STORAGE_VERSION
-from carrara.errors import UserError
+from carrara.errors import UserError, refusal
+from carrara.files import check_writable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,17 +59,20 @@ def subset(dataset: Dataset, rows: npt.NDArray[np.int64], destination: Path, *, 
         store.write(ABOUT, tomli_w.dumps(about))
         store.remove(BEGUN)
         return Dataset.open(destination)
+    check_writable(destination)
     part = destination.with_name(f".{destination.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        _copy(dataset, rows, str(part / TABLE), again=False)
+        _copy(dataset, rows, for_lance(part / TABLE), again=False)
         store_at(part).write(ABOUT, tomli_w.dumps(about))
         if destination.is_dir():
             destination.rmdir()
         part.rename(destination)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        if not isinstance(error, UserError) and (reason := refusal(error)):
+            raise UserError(f"cannot make {destination}: {reason}") from None
         raise
     return Dataset.open(destination)
 

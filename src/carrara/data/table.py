@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from carrara.data import ranges, told
+from carrara.data import condition, ranges, told
 from carrara.data.beside import KINDS, id_column
-from carrara.data.condition import enclosed, fault, nameable
 from carrara.data.rows import SPLITS, caption_language
+from carrara.data.set_aside import tags_of
 from carrara.data.store import TABLE as TABLE
 from carrara.data.store import Store, store_at
 from carrara.data.store import newest as store_newest
@@ -23,7 +24,7 @@ from carrara.data.told import ABOUT as ABOUT
 from carrara.data.told import FORMAT as FORMAT
 from carrara.data.told import REJECTED as REJECTED
 from carrara.data.unfinished import UNFINISHED
-from carrara.errors import UserError, nearest
+from carrara.errors import UserError, nearest, of_lance
 
 if TYPE_CHECKING:
     import lance
@@ -92,7 +93,7 @@ class Dataset:
         except UserError:
             raise
         except (ValueError, OSError) as error:
-            raise UserError(f"{store.table} cannot be read: {' '.join(str(error).split())[:200]}") from None
+            raise UserError(f"{store.table} cannot be read: {of_lance(error)}") from None
 
     def refresh(self) -> None:
         """Moves this handle to the newest version, e.g. after a column was derived or pictures were added.
@@ -164,7 +165,7 @@ class Dataset:
     def without(self, column: str) -> npt.NDArray[np.int64]:
         """The rows, ascending, that have no value in a column."""
         table = self._newest if column in self._later else self.table
-        rows = _where(table, f"{column} IS NULL")
+        rows = condition.rows_where(table, f"{column} IS NULL")
         return rows[rows < len(self)]
 
     @functools.cached_property
@@ -229,13 +230,18 @@ class Dataset:
         if split is not None and split not in SPLITS:
             raise UserError(f"no split is called {split!r}{nearest(split, SPLITS)}")
         conditions = [f"split = '{split}'"] if split else []
-        conditions += [enclosed(where)] if where is not None else []
+        conditions += [condition.enclosed(where)] if where is not None else []
         if not conditions:
             return np.arange(len(self), dtype=np.int64)
         try:
-            return _where(self.table, " AND ".join(conditions))
+            seconds = condition.SECONDS if where is not None else math.inf
+            return condition.rows_where(self.table, " AND ".join(conditions), seconds)
+        except UserError:
+            raise
         except (ValueError, OSError) as error:
-            raise fault(where or "", error, self.path, nameable(self.table.schema)) from None
+            raise condition.fault(
+                where or "", error, self.path, condition.nameable(self.table.schema)
+            ) from None
 
     def pictures(
         self, indices: Rows, size: Size, channels: int = 3, *, bits: int = 8, crop: Crop = "centre"
@@ -345,13 +351,6 @@ def schema() -> pa.Schema:
     )
 
 
-def _where(table: lance.LanceDataset, condition: str) -> npt.NDArray[np.int64]:
-    """The rows of a table for which a condition holds, ascending."""
-    every = table.to_table(columns=[], with_row_address=True, scan_in_order=True)["_rowaddr"]
-    chosen = table.to_table(columns=[], with_row_address=True, filter=condition)["_rowaddr"]
-    return np.flatnonzero(np.isin(every.to_numpy(), chosen.to_numpy())).astype(np.int64)
-
-
 def split_version(path: str | Path) -> tuple[Path, str | None]:
     """ "data@v1" as its path and its version or tag; a folder that has the sign in its name is one."""
     found, _, named = str(path).rpartition("@")
@@ -362,7 +361,7 @@ def split_version(path: str | Path) -> tuple[Path, str | None]:
 
 def _version_of(store: Store, table: lance.LanceDataset, named: int | str) -> int:
     """The number of a version that is named by itself or by a tag. UserError where there is none."""
-    tags = {name: int(about["version"]) for name, about in table.tags.list().items()}
+    tags = tags_of(table)
     if str(named) in tags:
         return tags[str(named)]
     if not str(named).isdigit():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from carrara.data.beside import KINDS
 from carrara.data.commits import add_columns
 from carrara.data.known import IDS, Record, is_said
-from carrara.data.store import TABLE, Store, newest
+from carrara.data.store import TABLE, Store, for_lance, newest
 from carrara.data.table import AS_GIVEN, schema
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _create(store: Store, folder: Path) -> None:
         return
     new = folder / TABLE
     shutil.rmtree(new, ignore_errors=True)
-    lance.write_dataset(empty, str(new), data_storage_version=STORAGE_VERSION)
+    lance.write_dataset(empty, for_lance(new), data_storage_version=STORAGE_VERSION)
     os.rename(new, store.table)
 
 

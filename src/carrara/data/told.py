@@ -5,52 +5,100 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from carrara.config import read_toml
+from carrara.console import note
 from carrara.data.store import Store
+from carrara.data.unfinished import UNFINISHED
+from carrara.errors import UserError
+from carrara.files import json_object
 
 ABOUT = "dataset.toml"
 REJECTED = "rejected.jsonl"
 FORMAT = 1
+_SUBSET = {"of": "", "version": 0, "why": ""}
 SOURCES = "sources"  # the folder of them in object storage
 
 
 def about(store: Store) -> dict[str, Any] | None:
-    """What ``dataset.toml`` says, with all ``sources``; None where there is none."""
-    if _remote(store):
-        text = store.read(ABOUT)
-        if text is None:
-            return None
-        more = [json.loads(store.read(name) or "{}") for name in store.names(SOURCES)]
+    """What ``dataset.toml`` says, with all ``sources``; None where there is none.
+
+    What is damaged in it is left out with a note, where the table is there: that can be read without it.
+    """
+    text = store.read(ABOUT)
+    if text is None and (_remote(store) or not store.has_table() or (store.work / UNFINISHED).exists()):
+        return None
+    known, damaged = _understood(text or "")
+    if damaged and not store.has_table():
+        raise UserError(f"{store.path}: {ABOUT} is damaged, and there is no table")
+    if damaged:
+        note(f"{ABOUT} of {store.path} is missing or damaged; what it said of the sources is in part unknown")
+    more = [json_object(store.read(name) or "") for name in store.names(SOURCES)] if _remote(store) else []
+    return {
+        **known,
+        "sources": [*known["sources"], *(m["told"] for m in more if m and _is_source(m.get("told")))],
+    }
+
+
+def _understood(text: str) -> tuple[dict[str, Any], bool]:
+    """``dataset.toml`` as far as it can be read, and whether any of it cannot."""
+    try:
         known = tomllib.loads(text)
-        return {**known, "sources": [*known.get("sources", []), *(m["told"] for m in more if m)]}
-    path = Path(store.path) / ABOUT
-    return read_toml(path) if path.is_file() else None
+    except tomllib.TOMLDecodeError:
+        known = {}
+    given = known.get("sources", [])
+    sources = [s for s in given if _is_source(s)] if isinstance(given, list) else []
+    whole = isinstance(known.get("format"), int) and sources == given
+    if not _has(known.get("subset", _SUBSET), tuple(_SUBSET)):
+        whole = False
+        del known["subset"]
+    return {"format": FORMAT, **known, "sources": sources}, not whole
 
 
-def tell(store: Store, told: dict[str, Any], rejected: list[dict[str, str]]) -> None:
+def _is_source(told: Any) -> bool:
+    return _has(told, ("importer", "source"))
+
+
+def _has(table: Any, names: tuple[str, ...]) -> bool:
+    return isinstance(table, dict) and all(isinstance(table.get(name), str | int) for name in names)
+
+
+def rejected(store: Store) -> list[dict[str, str]]:
+    """The lines of ``rejected.jsonl``; one that is damaged is left out with a note."""
+    lines = [line for line in (store.read(REJECTED) or "").split("\n") if line]  # a name may hold U+2028
+    parsed = [
+        found for line in lines if (found := json_object(line)) and {"from", "file", "reason"} <= found.keys()
+    ]
+    if lost := len(lines) - len(parsed):
+        note(f"{lost} of {len(lines)} lines in {REJECTED} of {store.path} are damaged and are left out")
+    return parsed
+
+
+def tell(store: Store, told: dict[str, Any], left_out: list[dict[str, str]]) -> None:
     """Adds a source that was imported completely, in place of what an earlier import of the same said.
 
     In object storage, where two may tell at once, every source has an object of its own.
     """
     if _remote(store):
         name = hashlib.sha256(json.dumps([told["importer"], told["source"]]).encode()).hexdigest()[:16]
-        store.write(f"{SOURCES}/{name}.json", json.dumps({"told": told, "rejected": rejected}, indent=1))
+        store.write(f"{SOURCES}/{name}.json", json.dumps({"told": told, "rejected": left_out}, indent=1))
         _list_rejected(store)
         if store.read(ABOUT) is None:
             store.write(ABOUT, tomli_w.dumps({"format": FORMAT}))
         return
     with store.writing():
-        lines = [line for line in (store.read(REJECTED) or "").split("\n") if line]  # a name may hold U+2028
-        kept = [line for line in lines if json.loads(line)["from"] != told["source"]]
-        store.write(REJECTED, "".join(line + "\n" for line in [*kept, *_lines(told, rejected)]))
-        known = about(store) or {"format": FORMAT}
+        kept = [
+            json.dumps(line, ensure_ascii=False) for line in rejected(store) if line["from"] != told["source"]
+        ]
+        store.write(REJECTED, "".join(line + "\n" for line in [*kept, *_lines(told, left_out)]))
+        text = store.read(ABOUT)
+        known, damaged = _understood(text or f"format = {FORMAT}")
+        if damaged and text:
+            store.write(f"{ABOUT}.damaged", text)
         same = (told["importer"], told["source"])
-        others = [s for s in known.get("sources", []) if (s["importer"], s["source"]) != same]
+        others = [s for s in known["sources"] if (s["importer"], s["source"]) != same]
         store.write(ABOUT, tomli_w.dumps({**known, "sources": [*others, told]}))
 
 
@@ -58,14 +106,19 @@ def _list_rejected(store: Store) -> None:
     """One list of what all sources had; again where another source was told meanwhile."""
     listed: list[str] = []
     while (names := store.names(SOURCES)) != listed:
-        known = [json.loads(text) for name in names if (text := store.read(name))]
-        lines = [line for one in known for line in _lines(one["told"], one["rejected"])]
+        known = [found for name in names if (found := json_object(store.read(name) or ""))]
+        lines = [
+            line
+            for one in known
+            if _is_source(one.get("told"))
+            for line in _lines(one["told"], one["rejected"])
+        ]
         store.write(REJECTED, "".join(line + "\n" for line in lines))
         listed = names
 
 
-def _lines(told: dict[str, Any], rejected: list[dict[str, str]]) -> list[str]:
-    return [json.dumps({"from": told["source"], **entry}, ensure_ascii=False) for entry in rejected]
+def _lines(told: dict[str, Any], left_out: list[dict[str, str]]) -> list[str]:
+    return [json.dumps({"from": told["source"], **entry}, ensure_ascii=False) for entry in left_out]
 
 
 def _remote(store: Store) -> bool:

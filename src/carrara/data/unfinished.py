@@ -62,7 +62,8 @@ def last_active(folder: Path) -> float:
 def sweep(store: Store, *, which: Callable[[str], bool], before: float = math.inf) -> int:
     """Throws away what killed imports left, of those whose ticket is one of ``which``; how many there were.
 
-    One that is under way is left alone, and one that did something after the time ``before``.
+    One that is under way is left alone, and one that did something after the time ``before``. UserError where one
+    cannot be removed.
     """
     root, swept = store.work / UNFINISHED, 0
     for folder in sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []:
@@ -77,13 +78,21 @@ def sweep(store: Store, *, which: Callable[[str], bool], before: float = math.in
             if not which(str(lines[0].get("ticket")) if lines else NOBODYS):
                 continue
             forget(store, fragments_of(lines))
-            shutil.rmtree(folder, ignore_errors=True)
+            throw_away(folder)
             swept += 1
         finally:
             release(held)
     with contextlib.suppress(OSError):
         root.rmdir()
     return swept
+
+
+def throw_away(folder: Path) -> None:
+    """Removes a folder. UserError where it cannot be."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise UserError(f"cannot remove {folder}: {error.strerror}") from None
 
 
 def forget(store: Store, fragments: list[dict[str, Any]]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
-import shutil
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from carrara.data.commits import committed
 from carrara.data.derive import STAGING
-from carrara.data.store import lock, newest, release
+from carrara.data.set_aside import damaged_tags, set_aside_versions, tags_of
+from carrara.data.store import Store, lock, newest, release
 from carrara.data.table import Dataset
-from carrara.data.unfinished import last_active, sweep
+from carrara.data.unfinished import last_active, sweep, throw_away
 from carrara.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def versions(dataset: Dataset) -> list[Version]:
         named.setdefault(number, []).append(name)
     found = []
     before: lance.LanceDataset | None = None
-    for about in table.versions():
+    for about in _versions(dataset.store):
         number = int(about["version"])
         this = table.checkout_version(number)
         found.append(
@@ -68,6 +69,16 @@ def versions(dataset: Dataset) -> list[Version]:
         )
         before = this
     return found
+
+
+def _versions(store: Store) -> Any:
+    """What Lance says of every version; those whose manifest is damaged are set aside."""
+    try:
+        return newest(store).versions()
+    except (OSError, RuntimeError, ValueError):
+        if store.path != store.work or not set_aside_versions(Path(store.table)):
+            raise
+        return newest(store).versions()
 
 
 def _what(this: lance.LanceDataset, before: lance.LanceDataset | None) -> str:
@@ -95,7 +106,7 @@ def _what(this: lance.LanceDataset, before: lance.LanceDataset | None) -> str:
 
 def tags(dataset: Dataset) -> dict[str, int]:
     """The names of versions and their numbers."""
-    return {name: int(about["version"]) for name, about in newest(dataset.store).tags.list().items()}
+    return tags_of(newest(dataset.store))
 
 
 def tag(dataset: Dataset, name: str, *, move: bool = False) -> None:
@@ -130,20 +141,33 @@ def clean(dataset: Dataset, *, older_than: timedelta) -> Cleaned:
     """Joins small files, removes versions that are older and have no tag, and what killed work left longer ago.
 
     Rows keep their numbers. Who reads a version that is removed meanwhile fails: trainings tag theirs, whatever
-    else reads should take less long than ``older_than``.
+    else reads should take less long than ``older_than``. UserError where something cannot be removed.
     """
     dataset.check_newest("be cleaned")
     store = dataset.store
+    if store.path == store.work and not os.access(
+        store.work, os.W_OK
+    ):  # also of a file system that is read-only
+        raise UserError(f"{store.path} cannot be cleaned: it is write-protected")
     joined: list[int] = []
     with store.writing():
         committed(store, lambda table: joined.append(_compact(table)))
         table, limit = newest(store), time.time() - older_than.total_seconds()
         kept = {table.version, *tags(dataset).values()}
-        old = [int(v["version"]) for v in table.versions() if v["timestamp"].timestamp() <= limit]
+        if lost := damaged_tags(table):
+            raise UserError(
+                f"{lost[0]} was a tag, of a version that nobody knows now; remove it to clean all the same"
+            )
+        old = [int(v["version"]) for v in _versions(store) if v["timestamp"].timestamp() <= limit]
         bytes_removed = 0
         if gone := [number for number in old if number not in kept]:
             done = table.cleanup_old_versions(versions=gone, error_if_tagged_old_versions=False)
             bytes_removed = int(done.bytes_removed)
+            # Lance counts what it meant to remove, also where the system did not let it.
+            if left := {int(v["version"]) for v in newest(store).versions()} & set(gone):
+                raise UserError(
+                    f"cannot remove version {min(left)} of {store.path}: its files are write-protected"
+                )
     given_up = sweep(store, which=lambda _: True, before=limit) + _sweep_staging(store.work / STAGING, limit)
     dataset.refresh()
     return Cleaned(len(gone), bytes_removed, joined[-1], given_up)
@@ -158,7 +182,7 @@ def _compact(table: lance.LanceDataset) -> int:
 
 
 def _sweep_staging(root: Path, before: float) -> int:
-    """Removes values of columns that nobody goes on with."""
+    """Removes values of columns that nobody goes on with. UserError where they cannot be removed."""
     swept = 0
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
         try:
@@ -167,7 +191,7 @@ def _sweep_staging(root: Path, before: float) -> int:
             continue
         try:
             if last_active(folder) <= before:
-                shutil.rmtree(folder, ignore_errors=True)
+                throw_away(folder)
                 swept += 1
         finally:
             release(held)

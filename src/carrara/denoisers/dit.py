@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from carrara.config import Config as Base
+from carrara.config import check_memory
 from carrara.context import Context
 from carrara.denoisers.positions import fixed, rotary, rotate
 from carrara.denoisers.time_features import time_features
@@ -71,6 +72,7 @@ class Config(Base):
 
     @model_validator(mode="after")
     def _divides(self) -> Config:
+        check_memory(4 * self.depth * self.width**2)
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
         if self.positions != "rotary" and self.width % 4:

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from carrara.config import Config as Base
+from carrara.config import check_memory
 from carrara.context import Context
 from carrara.denoisers.time_features import time_features
 from carrara.denoisers.unet_blocks import (
@@ -162,6 +163,8 @@ class Config(Base):
     @model_validator(mode="after")
     def _lengths_fit(self) -> Config:
         levels = len(self.multipliers)
+        blocks = self.blocks if isinstance(self.blocks, tuple) else (self.blocks,)
+        check_memory(9 * max(blocks) * max(self.widths) ** 2)
         for name in ("blocks", "depth", "heads", "resample_blocks"):
             given = getattr(self, name)
             wanted, what = (

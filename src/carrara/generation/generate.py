@@ -29,8 +29,12 @@ class Settings(Sampling):
     """How to sample; the same for every model."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="Noise follows from (seed, picture number).")
-    height: int | None = Field(None, ge=1, description="In pixels; the model's own where it is not said.")
-    width: int | None = Field(None, ge=1, description="In pixels; the model's own where it is not said.")
+    height: int | None = Field(
+        None, ge=1, le=16384, description="In pixels; the model's own where it is not said."
+    )
+    width: int | None = Field(
+        None, ge=1, le=16384, description="In pixels; the model's own where it is not said."
+    )
 
     def size(self, model: Model) -> Size:
         """Height and width of the pictures."""

@@ -51,7 +51,7 @@ class Sampling(Config):
         None, description="The grid's own, for example offset."
     )
     end: float | None = Field(None, ge=0, lt=1, description="The time to stop at; none is 0, the data.")
-    guidance: float = Field(2.0, ge=0, description="How strongly the conditions pull; 1 is off.")
+    guidance: float = Field(2.0, ge=0, le=1000, description="How strongly the conditions pull; 1 is off.")
 
     def times(self, schedule: NoiseSchedule) -> Tensor:
         """The stops, falling, as a sampler takes them."""

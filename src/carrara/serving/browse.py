@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import anyio
 import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
@@ -22,10 +23,10 @@ from carrara.data.search import contract
 from carrara.data.search.picture import nearly_same
 from carrara.data.search.search import MISSING
 from carrara.data.search.vectors import newest, vector_columns
-from carrara.errors import UserError
+from carrara.errors import UserError, refusal
 from carrara.serving import shown
 from carrara.serving.facets import chosen_of, condition
-from carrara.serving.guard import LOOPBACK, UPLOAD, Guard
+from carrara.serving.guard import LOOPBACK, SECONDS, UPLOAD, UPLOADS, Guard
 from carrara.serving.standing import Standing
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def browse_app(
     # Pictures and searches in threads of their own numbers: many thumbnails do not keep a search waiting.
     drawing = CapacityLimiter(max(2, min(8, os.cpu_count() or 2)))
     finding = CapacityLimiter(4)
+    arriving = CapacityLimiter(UPLOADS)
     app = FastAPI(title="carrara data browse", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard, host=host, names=names)
     _say_errors(app)
@@ -95,7 +97,7 @@ def browse_app(
 
     @app.post("/api/search")
     async def search_by_picture(request: Request) -> Response:
-        data = await _body(request)
+        data = await _body(request, arriving)
         return _json(await _in_thread(finding, lambda: _found(standing, request, data)))
 
     @app.get("/api/rows/{row}")
@@ -158,13 +160,23 @@ def _known(side: int) -> int:
     return side
 
 
-async def _body(request: Request) -> bytes:
-    """The whole of what is sent; refused as soon as it is too much."""
+async def _body(request: Request, arriving: CapacityLimiter) -> bytes:
+    """The whole of what is sent; refused as soon as it is too much, takes too long, or too many are under way."""
     data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > UPLOAD:
-            raise HTTPException(413, f"more than {UPLOAD // 2**20} MiB")
+    try:
+        arriving.acquire_on_behalf_of_nowait(request)
+    except anyio.WouldBlock:
+        raise HTTPException(503, "other pictures are still being sent; try again in a while") from None
+    try:
+        with anyio.fail_after(SECONDS):
+            async for part in request.stream():
+                data += part
+                if len(data) > UPLOAD:
+                    raise HTTPException(413, f"more than {UPLOAD // 2**20} MiB")
+    except TimeoutError:
+        raise HTTPException(408, f"the picture did not arrive within {SECONDS} s") from None
+    finally:
+        arriving.release_on_behalf_of(request)
     return bytes(data)
 
 
@@ -248,9 +260,16 @@ def _say_errors(app: FastAPI) -> None:
     app.add_exception_handler(shown.NotThere, say(404, lambda _: "there is no such picture; reload the page"))
     app.add_exception_handler(HTTPError, _say_http)
     app.add_exception_handler(RequestValidationError, say(422, lambda e: f"not understood: {_first(e)}"))
-    app.add_exception_handler(
-        OSError, say(503, lambda _: "the data set cannot be read just now; reload the page")
-    )
+    for kind in (OSError, ValueError, RuntimeError):
+        app.add_exception_handler(kind, _say_unread)
+
+
+async def _say_unread(request: Request, error: Exception) -> Response:
+    """That the table's files cannot be read, such as of a data set that was removed; a fault of the program as such."""
+    if (reason := refusal(error)) is None:
+        raise error
+    line = f"the data set cannot be read ({reason}); was it moved or removed?"
+    return JSONResponse({"error": line}, 503, headers={"Cache-Control": "no-store"})
 
 
 async def _say_http(request: Request, error: Exception) -> Response:

@@ -15,6 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UPLOAD = 64 * 2**20  # bytes of a picture to look for
+UPLOADS = 4  # such pictures on their way at once
+SECONDS = 60  # that one may take
+CONNECTIONS = 256
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'",

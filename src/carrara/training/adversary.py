@@ -37,7 +37,7 @@ class Config(Base):
         0.5, gt=0, description="Weight of fooling it, after it was made as strong as reconstruction."
     )
     gradient_penalty: float = Field(0.0, ge=0, description="Weight of R1, which keeps it smooth.")
-    lr: float = Field(2e-4, gt=0, description="Its learning rate (AdamW, betas 0.5 and 0.9).")
+    lr: float = Field(2e-4, gt=0, le=100, description="Its learning rate (AdamW, betas 0.5 and 0.9).")
     settled: float = Field(
         0.1, ge=0, description="It begins when a twentieth of the budget gained less than so many dB …"
     )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 _UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
+_MOST = 1e9  # of a unit
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -20,6 +22,8 @@ class Budget:
         """Reads "90s", "10m", "1.5h", "2d" or "4000steps"; ValueError says what was expected."""
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
         amount = float(match[1]) if match else 0.0
+        if amount > _MOST:
+            raise ValueError(f"the budget {text[:40]!r} is out of range; expected at most {_MOST:g}")
         if match and match[2] in ("steps", "step") and amount >= 1 and amount == int(amount):
             return Budget(steps=int(amount))
         if match and match[2] in _UNITS and amount > 0:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from carrara.config import Config, read_toml, to_toml
+from carrara.console import note
 from carrara.errors import UserError
+from carrara.files import json_object
 from carrara.model_folder import write_folder
 from carrara.training import checkpoint
 from carrara.training.budget import Budget
@@ -148,12 +150,22 @@ def steps_made(folder: Path) -> bool:
     return any(path.is_dir() and path.name[:1].isdigit() and path.suffix != ".part" for path in found)
 
 
+def noted(folder: Path) -> dict[str, Any] | None:
+    """What a run noted of its data when it began; None where that cannot be read."""
+    try:
+        return json_object((folder / "run.json").read_bytes())
+    except OSError:
+        return None
+
+
 def _other_data(folder: Path, about: Mapping[str, str]) -> str:
     """What to say where the run was begun on other data than this, or ""."""
-    try:
-        begun = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        return f"{folder / 'run.json'} cannot be read: {error}; give another folder with --out"
+    begun = noted(folder)
+    if begun is None:
+        note(
+            f"{folder / 'run.json'} is missing or damaged, so nobody knows whether the data is the same as before"
+        )
+        return ""
     named = sorted((begun.keys() | about.keys()) - _VERSION)
     if changed := [name for name in named if begun.get(name) != about.get(name)]:
         hint = f"; its data is {begun['data']}@{begun['tag']}" if "tag" in begun else ""

@@ -40,7 +40,7 @@ class Pixels(Config):
     size: int = Field(
         32, ge=8, description="Side of the pictures in pixels; they are scaled and cropped to it."
     )
-    channels: int = Field(3, ge=1, description="Channels of the pictures.")
+    channels: int = Field(3, ge=1, le=4096, description="Channels of the pictures.")
     flip: bool = Field(True, description="Mirror half of the pictures.")
 
     def autoencoder(self) -> StoredAutoencoder:

@@ -101,7 +101,7 @@ def snapshots(folder: Path) -> list[Snapshot]:
             try:
                 about = json.loads((path / _ABOUT).read_text())
                 found.append(Snapshot(path, about["step"], about["seen"], tuple(about["lengths"])))
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(f"the snapshot {path} is damaged: {error}; remove it") from None
     return found
 

@@ -23,8 +23,9 @@ import torch
 from carrara.config import Config, to_toml
 from carrara.data.store import lock
 from carrara.errors import UserError
+from carrara.files import json_object
 from carrara.training import checkpoint
-from carrara.training.continuing import PLATEAU, Change, change_of, go_back
+from carrara.training.continuing import PLATEAU, Change, change_of, go_back, noted
 from carrara.training.fastest import fastest_training
 from carrara.training.learning_rate import falls_from
 from carrara.training.loop import Report, Task, TrainingState, train
@@ -79,8 +80,12 @@ class Run:
         if change.anew:
             for name in (METRICS, EVENTS, UNFINISHED, AVERAGES, STOPPED):
                 _remove(self.folder / name)
+        if change.anew or noted(self.folder) is None:
+            file = self.folder / "run.json"
+            if not change.anew and file.exists():
+                os.replace(file, file.with_name(file.name + ".damaged"))
             about = {**self._about, **self._version(), **self._placement}
-            (self.folder / "run.json").write_text(json.dumps(about))
+            file.write_text(json.dumps(about))
         if change.longer:
             notes.append(change.note)
             try:
@@ -168,7 +173,7 @@ class Run:
             snapshots = Snapshots(self.folder / AVERAGES, state)
             with closing(_Log(self.folder, state)) as log, closing(load(state.seen)) as batches:
                 try:
-                    yield from (Report.remark(state, note) for note in notes)
+                    yield from (Report.remark(state, note) for note in (*notes, log.note) if note)
                     fraction = state.fraction
                     for report in train(task, batches, state):
                         if fraction < falls_from(state.config) <= (fraction := report.fraction) < 1:
@@ -238,15 +243,15 @@ class Run:
                 os.close(held)
 
     def _resume(self, state: TrainingState) -> list[str]:
-        """Takes up the newest checkpoint that can be read; those that cannot get another name, and a note each.
+        """Takes up the newest checkpoint that can be read and fits; others get another name, and a note each.
 
-        Damaged where there are some but none can be read.
+        UserError where there are some but none does.
         """
-        damaged: list[checkpoint.Damaged] = []
+        damaged: list[UserError] = []
         for path in reversed(checkpoint.all_of(self.folder / CHECKPOINTS)):
             try:
                 state.restore(path)
-            except checkpoint.Damaged as error:
+            except UserError as error:  # it is damaged, or its tensors are not those of this recipe
                 damaged.append(error)
                 continue
             for bad in checkpoint.all_of(self.folder / CHECKPOINTS):
@@ -264,7 +269,7 @@ class _Log:
     def __init__(self, folder: Path, state: TrainingState) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        _cut_log(folder / METRICS, state.step)
+        self.note = _cut_log(folder / METRICS, state.step)
         self._lines = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
         self._events = SummaryWriter(str(folder / EVENTS), purge_step=state.step + 1)
         self._since = (time.monotonic(), state.seen)
@@ -317,14 +322,16 @@ def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's log, in order, as far as they are whole: the last may be half written."""
-    file, found = folder / METRICS, []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
+    """The lines of a run's log, in order, without any that is damaged; the last may be half written."""
+    return [values for _, values in _log_lines(folder / METRICS) if values is not None]
+
+
+def _log_lines(file: Path) -> Iterator[tuple[bytes, dict[str, float] | None]]:
+    """Each line of a log with its numbers, None for one that is damaged."""
+    for line in file.read_bytes().splitlines(keepends=True) if file.is_file() else []:
+        values = json_object(line) or {}
+        whole = "step" in values and all(isinstance(value, int | float) for value in values.values())
+        yield line, values if whole else None
 
 
 def trained_on(folder: Path) -> str:
@@ -337,20 +344,23 @@ def trained_on(folder: Path) -> str:
 def read_stopped(folder: Path) -> str:
     """Why the run's training could not go on, or ""."""
     file = folder / STOPPED
-    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
 
 
-def _cut_log(file: Path, step: int) -> None:
-    """Removes lines after ``step``, and a last line that a kill cut short."""
+def _cut_log(file: Path, step: int) -> str:
+    """Removes lines after ``step``, and a last line that a kill cut short; sets aside damaged ones, and says so."""
     if not file.is_file():
-        return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            break
-    part = file.with_suffix(".part")
-    part.write_text("".join(kept), encoding="utf-8")
+        return ""
+    kept, damaged = list[bytes](), list[bytes]()
+    for line, values in _log_lines(file):
+        if values is not None and line.endswith(b"\n") and values["step"] <= step:
+            kept.append(line)
+        elif values is None and line.endswith(b"\n"):
+            damaged.append(line)
+    aside, part = file.with_name(file.name + ".damaged"), file.with_suffix(".part")
+    if damaged:
+        with open(aside, "ab") as lines:
+            lines.writelines(damaged)
+    part.write_bytes(b"".join(kept))
     os.replace(part, file)
+    return f"{len(damaged)} damaged lines of {file} are in {aside.name} now" if damaged else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +108,16 @@ class TrainingState:
         tensors, numbers = checkpoint.load(path)
         try:
             seen, step, spent = int(numbers["seen"]), int(numbers["step"]), float(numbers["spent"])
-            task = dict(numbers["task"])
+            task, measured = dict(numbers["task"]), dict(numbers.get("measured", {}))
         except (KeyError, TypeError, ValueError) as error:
             raise checkpoint.Damaged(f"checkpoint {path} is damaged: its numbers lack {error}") from None
         try:
             self._take(tensors)
-        except (RuntimeError, KeyError) as error:
-            raise UserError(
-                f"checkpoint {path} does not fit this recipe: {str(error).splitlines()[0]}"
-            ) from None
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"checkpoint {path} does not fit this recipe: {reason}") from None
         self.seen, self.step, self.spent = seen, step, spent
-        self.best, self.measured = numbers.get("best"), dict(numbers.get("measured", {}))
+        self.best, self.measured = numbers.get("best"), measured
         self.numbers.clear()
         self.numbers.update(task)
 
@@ -134,6 +134,7 @@ class TrainingState:
                 plain = value.ndim == 0 and not value.is_floating_point()
                 states.setdefault(int(index), {})[inner] = value.item() if plain else value
             optimizer = self.optimizers[name]
+            _check_states(optimizer, states)
             optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
             # Fused kernels go by memory, not by index: what is loaded takes its parameter's memory format.
             for parameter, inner_state in optimizer.state.items():
@@ -142,6 +143,10 @@ class TrainingState:
                         inner_state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         for prefix, ema in self._averages():
             for key, value in ema.average.items():
+                if tensors[prefix + key].shape != value.shape:  # copy_ would spread out a smaller one
+                    raise ValueError(
+                        f"{prefix}{key} is {list(tensors[prefix + key].shape)}, not {list(value.shape)}"
+                    )
                 value.copy_(tensors[prefix + key])
 
     def _averages(self) -> Iterator[tuple[str, Ema]]:
@@ -168,6 +173,20 @@ def _states(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
             found[f"{index}.{name}"] = tensor.clone() if place in met else tensor
             met.add(place)
     return found
+
+
+def _check_states(optimizer: torch.optim.Optimizer, states: Mapping[int, Mapping[str, Any]]) -> None:
+    """ValueError where a state is of no parameter, or lacks what another of the same group has."""
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    if states.keys() - set(range(sum(sizes))):
+        raise ValueError("it has an optimizer's state of a parameter that there is not")
+    for end, size in zip(accumulate(sizes), sizes, strict=True):
+        names = sorted((set(states[k]) for k in range(end - size, end) if k in states), key=len)
+        for fewer, more in pairwise(
+            names
+        ):  # a small tensor may have less than a large one, not something else
+            if not fewer <= more:
+                raise ValueError(f"an optimizer's state has {sorted(fewer)} where another has {sorted(more)}")
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

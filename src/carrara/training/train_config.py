@@ -26,12 +26,12 @@ class TrainConfig(Config):
         "muon",
         description="Muon for matrices, AdamW throughout, or AdamW with averages in 8 bits (carrara[eightbit]).",
     )
-    lr: float = Field(3e-3, gt=0, description="Learning rate at its highest.")
+    lr: float = Field(3e-3, gt=0, le=100, description="Learning rate at its highest.")
     lr_schedule: OneOf("learning-rate schedule", learning_rate.SCHEDULES) = Field(  # type: ignore[valid-type]
         "wsd", description="After the warm-up: wsd (a plateau, then a linear fall), cosine or constant."
     )
     betas: tuple[Share, Share] = Field((0.9, 0.99), description="AdamW's averages.")
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
+    weight_decay: float = Field(0.01, ge=0, le=100, description="Decoupled weight decay.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     warmup: int = Field(100, ge=0, description="Steps until the learning rate is at its highest.")
     cooldown: float = Field(

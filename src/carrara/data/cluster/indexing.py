@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING, Any
 
 from carrara.data.cluster.session import cluster
@@ -22,11 +21,8 @@ def build_on_ray(
 ) -> None:
     """`search.indexing.build` by so many workers, or one for each processor."""
     with cluster(workers) as team:
-        import lance
         import lance_ray
 
-        if "://" not in table.uri:  # workers were not started in this folder
-            table = lance.dataset(os.path.abspath(table.uri), version=table.version)
         logging.getLogger("lance_ray").setLevel(logging.WARNING)
         if kind == "INVERTED":
             lance_ray.create_scalar_index(

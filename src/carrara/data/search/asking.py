@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from carrara.data.condition import enclosed, fault, nameable
-from carrara.errors import UserError
+from carrara.data.store import newest
+from carrara.errors import UserError, of_lance
 
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
@@ -31,16 +33,29 @@ def ask(dataset: Dataset, score: str, *, where: str | None, limit: int, **asked:
             with_row_address=True,
             **asked,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
+        if damaged := re.search(r"_indices/([0-9a-f-]{36})", str(error)):
+            raise _without_index(dataset, damaged[1]) from None
         raise at_fault(dataset, where, error) from None
     scores = found[score].to_numpy().astype(np.float64)
     return row_numbers(dataset, found["_rowaddr"].to_numpy()), scores
 
 
+def _without_index(dataset: Dataset, uuid: str) -> UserError:
+    """Takes a damaged index away, which the next search makes anew; what to say of it."""
+    table = newest(dataset.store)
+    for index in table.describe_indices():
+        if uuid in (segment.uuid for segment in index.segments):
+            table.drop_index(index.name)
+    return UserError(
+        f"an index of {dataset.path} was damaged and is removed; search again, which makes it anew"
+    )
+
+
 def at_fault(dataset: Dataset, where: str | None, error: Exception) -> UserError:
     """About the condition, where there is one; else what the table said."""
     if where is None:
-        return UserError(f"the table cannot be searched: {' '.join(str(error).split())[:300]}")
+        return UserError(f"the table cannot be searched: {of_lance(error)}")
     return fault(where, error, dataset.path, nameable(dataset.table.schema))
 
 

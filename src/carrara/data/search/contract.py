@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ class Query(Config):
 
     words: str = Field("", max_length=4000, description="Words in any language.")
     picture: bytes | None = Field(None, repr=False, description="The bytes of a picture to look for.")
-    like: int | str | None = Field(
+    like: Annotated[int, Field(le=2**62)] | str | None = Field(
         None, description="A row's number, or the beginning of a picture's id, to find more like it."
     )
     by: Literal["auto", "hybrid", "words", "meaning", "picture", "joint"] = Field(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from carrara.data.commits import committed
-from carrara.errors import UserError
+from carrara.errors import UserError, of_lance
 
 if TYPE_CHECKING:
     import lance
@@ -65,7 +65,7 @@ def make_index(dataset: Dataset, column: str, kind: str, build: Build = build, *
     try:
         committed(dataset.store, change)
     except OSError as error:
-        raise UserError(f"cannot index {dataset.path}: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"cannot index {dataset.path}: {of_lance(error)}") from None
     dataset.refresh()
     return True
 

@@ -18,6 +18,7 @@ from carrara.data.store import lock, release, store_at
 from carrara.data.subset import whereabouts
 from carrara.errors import UserError, nearest
 from carrara.evaluation.embedders.contract import Embedder
+from carrara.files import json_object
 
 if TYPE_CHECKING:
     from carrara.data.search.vectors import VectorColumn
@@ -137,8 +138,8 @@ def _kept(dataset: Dataset) -> Iterator[Path]:
 
 def _places(folder: Path) -> dict[str, str]:
     try:
-        found: dict[str, str] = json.loads((folder / _PLACES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found: dict[str, str] = json_object((folder / _PLACES).read_bytes()) or {}
+    except OSError:
         return {}
     return found
 

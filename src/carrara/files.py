@@ -1,0 +1,63 @@
+"""Files that a command is going to write: whether their place takes them is found out before any work."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from carrara.errors import UserError, one_line
+
+_BLOCK = 4096  # bytes, for which a full disk has no room
+
+
+def check_name(path: Path) -> None:
+    """UserError where a path cannot be written down in text files: it is not UTF-8, or has control characters."""
+    text = str(path)
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
+        raise UserError(f"the path {text!r} has a tab, newline or control character; choose another name")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the path {text!r} is not valid UTF-8; choose another name") from None
+
+
+def check_writable(path: Path) -> None:
+    """UserError where no file or folder ``path``, which may be missing with the folders above it, can be written."""
+    check_name(path)
+    try:
+        place = Path(os.path.abspath(path))
+        _is_there(place.with_name(f".{place.name}.part"))  # the longest name that it has until it is whole
+        while not _is_there(place):
+            place = place.parent
+        if place.is_dir():
+            with tempfile.TemporaryFile(dir=place) as file:  # has no name, so that a kill leaves nothing
+                file.write(bytes(_BLOCK))
+                file.flush()
+        elif place == Path(os.path.abspath(path)):
+            with open(place, "ab"):
+                pass
+        else:
+            raise UserError(f"cannot write {path}: {place} is a file, expected a folder")
+    except OSError as error:
+        error.filename = str(path)
+        raise UserError(one_line(error)) from None
+
+
+def json_object(text: str | bytes) -> dict[str, Any] | None:
+    """The JSON object in a text; None where there is anything else, as in a damaged file."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
