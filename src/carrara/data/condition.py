@@ -119,6 +119,18 @@ def rows_where(table: lance.LanceDataset, where: str, seconds: float = math.inf)
     return np.flatnonzero(np.isin(every.to_numpy(), np.concatenate(chosen))).astype(np.int64)
 
 
+def asked_rows(
+    table: lance.LanceDataset, conditions: Sequence[str], where: str | None, path: PurePath | str
+) -> npt.NDArray[np.int64]:
+    """The rows for which all ``conditions`` hold, of which a user gave ``where``. UserError says what is wrong."""
+    try:
+        return rows_where(table, " AND ".join(conditions), math.inf if where is None else SECONDS)
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        raise fault(where or "", error, path, nameable(table.schema)) from None
+
+
 def fault(where: str, error: Exception, path: PurePath | str, columns: Sequence[str]) -> UserError:
     """What to say where Lance could not read ``where``: the column that there is not, or its own reason."""
     said = of_lance(error)

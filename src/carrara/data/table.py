@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,15 +232,7 @@ class Dataset:
         conditions += [condition.enclosed(where)] if where is not None else []
         if not conditions:
             return np.arange(len(self), dtype=np.int64)
-        try:
-            seconds = condition.SECONDS if where is not None else math.inf
-            return condition.rows_where(self.table, " AND ".join(conditions), seconds)
-        except UserError:
-            raise
-        except (ValueError, OSError) as error:
-            raise condition.fault(
-                where or "", error, self.path, condition.nameable(self.table.schema)
-            ) from None
+        return condition.asked_rows(self.table, conditions, where, self.path)
 
     def pictures(
         self, indices: Rows, size: Size, channels: int = 3, *, bits: int = 8, crop: Crop = "centre"
