@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -148,7 +149,7 @@ def main() -> None:
     config = TrainConfig.model_validate(first.train.model_dump() | long)
     state = TrainingState({"autoencoder": module}, config, placement)
     batches = load(dataset, ["image"], batch=config.batch, seed=0, size=first.size)
-    judge = HeldOutJudge(first, dataset, module, Path())
+    judge = HeldOutJudge(first, dataset, module, Path(tempfile.mkdtemp()))
     task = AutoencoderTask(first, module, placement.device, judge)
     rates["autoencoder"] = training_rate(task, state, batches)
     batches.close()

@@ -14,7 +14,7 @@ RANKS = {
     **dict.fromkeys(["data", "generation"], 2),
     **dict.fromkeys(["training", "evaluation"], 3),
     **dict.fromkeys(["recipes", "interop"], 4),
-    **dict.fromkeys(["serving", "cli", "quickstart"], 5),
+    **dict.fromkeys(["serving", "cli", "quickstart", "__main__"], 5),
     **dict.fromkeys(
         [
             "cli_data",
