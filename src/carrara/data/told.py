@@ -11,6 +11,7 @@ from typing import Any
 import tomli_w
 
 from carrara.config import read_toml
+from carrara.data.owners import UNKNOWN, source_id
 from carrara.data.store import Store
 
 ABOUT = "dataset.toml"
@@ -32,11 +33,33 @@ def about(store: Store) -> dict[str, Any] | None:
     return read_toml(path) if path.is_file() else None
 
 
+def overtaken(source: dict[str, Any], sources: list[dict[str, Any]]) -> bool:
+    """Whether words of pictures that a source shares with another were changed since by the import of that one."""
+    if "order" not in source:  # by a Carrara that did not note it
+        return source != sources[-1]
+    later = [other for other in sources if other != source and other.get("changed", 0) >= source["order"]]
+    return any(_share_pictures(source, other) for other in later)
+
+
+def _share_pictures(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether a third source, or one of them, brought pictures of both; an unknown one may have."""
+    first, second = ({source_id(s["source"]), *s.get("shares", ())} for s in (one, other))
+    return bool(first & second) or UNKNOWN in first | second
+
+
 def tell(store: Store, told: dict[str, Any], rejected: list[dict[str, str]]) -> None:
     """Adds a source that was imported completely, in place of what an earlier import of the same said.
 
+    ``told`` says in ``shares`` which sources brought pictures of it too, and in ``changed`` whether the import changed
+    words of pictures that were there; what is noted is when it last did so, in an order with when it was imported.
     In object storage, where two may tell at once, every source has an object of its own.
     """
+    sources = (about(store) or {}).get("sources", [])
+    same = (told["importer"], told["source"])
+    before: dict[str, Any] = next((s for s in sources if (s["importer"], s["source"]) == same), {})
+    order = 1 + max((s.get("order", 0) for s in sources), default=0)
+    told = {**told, "order": order, "changed": order if told.get("changed") else before.get("changed", 0)}
+    told["shares"] = sorted({*told.get("shares", ()), *before.get("shares", ())})
     if _remote(store):
         name = hashlib.sha256(json.dumps([told["importer"], told["source"]]).encode()).hexdigest()[:16]
         store.write(f"{SOURCES}/{name}.json", json.dumps({"told": told, "rejected": rejected}, indent=1))
@@ -49,7 +72,6 @@ def tell(store: Store, told: dict[str, Any], rejected: list[dict[str, str]]) -> 
         kept = [line for line in lines if json.loads(line)["from"] != told["source"]]
         store.write(REJECTED, "".join(line + "\n" for line in [*kept, *_lines(told, rejected)]))
         known = about(store) or {"format": FORMAT}
-        same = (told["importer"], told["source"])
         others = [s for s in known.get("sources", []) if (s["importer"], s["source"]) != same]
         store.write(ABOUT, tomli_w.dumps({**known, "sources": [*others, told]}))
 
