@@ -48,8 +48,16 @@ def carrara(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
     ] = False,
+    unchecked: Annotated[
+        bool,
+        typer.Option("--unchecked", help="Open weights and checkpoints without comparing their hashes."),
+    ] = False,
 ) -> None:
     """Train, measure and use your own latent diffusion model, from a folder of captioned pictures."""
+    if unchecked:
+        from carrara.model_folder import UNCHECKED
+
+        os.environ[UNCHECKED] = "1"  # which processes that are started for it read too
 
 
 app.add_typer(data, name="data")

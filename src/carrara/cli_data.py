@@ -16,7 +16,7 @@ from carrara.cli_export import data_export
 from carrara.cli_index import data_index
 from carrara.cli_keep import data_caption, data_filter, data_stats
 from carrara.cli_search import search
-from carrara.cli_versions import data_clean, data_tag, data_versions
+from carrara.cli_versions import data_clean, data_restore, data_tag, data_versions
 from carrara.console import Bar, console
 from carrara.errors import UserError
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 data = typer.Typer(no_args_is_help=True, help="Import pictures, put them in order, search and encode them.")
 data.command("versions")(data_versions)
 data.command("tag")(data_tag)
+data.command("restore")(data_restore)
 data.command("clean")(data_clean)
 
 

@@ -133,7 +133,7 @@ def data_caption(
 ) -> None:
     """Let your own captioner write captions for pictures that have none. Run it again to continue."""
     from carrara.data.keep.captioning import caption, to_name
-    from carrara.data.words import LANGUAGE
+    from carrara.data.rows import LANGUAGE
 
     if (captioner is None) == (from_columns is None):
         raise UserError("nothing to write captions with: give either --with or --from-columns")

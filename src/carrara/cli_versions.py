@@ -1,4 +1,4 @@
-"""`carrara data versions`, `tag`, `clean`: what a data set was, under which names, and no more of it than needed."""
+"""`carrara data versions`, `tag`, `restore`, `clean`: what a data set was, and is no longer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from carrara.cli_models import number
-from carrara.console import console
+from carrara.console import Bar, console
 
 
 def data_versions(
@@ -53,6 +53,25 @@ def data_tag(
     )
 
 
+def data_restore(
+    dataset: Annotated[Path, typer.Argument(help="The version with what was lost: DATASET@NUMBER.")],
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Also replace words that say something else by now.")
+    ] = False,
+) -> None:
+    """Bring back captions and other words that an older version had and the newest lacks."""
+    from carrara.data.table import Dataset
+    from carrara.data.versions import restore
+
+    opened = Dataset.open(dataset)
+    done = restore(opened, changed=changed)
+    left = f"; {done.left} say something else now and stay (--changed replaces it)" if done.left else ""
+    console.print(
+        f"restored: {done.rows} pictures say again what they did in version {opened.version}{left}",
+        soft_wrap=True,
+    )
+
+
 def data_clean(
     dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
     keep: Annotated[
@@ -65,12 +84,21 @@ def data_clean(
             help="Keep versions without a tag that are younger than this many hours.",
         ),
     ] = 24.0,
+    compare: Annotated[
+        bool, typer.Option("--verify", help="First compare every picture with its id, to find damaged ones.")
+    ] = False,
 ) -> None:
     """Join small files, and remove old versions without a tag and what interrupted work left."""
     from carrara.data.table import Dataset
+    from carrara.data.verify import verify
     from carrara.data.versions import clean
 
     opened = Dataset.open(dataset)
+    if compare:
+        with Bar("comparing") as bar:
+            for fraction in verify(opened):
+                bar.show(fraction, "with their ids")
+        console.print(f"verified: all {len(opened)} pictures are what was imported", soft_wrap=True)
     done = clean(opened, older_than=timedelta(hours=keep))
     said = f"{done.versions} old versions removed, {done.bytes / 1e6:.1f} MB freed"
     said += f"; {done.files_joined} files joined" if done.files_joined else ""

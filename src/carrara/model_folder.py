@@ -24,12 +24,17 @@ from carrara.errors import UserError, nearest
 
 FORMAT = 1
 ABOUT, PASSPORT = "model.toml", "passport.json"
+HASHES = "hashes.json"  # the SHA-256 of the files of weights beside it, by name
+UNCHECKED = (
+    "CARRARA_UNCHECKED"  # set in the environment: weights are opened without comparing them with their hashes
+)
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Lets ``fill`` write into a new folder that then takes the place of ``path``; on failure nothing changes.
 
-    UserError where the disk is full or the place cannot be written.
+    The hashes of the weights in it are written beside them. UserError where the disk is full or the place cannot be
+    written.
     """
     part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
     for leftover in (part, old):
@@ -37,6 +42,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     try:
         part.mkdir(parents=True)
         fill(part)
+        _write_hashes(part)
         sync(part)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -47,6 +53,38 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         os.rename(path, old)
     os.rename(part, path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_hashes(folder: Path) -> None:
+    if any((folder / name).exists() for name in ("config.json", "model_index.json")):
+        return  # another program's layout
+    for place in {file.parent for file in folder.rglob("*.safetensors")}:
+        hashes = {file.name: _hash_of(file) for file in sorted(place.glob("*.safetensors"))}
+        (place / HASHES).write_text(json.dumps(hashes, indent=2), encoding="utf-8")
+
+
+def _hash_of(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def check_hash(file: Path) -> None:
+    """UserError where a file of weights is not what was written, by the hashes beside it; where there are none, as
+    older folders have none, or with UNCHECKED in the environment, it is taken as it is."""
+    noted = file.parent / HASHES
+    if os.environ.get(UNCHECKED) or not noted.is_file():
+        return
+    try:
+        hashes = dict(json.loads(noted.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{noted} cannot be read: {error}; without it the weights are opened unchecked"
+        ) from None
+    if hashes.get(file.name) not in (None, _hash_of(file)):
+        raise UserError(
+            f"{file} is damaged: its bytes are not those that were written, by the {HASHES} beside it; take it "
+            "from a copy (`carrara --unchecked …` opens it as it is)"
+        )
 
 
 def sync(folder: Path) -> None:
@@ -123,6 +161,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
     if not file.is_file():
         raise UserError(f"{file.parent} is incomplete: it lacks {file.name}")
+    check_hash(file)
     try:
         return load_file(str(file))
     except SafetensorError as error:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from carrara.data import boxes
+from carrara.data.beside import KINDS
 from carrara.data.commits import add_columns, committed, update
 from carrara.data.derive import made_from
-from carrara.data.known import AMENDED, DESCRIPTION
-from carrara.data.rows import SPLITS, caption_language
+from carrara.data.known import AMENDED, is_said
+from carrara.data.rows import SPLITS
 from carrara.data.table import Dataset
 from carrara.errors import UserError
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 def amend(
     dataset: Dataset,
-    changes: Mapping[str, Mapping[int, str | None]],
+    changes: Mapping[str, Mapping[int, Any]],
     *,
     was: Mapping[str, Mapping[int, str | None]] | None = None,
 ) -> None:
     """Sets values: column, row number, the value or None for none; ``dataset`` then is at the version that has them.
 
     Columns are those of words: captions (a new language's is made), label, group, category, split, licence, url,
-    flags, boxes. A later import of a source that says otherwise leaves what was set here as it is. What was
-    derived from these words is emptied for these rows. Rows that others have changed meanwhile, from what ``was``
-    there, are left as they are. ValueError for other columns; UserError for a split that
+    flags, boxes, and pictures beside with their ids. A later import of a source that says otherwise leaves what was
+    set here as it is. What was derived from these words is emptied for these rows. Rows that others have changed
+    meanwhile, from what ``was`` there, are left as they are. ValueError for other columns; UserError for a split that
     is none, or a data set opened at an old version.
     """
     for column, told in changes.items():
-        if caption_language(column) is None and column not in (*DESCRIPTION, boxes.COLUMN):
+        if not (is_said(column) or column in KINDS):
             raise ValueError(f"{column!r} is no column of words")
         if column == "split" and (wrong := set(told.values()) - set(SPLITS)):
             raise UserError(f"no split is called {wrong.pop()!r}; expected {' or '.join(SPLITS)}")

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from carrara.data.rows import UNSTATED, Rejected, nfc, tidy
+from carrara.data.rows import LANGUAGE, UNSTATED, Rejected, nfc, tidy
 from carrara.data.table_rows import NOT_UTF8, is_text, text_of
-from carrara.data.words import LANGUAGE, NOTHING, Words, json_row, row_words
+from carrara.data.words import NOTHING, Words, json_row, row_words
 from carrara.errors import UserError
 
 if TYPE_CHECKING:

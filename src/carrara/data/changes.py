@@ -1,73 +1,175 @@
-"""What an import says otherwise of pictures that are in the table: their words, and the pictures beside them."""
+"""What an import changes of pictures that are in the table: their words, and the pictures beside them.
+
+A source may change what is said of a picture and add to it; it takes away only what it said itself (`owners`).
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from carrara.data.beside import KINDS
-from carrara.data.commits import Values, committed, update
-from carrara.data.known import AMENDED, IDS, Record, is_said
-from carrara.data.rows import caption_language
+from carrara.data.commits import Values
+from carrara.data.derive import made_from
+from carrara.data.known import AMENDED, IDS, ORIGIN, Record, is_said
+from carrara.data.owners import Owners
+from carrara.data.rows import CAPTIONED_BY, FLAGS, MORE_CAPTIONS, caption_language
 from carrara.data.store import Store, newest
-from carrara.data.table import DERIVED_FROM
-from carrara.data.table_files import add_said
 
 if TYPE_CHECKING:
     import lance
 
 TOGETHER_BYTES = 64 * 2**20
+REPLACED = "replaced"  # the flag of a picture whose file holds another one now
 _BESIDE = "beside"  # the folder for those that known pictures are to get
 
 
-def change_words(table: lance.LanceDataset, later: list[Record]) -> None:
-    """One version with the words of all of ``later``, and without what was derived from the words before."""
-    ids = [r["id"] for r in later]
-    amended: dict[str, list[str]] = {}
-    if AMENDED in table.schema.names:
-        marked = table.to_table(columns=["id", AMENDED], filter=f"{AMENDED} IS NOT NULL").to_pylist()
-        amended = {record["id"]: record[AMENDED].split() for record in marked}
-    values: dict[str, dict[str, Any]] = {}
-    for field in table.schema:
-        if field.metadata and field.metadata.get(DERIVED_FROM):
-            values[field.name] = dict.fromkeys(ids)  # to none, until derived again
-        elif is_said(field.name) and field.name not in IDS.values():
-            told = ((r["id"], r.get(field.name)) for r in later)
-            values[field.name] = {k: v for k, v in told if field.name not in amended.get(k, ())}
-    update(table, {column: told for column, told in values.items() if told})
+Lent = Mapping[str, Sequence[tuple[str, str]]]  # columns and captions of copies, by id
 
 
-def lend_words(store: Store, left_out: Sequence[Mapping[str, str]]) -> None:
-    """Captions of what was left out as a copy go to the row of the same bytes, in languages in which it has none."""
-    lent: dict[str, dict[str, str]] = {}
+class Import(NamedTuple):
+    """What a source (its `owners.source_id`) says of rows that are there, by their ids.
+
+    ``records`` are of pictures under their own names, ``lent`` is of their copies; of ``replaced`` pictures the file
+    holds another one now.
+    """
+
+    source: str
+    records: Mapping[str, Record]
+    lent: Lent
+    replaced: Collection[str]
+
+
+@dataclass
+class Changes:
+    """New values by column and id, the ids of new pictures beside by kind and id, and how many rows change how."""
+
+    values: dict[str, dict[str, Any]] = field(default_factory=dict)
+    beside: dict[str, dict[str, str | None]] = field(default_factory=dict)
+    updated: int = 0
+    lost: int = 0  # of these, those that lose a caption, which their source took back
+    replaced: int = 0
+    shared: int = 0  # of any that change, those of which another source has said something
+
+    def _add(self, name: str, row: Record, what: Import) -> None:
+        now = _said_now(name, row, what)
+        changed = {column: value for column, value in now.items() if value != row.get(column)}
+        for column, value in changed.items():
+            self.values.setdefault(column, {})[name] = value
+        lost = any(caption_language(column) and not value for column, value in changed.items())
+        self.lost += lost
+        self.updated += bool(changed) and name in what.records
+        self.replaced += bool(changed) and name in what.replaced
+        self.shared += bool(changed) and not Owners(row[ORIGIN]).are_all(what.source)
+
+
+def changes(table: lance.LanceDataset, what: Import) -> Changes:
+    """What rows are to say otherwise; nothing of those that say it already."""
+    wanted = what.records.keys() | what.lent.keys() | set(what.replaced)
+    columns = [name for name in table.schema.names if is_said(name) or name in (AMENDED, ORIGIN)]
+    found = Changes()
+    for batch in table.to_batches(columns=["id", *columns]) if wanted else ():
+        places = [place for place, name in enumerate(batch["id"].to_pylist()) if name in wanted]
+        for row in batch.take(places).to_pylist() if places else ():
+            found._add(row.pop("id"), row, what)
+    found.beside = {kind: found.values.pop(IDS[kind]) for kind in KINDS if IDS[kind] in found.values}
+    every = {**found.values, **found.beside}
+    for derived in table.schema:
+        if ids := {name for column in made_from(derived) for name in every.get(column, ())}:
+            found.values[derived.name] = dict.fromkeys(ids)  # to none, until derived again
+    return found
+
+
+def _said_now(name: str, row: Record, what: Import) -> Record:
+    owners, amended = Owners(row[ORIGIN]), (row.get(AMENDED) or "").split()
+    now = {column: value for column, value in row.items() if column not in (AMENDED, ORIGIN)}
+
+    def say(column: str, value: str | None) -> None:
+        if column not in amended and value != now.get(column):
+            now[column] = value
+            owners[column] = what.source
+
+    if (record := what.records.get(name)) is not None:
+        alone = owners.are_all(what.source)
+        for column in {*now, *filter(is_said, record)}:
+            value = record.get(column)
+            if column in _SEVERAL:
+                say(column, value if alone else _SEVERAL[column](row.get(column), value))
+            elif column != CAPTIONED_BY and (value or owners[column] == what.source):
+                say(column, value)
+        say(CAPTIONED_BY, _captioned_by(row, record, now))
+    for column, text in what.lent.get(name, ()):
+        if not now.get(column):
+            say(column, text)
+        elif text != now[column] and column not in amended:
+            say(MORE_CAPTIONS, _more(now.get(MORE_CAPTIONS), json.dumps([text])))
+    if name in what.replaced:
+        say(FLAGS, _flags(now.get(FLAGS), REPLACED))
+    if str(owners) != str(Owners(row[ORIGIN])):
+        now[ORIGIN] = str(owners)
+    return now
+
+
+def _flags(old: str | None, new: str | None) -> str | None:
+    """All of both; a picture of which somebody speaks is not replaced."""
+    kept = {flag for flag in (old or "").split() if flag != REPLACED}
+    return " ".join(sorted(kept.union((new or "").split()))) or None
+
+
+def _more(old: str | None, new: str | None) -> str | None:
+    """The captions of both, each once."""
+    every = [*json.loads(old or "[]"), *json.loads(new or "[]")]
+    return json.dumps(list(dict.fromkeys(every)), ensure_ascii=False) if every else None
+
+
+_SEVERAL = {FLAGS: _flags, MORE_CAPTIONS: _more}  # columns of which each source may have said a part
+
+
+def _captioned_by(row: Record, record: Record, now: Record) -> str | None:
+    """Who made the captions that a row has now: of those in the record, who it says."""
+    column_of = {language: column for column in now if (language := caption_language(column))}
+    before, made = row.get(CAPTIONED_BY), (record.get(CAPTIONED_BY) or "").split()
+    for one in (before or "").split():
+        column = column_of.get(one.partition(":")[0])
+        if column is None or (now[column] and not record.get(column)):
+            made.append(one)
+    same = before is not None and set(made) == set(before.split())
+    return before if same else " ".join(dict.fromkeys(made)) or None
+
+
+def lent(left_out: Sequence[Mapping[str, str]]) -> Lent:
+    """The captions of what was left out as a copy, in order."""
+    found: dict[str, list[tuple[str, str]]] = {}
     for entry in left_out:
         for column, text in entry.items() if "id" in entry else ():
             if caption_language(column) is not None:
-                lent.setdefault(column, {}).setdefault(entry["id"], text)
-    if lent:
-        add_said(store, [dict.fromkeys(lent)])
-        committed(store, lambda table: _lend(table, lent))
+                found.setdefault(entry["id"], []).append((column, text))
+    return found
 
 
-def _lend(table: lance.LanceDataset, lent: Mapping[str, Mapping[str, str]]) -> None:
-    marks = [AMENDED] if AMENDED in table.schema.names else []
-    wanted = set[str]().union(*lent.values())
-    values: dict[str, dict[str, Any]] = {column: {} for column in lent}
-    for batch in table.to_batches(columns=["id", *lent, *marks]):
-        for record in batch.to_pylist():
-            if (name := record["id"]) not in wanted:
-                continue
-            amended = (record.get(AMENDED) or "").split()
-            for column, told in lent.items():
-                if name in told and record[column] is None and column not in amended:
-                    values[column][name] = told[name]
-    changed = dict.fromkeys(name for told in values.values() for name in told)
-    for field in table.schema if changed else ():
-        if field.metadata and field.metadata.get(DERIVED_FROM):
-            values[field.name] = changed  # to none, until derived again
-    update(table, {column: told for column, told in values.items() if told})
+def replaced_in(table: lance.LanceDataset, source: str, met: bytes | bytearray, began: int) -> set[str]:
+    """The ids of the rows whose files hold another picture now: their source has a row of this name, and not them.
+
+    ``met`` has a 1 for each row that the import of ``source`` met under its name, a 2 under another one; rows from
+    ``began`` on came since it began.
+    """
+    if not began:
+        return set()
+    about = table.to_table(columns=["source", ORIGIN], scan_in_order=True)
+    own = np.array([Owners(text)["source"] == source for text in about[ORIGIN].to_pylist()], bool)
+    seen = np.zeros(len(own), np.uint8)
+    seen[: len(met)] = np.frombuffer(met, np.uint8)[: len(own)]
+    seen[began:] = np.where(own[began:], 1, seen[began:])
+    names = about["source"].to_pylist()
+    taken = {names[row] for row in np.flatnonzero(seen == 1)}
+    rows = [int(row) for row in np.flatnonzero(own & (seen == 0)) if names[row] in taken]
+    return set(table.take(rows, columns=["id"])["id"].to_pylist()) if rows else set()
 
 
 def keep_beside(folder: Path, record: Record) -> None:
@@ -82,9 +184,10 @@ def keep_beside(folder: Path, record: Record) -> None:
         os.replace(part, path)
 
 
-def changed_beside(store: Store, folder: Path, name: str, later: list[Record]) -> Iterator[Values]:
-    """Those whose picture in the column ``name`` is another one now, some megabytes at a time."""
-    wanted = {r["id"]: r.get(IDS[name]) for r in later}
+def changed_beside(
+    store: Store, folder: Path, name: str, wanted: Mapping[str, str | None]
+) -> Iterator[Values]:
+    """The pictures for the column ``name`` whose ids are ``wanted``, some megabytes at a time."""
     present = newest(store).to_table(columns=["id", IDS[name]], scan_in_order=True)
     pictures: dict[str, bytes | None] = {}
     size = 0

@@ -24,10 +24,9 @@ from carrara.data.rows import CAPTIONED_BY, MORE_CAPTIONS, UNSTATED, caption_lan
 from carrara.data.shards import Shards
 from carrara.data.table import Dataset
 from carrara.data.tiff import STARTS
+from carrara.data.verify import AT_A_TIME, MOST_ROWS, check
 from carrara.errors import UserError, nearest
 
-AT_A_TIME = 32 * 2**20  # bytes that are read at once
-MOST_ROWS = 1024
 _SAID = ("label", "group", "category", "split", "licence", "url", "flags", CAPTIONED_BY, "source")
 _AS_JSON = (BOXES, MORE_CAPTIONS)
 _STARTS = {
@@ -139,7 +138,7 @@ def columns(dataset: Dataset) -> tuple[str, ...]:
 
 
 def pictures(dataset: Dataset, start: int = 0) -> Iterator[Picture]:
-    """Every row in order from one on, some megabytes at a time."""
+    """Every row in order from one on, some megabytes at a time. UserError at one whose picture is damaged."""
     named = columns(dataset)
     beside = [name for name in named if name in KINDS]
     stored, told = _stored(dataset)
@@ -148,6 +147,7 @@ def pictures(dataset: Dataset, start: int = 0) -> Iterator[Picture]:
         rows = np.arange(start, min(start + count, len(dataset)))
         found = dataset.take_arrow(rows, ["image", *told, *beside])
         for row, values in zip(rows, found.to_pylist(), strict=True):
+            check(dataset, int(row), values)
             yield _picture(int(row), values, stored, beside, _digest(values, told))
         start += len(rows)
         count = int(min(MOST_ROWS, 4 * count, max(1, AT_A_TIME * len(rows) // max(1, found.nbytes))))

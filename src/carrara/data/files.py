@@ -219,6 +219,9 @@ def below(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix() if root.is_dir() else path.name
 
 
+DATASETS_FILE = ".huggingface.yaml"  # what `datasets` reads of a folder; of no import
+
+
 def hidden(name: str) -> bool:
     """Whether a file or folder is none that people look at."""
     last = name.rpartition("/")[2]

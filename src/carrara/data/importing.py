@@ -26,18 +26,11 @@ from carrara.data.fetching import fetched
 from carrara.data.files import printable
 from carrara.data.languages import Spoken, spoken_in
 from carrara.data.looking import MANY, looked_at
-from carrara.data.rows import (
-    KEPT,
-    UNSTATED,
-    Rejected,
-    Row,
-    Survey,
-)
+from carrara.data.rows import KEPT, LANGUAGE, UNSTATED, Rejected, Row, Survey
 from carrara.data.store import Store, store_at
 from carrara.data.summary import Summary as Summary
 from carrara.data.table import ABOUT, FORMAT, TABLE, Dataset, nearest_path, split_version
 from carrara.data.unfinished import UNFINISHED, folder_of, sweep
-from carrara.data.words import LANGUAGE
 from carrara.data.writer import SAME, Writer
 from carrara.errors import UserError, refusal
 from carrara.files import check_writable
@@ -164,7 +157,7 @@ def import_pictures(
         yield _nothing_to_do(store, survey.total, same)
         return
     check_writable(store.work)
-    writer = Writer(store, ticket, held_out=chosen.held_out)
+    writer = Writer(store, ticket, source=where, held_out=chosen.held_out)
     try:
         if not chosen.retry and (
             same := _same(store, entry)
@@ -192,13 +185,21 @@ def import_pictures(
             raise UserError(f"no picture in {source} could be read{reason}{again}")
         writer.commit()
         skipped = len(_left_out(writer.rejected))
-        own = {ranges.KEY: {name: list(span) for name, span in spans.items()}} if spans else {}
+        own: dict[str, Any] = (
+            {ranges.KEY: {name: list(span) for name, span in spans.items()}} if spans else {}
+        )
+        own |= {"shares": sorted(writer.shares), "changed": bool(writer.before)}
         told.tell(store, {**entry, **own, "rejected": skipped}, writer.rejected)
         writer.finish()
         with contextlib.suppress(UserError):  # the import is complete; cleaning says what cannot be removed
             sweep(store, which=lambda other: _of_same_source(other, entry))
         counts = (writer.added, writer.updated, writer.duplicates)
-        summary = _summary(Dataset.open(store.path), counts, writer.rejected, unchanged=False)
+        summary = replace(
+            _summary(Dataset.open(store.path), counts, writer.rejected, unchanged=False),
+            lost=writer.lost,
+            replaced=writer.replaced,
+            before=writer.before,
+        )
         yield Progress(survey.total, survey.total, writer.added, skipped, summary)
     except (OSError, ValueError) as error:  # the disk is full, or the place cannot be reached any more
         if isinstance(error, ValueError) and "LanceError(IO)" not in str(error):
@@ -328,7 +329,9 @@ def _same(store: Store, entry: dict[str, Any]) -> dict[str, Any] | None:
         return None
     if about.get("format") != FORMAT:
         Dataset.open(store.path)  # says what is wrong
-    return next((s for s in about.get("sources", []) if s.items() >= entry.items()), None)
+    sources = about.get("sources", [])
+    same = next((s for s in sources if s.items() >= entry.items()), None)
+    return None if same is None or told.overtaken(same, sources) else same
 
 
 def _summary(
@@ -352,6 +355,7 @@ def _summary(
             for name in (COLUMN, *KINDS)
             if name in dataset.columns
         },
+        dataset=str(dataset.path),
         reasons=dict(Counter(r["reason"] for r in skipped).most_common()),
         remarks=dict(Counter(remarks).most_common()),
         spans=ranges.of(dataset.about),

@@ -18,6 +18,7 @@ from carrara.data.rows import CAPTIONED_BY, MORE_CAPTIONS, caption_language, nfc
 Record = dict[str, Any]
 
 DESCRIPTION = ("label", "group", "category", "split", "licence", "url", "flags", MORE_CAPTIONS, CAPTIONED_BY)
+ORIGIN = "origin"  # the column of `owners.Owners`
 AMENDED = "amended"  # names of columns, spaces between, that were set otherwise than by the source (`amend`)
 IDS = {name: id_column(name) for name in KINDS}  # of the pictures beside a picture
 
@@ -30,13 +31,14 @@ class Known(NamedTuple):
     group: bytes
     held_out: bool
     row: int  # in the table; -1, -2 … are those that this import brought
+    owner: bytes = b""  # of its group, an `owners.source_id`
 
     @classmethod
-    def of(cls, record: Record, row: int, amended: Collection[str] = ()) -> Known:
+    def of(cls, record: Record, row: int, amended: Collection[str] = (), owner: bytes = b"") -> Known:
         said = [(k, v) for k, v in sorted(record.items()) if v and is_said(k) and k not in amended]
-        group = "" if "group" in amended else record["group"]
+        group = "" if "group" in amended else record["group"] or ""
         held_out = "split" not in amended and record["split"] == "held_out"
-        return cls(short(repr(said)), short(record["source"]), short(group), held_out, row)
+        return cls(short(repr(said)), short(record["source"]), short(group), held_out, row, owner)
 
     @property
     def fresh(self) -> bool:
@@ -48,7 +50,7 @@ class Known(NamedTuple):
         return self[:4] == other[:4]
 
 
-_PACKED = struct.Struct("<8s8s8s?q")
+_PACKED = struct.Struct("<8s8s8s?q8s")
 
 
 class KnownPictures:

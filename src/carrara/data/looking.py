@@ -25,6 +25,7 @@ from carrara.data.pictures import look, orientation
 from carrara.data.rows import (
     CAPTIONED_BY,
     KEPT,
+    LANGUAGE,
     MORE_CAPTIONS,
     BadPicture,
     Rejected,
@@ -186,7 +187,6 @@ def look_at(item: Row | Rejected) -> Looked | Rejected:
         return Rejected(item.source, str(error))
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         return Rejected(item.source, f"cannot be read: {getattr(error, 'strerror', None) or error}")
-    captions = {caption_column(lang): text for lang, raw in item.captions.items() if (text := tidy(raw))}
     more, left_out = _more(item, width, height)
     if item.boxes is not None:
         turn = orientation(data) if item.sides and "rotated" in measured else 1
@@ -198,6 +198,12 @@ def look_at(item: Row | Rejected) -> Looked | Rejected:
             if lie_turned(item.sides, width, height, turn) and more[COLUMN] != "[]":
                 left_out.append(Rejected(item.source, TURNED))
     left_out += [Rejected(item.source, f"{KEPT}{note}") for note in notes]
+    captions = {}
+    for language, text in ((language, tidy(raw)) for language, raw in item.captions.items()):
+        if text and LANGUAGE.fullmatch(language):
+            captions[caption_column(language)] = text
+        elif text:
+            left_out.append(Rejected(item.source, f"a caption in {language!r}, which is no language code"))
     for column in [name for name, text in captions.items() if len(text) > MAX_TEXT]:
         reason = f"a {column} of {len(captions.pop(column))} letters; at most {MAX_TEXT} are taken"
         left_out.append(Rejected(item.source, reason))

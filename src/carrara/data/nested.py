@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from carrara.data.words import BOXES, LANGUAGE
+from carrara.data.rows import LANGUAGE
+from carrara.data.words import BOXES
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,6 +8,7 @@ lies near by its signs is looked at once more by its colours, since a red heart 
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from functools import partial
@@ -18,7 +19,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from carrara.data.derive import Derive, Progress, derive, derived
-from carrara.data.pictures import Span, decode
+from carrara.data.pictures import Span, decode, whole
+from carrara.data.rows import BadPicture
 
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
@@ -26,10 +28,10 @@ if TYPE_CHECKING:
 BITS = 64
 SIDE = 16  # of the colours
 _FINE = 32  # the side of the grey picture whose frequencies are taken
-_FLAT = 2.0  # standard deviation, of 255, below which a picture has no structure that a hash could name
+FLAT = 2.0  # standard deviation, of 255, below which a picture has no structure that a hash could name
 _THERE = 0.01  # of all frequencies' length: a weaker one counts as zero
 _NAME = "glance"
-_KEY = {"code": 1}  # raise it when the same picture would get another glance
+_KEY = {"code": 2}  # raise it when the same picture would get another glance
 _WORDS = 4  # of 16 bits, which a float32 holds exactly, as it does a colour of 24 bits
 _AT_ONCE = 256
 _BATCH = 4096
@@ -40,15 +42,22 @@ Hashes = npt.NDArray[np.uint64]
 
 
 class Glances(NamedTuple):
-    """Of n pictures: ``hashes`` [n], those of the pictures mirrored [n], and ``colours`` uint8 [n 16 16 3]."""
+    """Of n pictures: ``hashes`` [n], those of the pictures mirrored [n], and ``colours`` uint8 [n 16 16 3].
+
+    The hashes of a picture in which there is nothing to see (`flat`) are 0 where it is one colour and no more,
+    otherwise they are of all its numbers: only one with the very same is like it.
+    """
 
     hashes: Hashes
     mirrored: Hashes
     colours: npt.NDArray[np.uint8]
 
 
-def look(data: bytes, span: Span | None = None) -> npt.NDArray[np.float32]:
-    """The glance of one picture as it is stored: read it with `unpack`. Raises BadPicture."""
+def look(data: bytes, span: Span | None = None, mode: str = "") -> npt.NDArray[np.float32]:
+    """The glance of one picture as it is stored: read it with `unpack`. Raises BadPicture.
+
+    Of a stack of pages, whose ``mode`` says so, only the first is seen, so nothing but itself is like it.
+    """
     seen = decode(data, channels=3, short_side=_FINE, span=span)
     small = seen.resize((_FINE, _FINE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     grey = np.asarray(small.convert("L"), np.float64)
@@ -56,8 +65,35 @@ def look(data: bytes, span: Span | None = None) -> npt.NDArray[np.float32]:
     fine = np.asarray(small, np.float64).reshape(SIDE, block, SIDE, block, 3)
     colours = np.rint(fine.mean((1, 3))).astype(np.uint32)
     packed = (colours << np.array([16, 8, 0], np.uint32)).sum(2)
-    words = [_words(_signs(found)) for found in _spectra(grey)]
+    if flat(colours[None])[0] or " x " in mode:
+        words = _of_all_numbers(data, colours[0, 0], span)
+    else:
+        words = [_words(_signs(found)) for found in _spectra(grey)]
     return np.concatenate([*words, packed.reshape(-1)]).astype(np.float32)
+
+
+def flat(colours: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Of which glances ``[n 16 16 3]`` all colours are as good as one: on white and in 8 bits there is nothing to see,
+    whatever the picture's alpha or its other bits hold."""
+    spread: npt.NDArray[np.float64] = colours.astype(np.float64).std((1, 2)).max(1)
+    return np.asarray(spread < FLAT)
+
+
+def _of_all_numbers(
+    data: bytes, colour: npt.NDArray[np.uint32], span: Span | None
+) -> list[npt.NDArray[np.float64]]:
+    """Words of a hash of all the numbers of a picture, its alpha and all of its bits, and of its mirror image's; none
+    where all of them are that ``colour``."""
+    try:
+        numbers = whole(data, 4, bits=16, span=span).numpy()
+    except BadPicture:  # of channels of its own
+        numbers = np.frombuffer(data, np.uint8)
+    else:
+        if (numbers == np.array([*(257 * colour), 65535])[:, None, None]).all():
+            return [np.zeros(_WORDS)] * 2
+    both = (numbers, np.ascontiguousarray(numbers[..., ::-1]))
+    digests = [hashlib.sha256(repr(some.shape).encode() + some.tobytes()).digest() for some in both]
+    return [np.frombuffer(digest[: 2 * _WORDS], np.uint16).astype(np.float64) for digest in digests]
 
 
 def unpack(stored: npt.NDArray[np.float32]) -> Glances:
@@ -77,7 +113,8 @@ def distance(a: Hashes, b: Hashes) -> npt.NDArray[np.uint8]:
 
 def derive_glances(dataset: Dataset, *, by: Derive = derive) -> Generator[Progress, None, None]:
     """Derives the glances of the pictures that have none yet; the last report names their column."""
-    return by(dataset, _NAME, _KEY, partial(_look_at_all, span=dataset.span("image")), batch=_AT_ONCE)
+    looked = partial(_look_at_all, span=dataset.span("image"))
+    return by(dataset, _NAME, _KEY, looked, batch=_AT_ONCE, columns=("image", "mode"))
 
 
 def glance_column(dataset: Dataset) -> str | None:
@@ -106,7 +143,8 @@ def all_glanced(dataset: Dataset) -> str:
 
 
 def _look_at_all(columns: Mapping[str, Any], span: Span | None = None) -> npt.NDArray[np.float32]:
-    return np.stack([look(data, span) for data in columns["image"]])
+    both = zip(columns["image"], columns["mode"], strict=True)
+    return np.stack([look(data, span, mode) for data, mode in both])
 
 
 def _numbers(values: Any) -> npt.NDArray[np.float32]:
@@ -137,7 +175,7 @@ def _signs(spectrum: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     """Which frequencies are positive, of those that are there: half of a symmetric drawing's are zero but for noise,
     and their signs would be chance. None are in a picture that is flat."""
     length = np.linalg.norm(spectrum)
-    if length < _FLAT * _FINE:
+    if length < FLAT * _FINE:
         return np.zeros(BITS, bool)
     return np.asarray(spectrum > _THERE * length)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,10 +13,13 @@ if TYPE_CHECKING:
     from carrara.data.beside import Beside
 
 UNSTATED = "und"  # BCP 47's word for a language that nobody named
+# ASCII alone: other letters without regard to case are among [a-z] too, and İ is two characters as a small letter.
+LANGUAGE = re.compile(r"[a-z]{2,3}([-_][a-z0-9]{2,8})*", re.IGNORECASE | re.ASCII)
 SPLITS = ("train", "held_out")
 CAPTIONED_BY = (
     "captioned_by"  # the column of who made captions, if no person: "en:blip" and so on, spaces between
 )
+FLAGS = "flags"  # the column of words to filter by, spaces between
 MORE_CAPTIONS = "captions_more"  # the column of further captions, a JSON list
 
 KEPT = "kept, but "  # how a remark on a picture begins that came in all the same
@@ -79,7 +83,9 @@ class Survey:
 
 
 def caption_column(language: str) -> str:
-    """The column of a language: "caption" where it is not stated, "caption_de", "caption_zh_tw" …"""
+    """The column of a language: "caption" where it is not stated, "caption_de" …; ValueError where it is none."""
+    if not LANGUAGE.fullmatch(language):
+        raise ValueError(f"{language!r} is no language code")
     return "caption" if language == UNSTATED else f"caption_{language.lower().replace('-', '_')}"
 
 
@@ -87,7 +93,9 @@ def caption_language(column: str) -> str | None:
     """The language of a caption column; None for any other column."""
     if column == "caption":
         return UNSTATED
-    return column.removeprefix("caption_").replace("_", "-") if column.startswith("caption_") else None
+    language = column.removeprefix("caption_")
+    is_one = language != column and language == language.lower() and LANGUAGE.fullmatch(language)
+    return language.replace("_", "-") if is_one else None
 
 
 def tidy(text: str | None) -> str | None:

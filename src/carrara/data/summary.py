@@ -26,6 +26,10 @@ class Summary:
     remarks: dict[str, int] = field(default_factory=dict)
     spans: dict[str, ranges.Span] = field(default_factory=dict)
     unstated: int = 0
+    lost: int = 0  # of those updated, how many lost a caption
+    replaced: int = 0
+    before: int = field(default=0, compare=False)  # the version with the words of before
+    dataset: str = field(default="", compare=False)  # what to call it in commands
 
     def lines(self) -> list[str]:
         """The summary in readable sentences, the most important first."""
@@ -33,19 +37,31 @@ class Summary:
             all_in = "" if self.rejected else ", all of its pictures are in"
             first = f"nothing to do: the source is unchanged{all_in} ({self.pictures} in all)"
         else:
-            changed = f", {self.updated} with new words" if self.updated else ""
-            first = f"{self.added} pictures added{changed}; {self.pictures} in all, {self.held_out} held out"
+            words = f", {new} with new words" if (new := self.updated - self.lost) else ""
+            words += f", {self.lost} lost their caption" if self.lost else ""
+            first = f"{self.added} pictures added{words}; {self.pictures} in all, {self.held_out} held out"
         lines = [first]
         if 0 < self.pictures == self.held_out:
             lines.append(
                 "all of them are held out, so there is nothing to train on: the names of files or folders (test, val) "
                 "or a column 'split' say so"
             )
+        if self.lost:
+            lines.append(
+                "their source has no caption of them any more; "
+                f"`carrara data restore {self.dataset}@{self.before}` brings back what was there"
+            )
+        if self.replaced:
+            lines.append(
+                f"{self.replaced} were edited in place: what they are now is a row of its own, and the old row stays, "
+                f"with the flag 'replaced'; leave it out with `carrara data filter {self.dataset} NEW --where "
+                "\"flags IS NULL OR flags NOT LIKE '%replaced%'\"`"
+            )
         if self.duplicates:
             were, their = ("was", "its") if self.duplicates == 1 else ("were", "their")
             lines.append(
                 f"{self.duplicates} {were} already there under another name; {their} captions were added to that "
-                "picture in languages in which it had none"
+                "picture, further ones in a language to its captions_more"
             )
         if self.rejected and self.unchanged:
             lines.append(

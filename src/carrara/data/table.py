@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from carrara.data import condition, ranges, told
 from carrara.data.beside import KINDS, id_column
+from carrara.data.known import ORIGIN
 from carrara.data.rows import SPLITS, caption_language
 from carrara.data.set_aside import tags_of
 from carrara.data.store import TABLE as TABLE
@@ -127,12 +128,10 @@ class Dataset:
 
     @property
     def schema(self) -> pa.Schema:
-        """All columns with their types and metadata."""
-        if not self._later:
-            return self.table.schema
+        """All columns with their types and metadata, but for what the table keeps for imports alone."""
         import pyarrow as pa
 
-        own = [field for field in self.table.schema if field.name not in self._later]
+        own = [field for field in self.table.schema if field.name not in self._later | {ORIGIN}]
         return pa.schema([*own, *(self._newest.schema.field(name) for name in sorted(self._later))])
 
     @functools.cached_property
@@ -328,7 +327,7 @@ def schema() -> pa.Schema:
 
     text = [
         pa.field(n, pa.string())
-        for n in ("caption", "label", "group", "category", "split", "source", "licence")
+        for n in ("caption", "label", "group", "category", "split", "source", ORIGIN, "licence")
     ]
     return pa.schema(
         [

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carrara.data.beside import KINDS
-from carrara.data.commits import add_columns
-from carrara.data.known import IDS, Record, is_said
+from carrara.data.commits import add_columns, committed
+from carrara.data.known import IDS, ORIGIN, Record, is_said
 from carrara.data.store import TABLE, Store, for_lance, newest
 from carrara.data.table import AS_GIVEN, schema
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 4 * 2**20
 STORAGE_VERSION = "2.2"
+_WORDS = ("id", "mode", "source", ORIGIN)
 
 
 def opened(store: Store, folder: Path) -> lance.LanceDataset:
@@ -44,6 +45,39 @@ def _create(store: Store, folder: Path) -> None:
     shutil.rmtree(new, ignore_errors=True)
     lance.write_dataset(empty, for_lance(new), data_storage_version=STORAGE_VERSION)
     os.rename(new, store.table)
+
+
+def misfit(record: Record) -> str | None:
+    """Why the table cannot take a record, in a few words; None where it can."""
+    for name, value in record.items():
+        if name in ("width", "height"):
+            fits = isinstance(value, int) and 0 < value < 2**31
+        elif name == "image" or name in KINDS:
+            fits = isinstance(value, bytes) or (value is None and name != "image")
+        elif is_said(name) or name in _WORDS:
+            fits = value is None or (isinstance(value, str) and _is_text(value))
+        else:
+            return f"there is no column {name!r}"
+        if not fits:
+            return f"its {name} is {repr(value)[:60]}"
+    return None
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return bool(value.encode()) or not value
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+
+
+def add_origin(store: Store, owner: str) -> None:
+    """The column that says who brought a row, to a table of before there was one: of all its rows ``owner`` did."""
+
+    def change(table: lance.LanceDataset) -> None:
+        if ORIGIN not in table.schema.names:
+            table.add_columns({ORIGIN: f"NULLIF('{owner}', '')"})  # or else it could never be null
+
+    committed(store, change)
 
 
 def add_said(store: Store, records: list[Record], table: lance.LanceDataset | None = None) -> bool:

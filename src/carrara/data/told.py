@@ -10,6 +10,7 @@ from typing import Any
 import tomli_w
 
 from carrara.console import note
+from carrara.data.owners import UNKNOWN, source_id
 from carrara.data.store import Store
 from carrara.data.unfinished import UNFINISHED
 from carrara.errors import UserError
@@ -76,11 +77,33 @@ def rejected(store: Store) -> list[dict[str, str]]:
     return parsed
 
 
+def overtaken(source: dict[str, Any], sources: list[dict[str, Any]]) -> bool:
+    """Whether words of pictures that a source shares with another were changed since by the import of that one."""
+    if "order" not in source:  # by a Carrara that did not note it
+        return source != sources[-1]
+    later = [other for other in sources if other != source and other.get("changed", 0) >= source["order"]]
+    return any(_share_pictures(source, other) for other in later)
+
+
+def _share_pictures(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether a third source, or one of them, brought pictures of both; an unknown one may have."""
+    first, second = ({source_id(s["source"]), *s.get("shares", ())} for s in (one, other))
+    return bool(first & second) or UNKNOWN in first | second
+
+
 def tell(store: Store, told: dict[str, Any], left_out: list[dict[str, str]]) -> None:
     """Adds a source that was imported completely, in place of what an earlier import of the same said.
 
+    ``told`` says in ``shares`` which sources brought pictures of it too, and in ``changed`` whether the import changed
+    words of pictures that were there; what is noted is when it last did so, in an order with when it was imported.
     In object storage, where two may tell at once, every source has an object of its own.
     """
+    sources = (about(store) or {}).get("sources", [])
+    same = (told["importer"], told["source"])
+    before: dict[str, Any] = next((s for s in sources if (s["importer"], s["source"]) == same), {})
+    order = 1 + max((s.get("order", 0) for s in sources), default=0)
+    told = {**told, "order": order, "changed": order if told.get("changed") else before.get("changed", 0)}
+    told["shares"] = sorted({*told.get("shares", ()), *before.get("shares", ())})
     if _remote(store):
         name = hashlib.sha256(json.dumps([told["importer"], told["source"]]).encode()).hexdigest()[:16]
         store.write(f"{SOURCES}/{name}.json", json.dumps({"told": told, "rejected": left_out}, indent=1))
@@ -97,7 +120,6 @@ def tell(store: Store, told: dict[str, Any], left_out: list[dict[str, str]]) -> 
         known, damaged = _understood(text or f"format = {FORMAT}")
         if damaged and text:
             store.write(f"{ABOUT}.damaged", text)
-        same = (told["importer"], told["source"])
         others = [s for s in known["sources"] if (s["importer"], s["source"]) != same]
         store.write(ABOUT, tomli_w.dumps({**known, "sources": [*others, told]}))
 

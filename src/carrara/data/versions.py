@@ -11,8 +11,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from carrara.data.amend import amend
 from carrara.data.commits import committed
 from carrara.data.derive import STAGING
+from carrara.data.known import IDS, is_said
 from carrara.data.set_aside import damaged_tags, set_aside_versions, tags_of
 from carrara.data.store import Store, lock, newest, release
 from carrara.data.table import Dataset
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 FILE_BYTES = 2 * 2**30  # about what a file of the compacted table holds
 FILE_ROWS = 2**15
+AT_ONCE = 64  # pictures beside others that are restored together
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,49 @@ def clean(dataset: Dataset, *, older_than: timedelta) -> Cleaned:
     given_up = sweep(store, which=lambda _: True, before=limit) + _sweep_staging(store.work / STAGING, limit)
     dataset.refresh()
     return Cleaned(len(gone), bytes_removed, joined[-1], given_up)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Rows that say again what they did, and those that say something else now and were left so."""
+
+    rows: int
+    left: int
+
+
+def restore(dataset: Dataset, *, changed: bool = False) -> Restored:
+    """Gives the newest version what ``dataset``, an older one, says of pictures and the newest does not.
+
+    Words and pictures beside a picture come back, splits and groups stay. With ``changed`` also where the newest says
+    something else. They count as set by hand: a later import leaves them. UserError where ``dataset`` is the newest.
+    """
+    if not dataset.pinned:
+        raise UserError(
+            f"which version of {dataset.path} has what is to come back? Expected {dataset.path}@NUMBER; "
+            f"`carrara data versions {dataset.path}` lists them"
+        )
+    newest_one = Dataset.open(dataset.path)
+    rows, left = set[int](), set[int]()
+    for column in filter(is_said, dataset.columns):
+        if column in ("split", "group"):
+            continue
+        before = dataset.column(column)
+        now = (
+            newest_one.column(column)[: len(before)] if column in newest_one.columns else [None] * len(before)
+        )
+        other = [k for k, (a, b) in enumerate(zip(before, now, strict=True)) if a is not None and a != b]
+        wanted = [row for row in other if changed or now[row] is None]
+        left |= set(other) - set(wanted)
+        rows |= set(wanted)
+        kind = next((kind for kind, name in IDS.items() if name == column), None)
+        together = AT_ONCE if kind else max(1, len(wanted))
+        for start in range(0, len(wanted), together):
+            some = wanted[start : start + together]
+            values: dict[str, dict[int, Any]] = {column: {row: before[row] for row in some}}
+            if kind:
+                values[kind] = dict(zip(some, dataset.take(some, [kind])[kind], strict=True))
+            amend(newest_one, values, was={column: {row: now[row] for row in some}})
+    return Restored(len(rows), len(left - rows))
 
 
 def _compact(table: lance.LanceDataset) -> int:

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from carrara.data.rows import CAPTIONED_BY, MORE_CAPTIONS, SPLITS, UNSTATED, tidy
+from carrara.data.rows import CAPTIONED_BY, LANGUAGE, MORE_CAPTIONS, SPLITS, UNSTATED, tidy
 from carrara.errors import UserError
 
-LANGUAGE = re.compile(r"[a-z]{2,3}([-_][a-z0-9]{2,8})*", re.IGNORECASE)
 HELD_OUT = ("held_out", "held-out", "heldout", "test", "val", "valid", "validation", "dev")
 BOXES = ("boxes", "objects")  # the columns of a table that may say them
 TEXTS = (
@@ -126,7 +125,8 @@ def row_words(row: Mapping[str, str | None], where: str) -> Words:
     """The words in one row of a table by its columns' names, in any case; UserError where its split is none."""
     said: dict[str, str | None] = {}
     for name, value in row.items():
-        said[name.lower()] = said.get(name.lower()) or value
+        known = name.lower() if name.isascii() else name
+        said[known] = said.get(known) or value
     found = [text for name in TEXTS for n, v in row.items() if n.lower() == name for text in _texts(v)]
     texts = [text for raw in found if (text := tidy(raw))]
     spoken = (tidy(_first(said, LANGUAGES)) or "").lower().replace("_", "-")

@@ -9,23 +9,33 @@ with the same ticket goes on after the last batch in the journal.
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
-import os
 import shutil
-from array import array
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from carrara.data.beside import KINDS
-from carrara.data.changes import change_words, changed_beside, keep_beside, lend_words
+from carrara.data.changes import (
+    Changes,
+    Import,
+    Lent,
+    changed_beside,
+    changes,
+    keep_beside,
+    lent,
+    replaced_in,
+)
 from carrara.data.commits import append, committed, update
-from carrara.data.known import AMENDED, Known, KnownPictures, Names, Record, is_said, short
+from carrara.data.files import printable
+from carrara.data.journaled import SAME as SAME
+from carrara.data.journaled import Journaled
+from carrara.data.known import AMENDED, IDS, ORIGIN, Known, Record, is_said, short
+from carrara.data.owners import UNKNOWN, Owners, source_id
 from carrara.data.rows import caption_language, chosen_by_hash, group_hash
-from carrara.data.store import TABLE, Store, lock, newest, release
+from carrara.data.store import Store, lock, newest, release
 from carrara.data.table import DERIVED_KEY
-from carrara.data.table_files import add_said, files_of, opened, size_of, written
-from carrara.data.unfinished import DOWNLOADS, JOURNAL, folder_of, forget, fragments_of, whole_lines
+from carrara.data.table_files import add_origin, add_said, files_of, misfit, opened, size_of, written
+from carrara.data.told import about
+from carrara.data.unfinished import DOWNLOADS, JOURNAL, forget
 
 if TYPE_CHECKING:
     import lance
@@ -34,58 +44,44 @@ if TYPE_CHECKING:
 BATCH_ROWS = 8192  # a file of the table: the more of them, the longer a random read
 BATCH_BYTES = 64 * 2**20
 ENOUGH_TO_HOLD_OUT = 20
-SAME = "the same picture as "
-
 
 _ABOUT = ["id", "group", "split"]
 
 
-class Writer:
+class Writer(Journaled):
     """Adds records to the table of a store: new ids as new rows, changed words of known ids in place.
 
     Waits where another process writes with the same ticket.
     """
 
-    def __init__(self, store: Store, ticket: str, *, held_out: float) -> None:
-        self.store = store
-        self.ticket = ticket
-        self.held_out = held_out
-        self.rejected: list[dict[str, str]] = []
-        self.added = self.updated = self.duplicates = 0
-        self.consumed = 0
+    def __init__(self, store: Store, ticket: str, *, source: str, held_out: float) -> None:
+        super().__init__(store, ticket, source=source, held_out=held_out)
         self._rows: list[Record] = []
-        self._updates: list[Record] = []
         self._bytes = 0
-        self._pending: list[dict[str, Any]] = []  # rejections that the journal does not hold yet
-        self._known = KnownPictures()
-        self._sources = Names()  # of those that this import brought
-        self._met = bytearray()  # a byte for each row of the table: whether this import has met it
-        self._nameless: list[tuple[dict[str, str], int]] = []  # to be told of which row
-        self._newly_met = array("q")  # of these, what the journal does not hold yet
-        self._amended: dict[str, str] = {}
         self._read: set[str] = set()  # data files of which the rows are known
-        self._splits: dict[str, str] = {}  # of the groups that the source names
-        self._hashed: set[str] = set()  # those of them of which this import chose the split
-        self._first: tuple[int, str] | None = (
-            None  # of the groups that this import brings, the first to hold out
-        )
-        self._fragments: list[dict[str, Any]] = []
-        self._later: list[Record] = []
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="carrara-writer")
         self._writing: Future[None] | None = None
-        self.folder = folder_of(store, ticket)
         self._made = [p for p in self.folder.parents if not p.exists()]
         self._lock = lock(self.folder, make=True, wait=True, doing=f"importing the same into {store.path}")
         try:
             if store.has_table():
+                sources = [told_of["source"] for told_of in (about(store) or {}).get("sources", [])]
+                add_origin(store, source_id(sources[0]) if len(sources) == 1 else UNKNOWN)
                 self._catch_up(newest(store))
             self._read_journal()
+            if self._fragments:
+                self._read.clear()  # what others added meanwhile is to be compared with these
+            if self.began < 0:
+                self.began = newest(store).count_rows() if store.has_table() else 0
         except BaseException:
             self.close()
             raise
 
     def add(self, record: Record) -> None:
         """Takes one picture: a new one, one whose words changed, or one that is here already."""
+        if (reason := misfit(record)) is not None:
+            self.reject(printable(str(record["source"])), f"the table cannot take it: {reason}")
+            return
         self.consumed += 1
         record["group"] = record["group"] or record["id"]
         known = self._known.get(record["id"])
@@ -96,10 +92,14 @@ class Writer:
 
     def _meet(self, record: Record, known: Known) -> None:
         """Takes a picture that is known: under another name, or with other words than before."""
-        name = record["id"]
+        name, owner = record["id"], known.owner.hex()
         same = known.source == short(record["source"])
+        if not known.fresh and owner != self.source:
+            self.shares.add(owner)
         if known.fresh or not same or self._met[known.row : known.row + 1] == b"\1":
             self.duplicates += 1
+            if not known.fresh:
+                self.mark(known.row, 2)
             said = {k: v for k, v in record.items() if caption_language(k) is not None and v}
             entry = {"file": record["source"], "reason": f"{SAME}{record['source']}", "id": name, **said}
             if known.fresh and not same:
@@ -108,27 +108,23 @@ class Writer:
                 self._nameless.append((entry, known.row))
             self.note(entry)
             return
-        self._mark(known.row)
+        self.mark(known.row, 1)
         amended = self._amended.get(name, "").split()
         if short(record["group"]) == known.group:
             record["split"] = record["split"] or ("held_out" if known.held_out else "train")
+        elif record["group"] == name and owner != self.source:
+            record["group"] = None  # this source says of none, so it stays in that of another
         else:
             record["split"] = record["split"] or self._split_of(record["group"])
-        now = Known.of(record, known.row, amended)
+        now = Known.of(record, known.row, amended, known.owner)
         if not now.says(known):
             self._known.put(name, now)
             keep_beside(self.folder, record)
             self._updates.append({k: v for k, v in record.items() if k not in ("image", *KINDS)})
-            self.updated += 1
-
-    def _mark(self, row: int) -> None:
-        """This import met a picture of the table: a second one of its name and bytes does not speak for it."""
-        self._met.extend(bytes(max(0, row + 1 - len(self._met))))
-        self._met[row] = 1
-        self._newly_met.append(row)
 
     def _append(self, record: Record) -> None:
         group = record["group"]
+        record[ORIGIN] = self.source
         if group not in self._splits and record["split"] is None:
             # Not yet written anywhere, so it may still be held out as a whole.
             self._first = min(self._first or (1 << 64, ""), (group_hash(group), group))
@@ -148,10 +144,6 @@ class Writer:
         """Takes the note that something in the source did not become a row."""
         self.consumed += 1
         self.note({"file": source, "reason": reason})
-
-    def note(self, entry: dict[str, str]) -> None:
-        self.rejected.append(entry)
-        self._pending.append(entry)
 
     def flush(self) -> None:
         """Has the batch in hand written and remembered in the journal, while others are made ready.
@@ -182,31 +174,6 @@ class Writer:
         if writing is not None:
             writing.result()
 
-    def _line(self, **what: Any) -> dict[str, Any]:
-        """All that the journal does not hold yet, as a line of it."""
-        self._name_duplicates()
-        line = {
-            "consumed": self.consumed,
-            "first": self._first,
-            "updates": self._updates,
-            "rejected": self._pending,
-            "met": self._newly_met.tolist(),
-            "counts": [self.added, self.updated, self.duplicates],
-            **what,
-        }
-        self._later += self._updates
-        self._updates, self._pending, self._newly_met = [], [], array("q")
-        return line
-
-    def _note_down(self, line: dict[str, Any]) -> None:
-        """It is on the disk before anything relies on it."""
-        with open(self.folder / JOURNAL, "a", encoding="utf-8") as file:
-            if file.tell() == 0:
-                file.write(json.dumps({"ticket": self.ticket}) + "\n")
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
     def commit(self) -> None:
         """Publishes everything; the journal stays until `finish`, so that what follows can be redone."""
         self.flush()
@@ -214,14 +181,7 @@ class Writer:
         opened(self.store, self.folder)
         with self.store.writing():
             committed(self.store, self._publish)
-            if self._later:
-                add_said(self.store, self._later)
-                committed(self.store, lambda table: change_words(table, self._later))
-                for name in KINDS:
-                    if name in newest(self.store).schema.names:
-                        for values in changed_beside(self.store, self.folder, name, self._later):
-                            committed(self.store, lambda table, new=values: update(table, new))  # type: ignore[misc]
-            self._lend()
+            committed(self.store, self._change_words)
             committed(self.store, self._hold_one_out)
 
     def finish(self) -> None:
@@ -247,13 +207,40 @@ class Writer:
         if new := [f for f in self._fragments if f["files"][0]["path"] not in present]:
             append(table, new)
 
+    def _change_words(self, table: lance.LanceDataset) -> None:
+        """What it says otherwise of rows that are there; the pictures beside them come behind their words."""
+        records = {record["id"]: record for record in self._later}
+        found = changes(table, Import(self.source, records, *self._of_the_whole(table)))
+        self._count(found, table.version)
+        new = [{**found.values, **{IDS[kind]: None for kind in found.beside}}]
+        update(newest(self.store) if add_said(self.store, new, table) else table, found.values)
+        for kind, wanted in found.beside.items():
+            for values in changed_beside(self.store, self.folder, kind, wanted):
+                committed(self.store, lambda table, new=values: update(table, new))  # type: ignore[misc]
+
+    def _count(self, found: Changes, version: int) -> None:
+        """Notes how many rows change, before they do: after a kill they are changed already."""
+        if self._counted or not (found.values or found.beside):
+            return
+        self._counted = True
+        if found.updated or found.replaced or found.shared:
+            self.before = self.before or version
+        self.updated += found.updated
+        self.lost += found.lost
+        self.replaced += found.replaced
+        self._note_down(self._line(fragments=[]))
+
+    def _of_the_whole(self, table: lance.LanceDataset) -> tuple[Lent, set[str]]:
+        """The captions of copies, and the pictures whose files hold others now."""
+        return lent(self.rejected), replaced_in(table, self.source, self._met, self.began)
+
     def _catch_up(self, table: lance.LanceDataset) -> None:
         """Takes note of what is in the table and was not known: pictures, splits of groups.
 
         Pictures that this import has too are taken out of its files, and its groups follow those of the table.
         """
         own = {file["path"] for fragment in self._fragments for file in fragment["files"]}
-        words = [n for n in table.schema.names if is_said(n) or n == AMENDED]
+        words = [n for n in table.schema.names if is_said(n) or n in (AMENDED, ORIGIN)]
         met: dict[str, Known] = {}
         moved: dict[str, str] = {}
         row = 0
@@ -267,7 +254,8 @@ class Writer:
                     name, group = record["id"], record["group"]
                     if amended := record.pop(AMENDED, None):
                         self._amended[name] = amended
-                    known = Known.of(record, row, (amended or "").split())
+                    owner = bytes.fromhex(Owners(record.pop(ORIGIN))["group"])
+                    known = Known.of(record, row, (amended or "").split(), owner)
                     row += 1
                     before = self._known.get(name)
                     if before is not None and before.fresh:
@@ -327,10 +315,6 @@ class Writer:
         chosen = "held_out" if chosen_by_hash(group, self.held_out) else "train"
         return self._splits.get(group, chosen)
 
-    def _lend(self) -> None:
-        """The captions of copies."""
-        lend_words(self.store, self.rejected)
-
     def _hold_one_out(self, table: lance.LanceDataset) -> None:
         """A set of some size always gets a held-out group, even where the hashes gave it none."""
         if not self.held_out or not self._first or table.count_rows() < ENOUGH_TO_HOLD_OUT:
@@ -339,57 +323,6 @@ class Writer:
             return
         rows = table.to_table(columns=["id", "group"]).to_pylist()
         update(table, {"split": {r["id"]: "held_out" for r in rows if r["group"] == self._first[1]}})
-
-    def _remember(self, name: str, source: str) -> None:
-        """One that this import brings; what it says is only needed to tell a change, which cannot come yet."""
-        self._sources.add(source)
-        known = Known(b"", short(source), b"", False, -len(self._sources))
-        self._known.put(name, known)
-
-    def _name_duplicates(self) -> None:
-        """Says of those of rows in the table what these are called: all at once, since the table is opened for it."""
-        if self._nameless:
-            rows = [row for _, row in self._nameless]
-            sources = newest(self.store).take(rows, columns=["source"])["source"].to_pylist()
-            for (entry, _), source in zip(self._nameless, sources, strict=True):
-                entry["reason"] = f"{SAME}{source}"
-            self._nameless = []
-
-    def _read_journal(self) -> None:
-        """Takes up what an import with the same ticket left, if all that it wrote is still there."""
-        journal = self.folder / JOURNAL
-        needed = ("ticket", "fragments", "instead")  # and not all names at once
-        lines = [{k: line[k] for k in needed if k in line} for line in whole_lines(journal)]
-        fragments = fragments_of(lines)
-        if not lines or lines[0].get("ticket") != self.ticket or not self._all_there(fragments):
-            if lines:
-                journal.unlink()
-            return
-        for line in itertools.islice(whole_lines(journal), 1, None):
-            self.consumed = line["consumed"]
-            self.added, self.updated, self.duplicates = line["counts"]
-            self.rejected += line["rejected"]
-            self._later += line["updates"]
-            self._first = tuple(line["first"]) if line["first"] else None
-            for name, source in line.get("ids", {}).items():
-                self._remember(name, source)
-            for row in line.get("met", ()):
-                self._mark(row)
-            for record in line["updates"]:
-                known = self._known.get(record["id"])
-                amended = self._amended.get(record["id"], "").split()
-                self._known.put(record["id"], Known.of(record, known.row if known else 0, amended))
-            self._splits |= line.get("groups", {})
-            self._hashed |= set(line.get("hashed", []))
-        self._newly_met = array("q")
-        self._fragments = fragments
-        if fragments:
-            self._read.clear()  # what others added meanwhile is to be compared with these
-
-    def _all_there(self, fragments: list[dict[str, Any]]) -> bool:
-        """Whether no file that the journal names was cleaned away."""
-        there = set(self.store.names(f"{TABLE}/data")) if fragments else set()
-        return all(f"{TABLE}/data/{file['path']}" in there for f in fragments for file in f["files"])
 
 
 def _touched(about: pa.Table, met: dict[str, Known], moved: dict[str, str]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from carrara.errors import UserError
-from carrara.model_folder import write_folder, write_weights
+from carrara.model_folder import check_hash, write_folder, write_weights
 
 KEEP = 2
 STATE, NUMBERS = "state.safetensors", "state.json"
@@ -97,7 +97,8 @@ def load(path: Path, *, only: tuple[str, ...] = ("",)) -> tuple[dict[str, Tensor
 
     about = numbers(path)
     try:
+        check_hash(path / STATE)
         with safe_open(str(path / STATE), "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if name.startswith(only)}, about  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, UserError, SafetensorError) as error:
         raise Damaged(f"checkpoint {path} is damaged: {error}") from None

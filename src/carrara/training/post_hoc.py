@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from carrara.errors import UserError
-from carrara.model_folder import write_folder, write_weights
+from carrara.model_folder import check_hash, write_folder, write_weights
 from carrara.training.ema import power_of
 from carrara.training.state import TrainingState
 from carrara.training.train_config import written
@@ -165,6 +165,8 @@ def _combined(files: Sequence[Path], shares: Sequence[float]) -> Iterator[tuple[
 
     with ExitStack() as stack:
         try:
+            for file in files:
+                check_hash(file)
             opened = [stack.enter_context(safe_open(str(file), "pt")) for file in files]
             for name in opened[-1].keys():  # noqa: SIM118  (a handle, not a dictionary)
                 total = torch.zeros((), dtype=torch.float64)

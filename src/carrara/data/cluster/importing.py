@@ -20,7 +20,6 @@ from carrara.data.cluster.session import arrived, cause, cluster, dismiss, is_lo
 from carrara.data.cluster.worker import Brought, Worker
 from carrara.data.importing import Job, Options, Progress, importers
 from carrara.data.rows import Survey
-from carrara.data.store import newest
 from carrara.data.unfinished import JOURNAL, whole_lines
 from carrara.data.writer import Writer
 from carrara.errors import UserError
@@ -252,7 +251,7 @@ class _Notes:
         self.pictures = sum(line.get("pictures", 0) for line in lines)
         started = next((line["began"] for line in lines if "began" in line), None)
         if started is None:
-            started = newest(writer.store).count_rows() if writer.store.has_table() else 0
+            started = writer.began
             self._write(began=started)
         self.began: int = started
 
@@ -264,6 +263,11 @@ class _Notes:
         self.writer.added += added
         self.writer.updated += updated
         self.writer.duplicates += duplicates
+        self.writer.lost += brought.lost
+        self.writer.before = self.writer.before or brought.before
+        self.writer.shares |= brought.shares
+        for row, how in brought.met:
+            self.writer.mark(row, how)
         if brought.first is not None:
             self.writer._first = min(self.writer._first or brought.first, brought.first)
         self.pictures += brought.pictures

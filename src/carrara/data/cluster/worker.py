@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from carrara.data import looking
+from carrara.data.changes import Lent
 from carrara.data.cluster.parts import Part
 from carrara.data.importing import Job, take_in
 from carrara.data.known import Known, KnownPictures, Record
@@ -30,6 +31,12 @@ class Brought(NamedTuple):
     rejected: list[dict[str, str]]
     counts: tuple[int, int, int]  # added, updated, duplicates
     first: tuple[int, str] | None  # of its groups, the first to hold out
+    lost: int = 0
+    before: int = 0
+    shares: frozenset[str] = frozenset()
+    met: tuple[
+        tuple[int, int], ...
+    ] = ()  # rows that were there, and whether under their name (1) or another (2)
 
 
 class _Below(KnownPictures):
@@ -61,10 +68,13 @@ class PartWriter(Writer):
     whatever it says. No group is held out for want of others before all parts are in.
     """
 
-    def __init__(self, store: Store, ticket: str, *, held_out: float, began: int, memory: Memory) -> None:
-        self.began, self.memory = began, memory
+    def __init__(
+        self, store: Store, ticket: str, *, source: str, held_out: float, began: int, memory: Memory
+    ) -> None:
+        self.memory = memory
         self._begun = False
-        super().__init__(store, ticket, held_out=held_out)
+        super().__init__(store, ticket, source=source, held_out=held_out)
+        self.began = began  # by all parts
         self._begun = True
 
     def _catch_up(self, table: lance.LanceDataset) -> None:
@@ -85,13 +95,16 @@ class PartWriter(Writer):
     def _hold_one_out(self, table: lance.LanceDataset) -> None:
         """Left to who has seen all parts."""
 
-    def _lend(self) -> None:
+    def _of_the_whole(self, table: lance.LanceDataset) -> tuple[Lent, set[str]]:
         """Left to who has seen all parts."""
+        return {}, set()
 
     def brought(self, pictures: int) -> Brought:
         """What it has published."""
         counts = (self.added, self.updated, self.duplicates)
-        return Brought(pictures, self.rejected, counts, self._first)
+        met = tuple((row, how) for row, how in enumerate(self._met[: self.began]) if how)
+        shares = frozenset(self.shares)
+        return Brought(pictures, self.rejected, counts, self._first, self.lost, self.before, shares, met)
 
 
 class Worker:
@@ -111,6 +124,7 @@ class Worker:
         writer = PartWriter(
             self.store,
             self._ticket(part.number),
+            source=self.job.where,
             held_out=self.job.options.held_out,
             began=self.began,
             memory=self.memory,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from carrara.data.exporting import Picture, suffix_of
+from carrara.data.files import DATASETS_FILE
 
 FOLDER_ROWS = 1000
 _TABLE = "metadata.jsonl"
@@ -34,7 +35,14 @@ def write(pictures: Iterator[Picture], columns: tuple[str, ...], folder: Path, n
 
 
 def finish(folder: Path, columns: tuple[str, ...], digest: str) -> None:
-    """One table of all; their lines go when it is whole."""
+    """One table of all; their lines go when it is whole. `datasets` is told which files are the pictures: as many texts
+    as pictures it would take for a set of texts."""
+    files = (entry.name for inside in folder.iterdir() if inside.is_dir() for entry in os.scandir(inside))
+    suffixes = sorted({name.rpartition(".")[2] for name in files} - {"txt"})
+    paths = [_TABLE, *(f"*/*.{suffix}" for suffix in suffixes)]
+    split = {"split": "train", "path": paths}  # the one it has for all; the column says which is held out
+    configs = {"configs": [{"config_name": "default", "data_files": [split]}]}
+    (folder / DATASETS_FILE).write_text(json.dumps(configs, indent=2), encoding="utf-8")  # as YAML goes, too
     if not (folder / _TABLE).exists():
         part = folder / f"{_TABLE}.part"
         with open(part, "wb") as table:

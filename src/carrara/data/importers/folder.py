@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from carrara.data.captions import Strays
-from carrara.data.files import File, Listing, any_below, hidden, natural, on_disk, printable
+from carrara.data.files import DATASETS_FILE, File, Listing, any_below, hidden, natural, on_disk, printable
 from carrara.data.importing import Options
 from carrara.data.metadata import METADATA, Tables
 from carrara.data.pictures import SUFFIXES
@@ -155,6 +155,8 @@ def _listed(root: Path, prefix: str, names: list[str]) -> Listing:
         try:
             path = os.path.join(root, name)
             about = os.stat(path)
+            if last == DATASETS_FILE:
+                continue
             if hidden(last):
                 listing.rejected.append(Rejected(printable(name), "hidden"))
             elif not stat.S_ISREG(about.st_mode):

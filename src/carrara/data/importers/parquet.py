@@ -17,10 +17,10 @@ from carrara.data.files import any_below, below, deep, printable
 from carrara.data.importers import urls
 from carrara.data.importing import Options
 from carrara.data.pictures import SUFFIXES
-from carrara.data.rows import MORE_CAPTIONS, Rejected, Row, Survey
+from carrara.data.rows import LANGUAGE, MORE_CAPTIONS, Rejected, Row, Survey
 from carrara.data.splits import splits_of
 from carrara.data.table_rows import arrow_rows
-from carrara.data.words import BOXES, COLUMNS, LANGUAGE, SIDES, TEXTS, Words, plain, row_words
+from carrara.data.words import BOXES, COLUMNS, SIDES, TEXTS, Words, plain, row_words
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ def _may_say_boxes(kind: pa.DataType) -> bool:
 
 def _word(column: str) -> str | None:
     """What a text column is known by here; None for others."""
-    name = column.lower()
+    name = column.lower() if column.isascii() else column
     language = name.removeprefix("caption_").replace("_", "-")
     if name in WORDS or (name.startswith("caption_") and LANGUAGE.fullmatch(language)):
         return name

@@ -20,9 +20,9 @@ from carrara.data.captions import MAX_TEXT, as_text
 from carrara.data.files import File, any_below, below, deep, hidden, printable
 from carrara.data.importing import Options
 from carrara.data.pictures import SUFFIXES
-from carrara.data.rows import UNSTATED, Rejected, Row, Survey, nfc, tidy
+from carrara.data.rows import LANGUAGE, UNSTATED, Rejected, Row, Survey, nfc, tidy
 from carrara.data.splits import splits_of
-from carrara.data.words import LANGUAGE, Words, json_row, row_words
+from carrara.data.words import Words, json_row, row_words
 from carrara.errors import UserError
 
 PICTURES = tuple(suffix[1:] for suffix in SUFFIXES)

@@ -100,6 +100,12 @@ def _classes(found: Statistics, path: str) -> list[str]:
 
 def _rest(found: Statistics) -> list[str]:
     said = []
+    if found.empty:
+        among = "" if found.decoded == found.pictures else f" of the {found.decoded} looked at"
+        said.append(
+            f"{found.empty} pictures{among} look empty on white and in 8 bits: whether they are so for your model "
+            "depends on its channels and bits"
+        )
     if (unknown := found.licences.get("not stated", 0)) > _SMALL * found.pictures:
         said.append(
             f"no licence is known for {unknown} pictures: `carrara data import … --licence` states one"

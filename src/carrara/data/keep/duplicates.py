@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from carrara.data.keep.cells import alike_by_cells
 from carrara.data.keep.colours import Colours, one_picture
-from carrara.data.keep.neighbours import Index, Pairs, Vectors, alike, within
-from carrara.data.perceptual_hash import Glances, glances, glances_at
+from carrara.data.keep.neighbours import Hashes, Index, Pairs, Vectors, alike, within
+from carrara.data.perceptual_hash import Glances, flat, glances, glances_at, look, unpack
 from carrara.data.pictures import whole
 from carrara.data.rows import BadPicture, caption_language
 from carrara.data.search.vectors import PICTURES, vector_columns
@@ -30,6 +30,7 @@ EXACT = (
     50_000  # pictures of which each is compared with each by its features; above, with those of a few cells
 )
 _CHUNK = 4096
+_FEW = 64  # pictures decoded together
 
 By = Literal["hash", "features"]
 
@@ -113,7 +114,25 @@ def by_features(dataset: Dataset, column: str, cosine: float = COSINE) -> Likene
     pairs_of = alike if len(dataset) <= EXACT else alike_by_cells
     found = list(pairs_of(len(dataset), read, cosine))
     first, second, score = _pairs(found)
+    # A network sees white where there is nothing to see: such pictures are alike by all their numbers only.
+    rows, place = np.unique(np.concatenate([first, second]), return_inverse=True)
+    hashes, empty = _hashes_of_empty(dataset, rows)
+    left, right = place[: len(first)], place[len(first) :]
+    real = np.where(empty[left] | empty[right], hashes[left] == hashes[right], True)
+    first, second, score = first[real], second[real], score[real]
     return Likeness(np.arange(len(dataset)), first, second, score, np.zeros(len(first), bool), "features")
+
+
+def _hashes_of_empty(dataset: Dataset, rows: Index) -> tuple[Hashes, npt.NDArray[np.bool_]]:
+    """The hashes of rows, as far as there is nothing to see in them, and which these are."""
+    hashes, empty = np.zeros(len(rows), np.uint64), np.zeros(len(rows), bool)
+    span = dataset.span("image")
+    for start in range(0, len(rows), _FEW):
+        part = slice(start, start + _FEW)
+        data = dataset.take(rows[part], ["image"])["image"]
+        found = unpack(np.stack([look(one, span) for one in data]))
+        hashes[part], empty[part] = found.hashes, flat(found.colours)
+    return hashes, empty
 
 
 def features_column(dataset: Dataset) -> str:
@@ -213,6 +232,8 @@ def _seen(
         colours = read(rows[asked])[place]
         middle = len(place) // 2
         close = one_picture(colours[:middle], colours[middle:, :, ::-1] if mirrored else colours[middle:])
+        empty = flat(colours)  # in these only equal numbers are alike
+        close &= (score[part] == 0) | ~(empty[:middle] | empty[middle:])
         kept.append(Pairs(first[part][close], second[part][close], score[part][close]))
     return _pairs(kept), mirrored
 
@@ -284,7 +305,9 @@ def _pixels(dataset: Dataset, rows: list[int]) -> dict[int, bytes]:
     for row in rows:
         data = dataset.take([row], ["image"])["image"][0]
         try:
-            found[row] = hashlib.sha256(whole(data, 4, span=dataset.span("image")).numpy().tobytes()).digest()
+            found[row] = hashlib.sha256(
+                whole(data, 4, bits=16, span=dataset.span("image")).numpy().tobytes()
+            ).digest()
         except (
             BadPicture
         ):  # of many channels: compared at a glance alone, and by nothing more like itself only

@@ -25,6 +25,7 @@ from carrara.data.keep.looks import Copies, Looks, copies, looks
 from carrara.data.keep.neighbours import Index
 from carrara.data.keep.spread import Spread
 from carrara.data.keep.words import Language, Said, counted, said, values
+from carrara.data.perceptual_hash import FLAT
 from carrara.data.rows import CAPTIONED_BY
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Statistics:
     copies: Copies
     light: Spread | None
     contrast: Spread | None
+    empty: int  # of those decoded: as good as one colour on white and in 8 bits
     extremes: dict[str, list[tuple[int, str]]]
     some: list[int]
     advice: list[str] = field(default_factory=list)
@@ -160,6 +162,7 @@ def measure(dataset: Dataset, *, size: int = 256) -> Generator[Progress, None, S
         copies=copies(looked, dataset.indices("held_out")),
         light=Spread.of(looked.light),
         contrast=Spread.of(looked.contrast),
+        empty=int((looked.contrast < FLAT).sum()),
         extremes=_extremes(width, height, looked, spoken),
         some=[int(row) for row in chance.permutation(sample)[:RANDOM]],
     )
