@@ -22,6 +22,7 @@ from carrara.training.fastest import fastest_sampling
 from quickstart import obeyed
 
 LANGUAGES = ("en", "de", "zh", "fr")
+ATTRIBUTION = "Twemoji graphics, copyright Twitter, Inc and other contributors, CC-BY 4.0"
 
 
 def halve(model: Path, out: Path, measured: dict[str, float]) -> None:
@@ -33,7 +34,7 @@ def halve(model: Path, out: Path, measured: dict[str, float]) -> None:
             weights = read_weights(file)
             write_weights(file, {k: v.half() if v.dtype == torch.float32 else v for k, v in weights.items()})
         passport = json.loads((part / "passport.json").read_text())
-        passport["measured"] = measured
+        passport |= {"measured": measured, "attribution": ATTRIBUTION}
         (part / "passport.json").write_text(json.dumps(passport, indent=2, ensure_ascii=False) + "\n")
 
     write_folder(out, fill)
