@@ -28,7 +28,7 @@ SHOWN = (
 """Concepts that are learned first, and shown in the grid."""
 COLOURS = ("green apple", "yellow heart", "green heart", "blue heart", "purple heart", "black cat")
 """Learned next, so that colours and things can be told apart."""
-COMBINATIONS = ("yellow apple", "blue cat face", "green butterfly")
+COMBINATIONS = ("cat face with sunglasses", "purple apple", "dog face with sunglasses")
 """Shown after them: no caption says these."""
 
 
