@@ -65,7 +65,4 @@ def test_a_number_that_cannot_be(model: type[Config], values: dict[str, Any], ke
 )  # fmt: skip
 def test_a_number_that_no_command_takes(here: Here, command: str) -> None:
     said = here(*command.split()).refusal
-    assert any(
-        word in said
-        for word in ("range", "no number", "less than", "greater than", "finite", "there is no source")
-    )
+    assert any(word in said for word in ("expected", "no number", "there is no source")), said

@@ -42,6 +42,7 @@ def rectangles(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset.open(root / "data")
 
 
+@pytest.mark.slow
 def test_it_paints_what_it_is_told_where_it_is_told(rectangles: Dataset, tmp_path: Path) -> None:
     small = DiffusionRecipe(
         pixels=Pixels(size=8, flip=True),

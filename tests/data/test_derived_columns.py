@@ -141,6 +141,7 @@ for report in room.derive(Dataset.open({path!r}), "mean", KEY, function, batch=8
 """
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(
     dataset: Dataset, folder: Path, tmp_path: Path, start_python: Callable[[str], "subprocess.Popen[bytes]"]
 ) -> None:

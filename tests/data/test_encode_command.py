@@ -24,6 +24,7 @@ from carrara.training.feed import Feed
 from conftest import Command, Trained, recipe_file, small_diffusion
 
 
+@pytest.mark.slow
 def test_variants_are_encoded_once(carrara: Command, trained: Trained) -> None:
     first = carrara("data", "encode", trained.dataset.path, "--with", trained.autoencoder, "--flip")
     assert first.status == 0, first.err
@@ -36,6 +37,7 @@ def test_variants_are_encoded_once(carrara: Command, trained: Trained) -> None:
     assert "all pictures are square" in square.out
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(carrara: Command, trained: Trained, tmp_path: Path) -> None:
     data = trained.dataset.path
     assert "there is no data set at" in carrara("data", "encode", "nowhere", "--with", data).refusal
@@ -177,7 +179,7 @@ def test_the_first_scale_stays_with_the_autoencoder(
     assert kept.scale.std.min() > 0
     assert kept.hash == fresh.hash
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
-        "model.toml", "passport.json", "recipe.toml", "weights.safetensors",
+        "hashes.json", "model.toml", "passport.json", "recipe.toml", "weights.safetensors",
     ]  # fmt: skip
 
 
@@ -189,6 +191,7 @@ def test_a_recipe_for_pixels_has_no_variants() -> None:
         parse(DiffusionRecipe, {"crops": 2}, where="recipe")
 
 
+@pytest.mark.slow
 def test_training_encodes_what_it_lacks(
     carrara: Command, pictures: Path, trained: Trained, tmp_path: Path
 ) -> None:

@@ -64,6 +64,7 @@ def kill_one(start: Start, source: Path, destination: Path, moment: str) -> None
     assert process.wait(200) == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False], ids=["new", "grown"])
 def test_killed_again_and_again(
     first: bool, source: Path, tmp_path: Path, start_python: Start, make_png: Callable[..., bytes]

@@ -171,6 +171,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_the_command(
     oblong: Dataset, tmp_path: Path, start_python: Callable[[str], "subprocess.Popen[bytes]"]
 ) -> None:

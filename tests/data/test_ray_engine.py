@@ -36,6 +36,7 @@ from carrara.data.table import Dataset
 from carrara.errors import UserError
 from conftest import Here
 
+pytestmark = pytest.mark.slow
 # Starting Ray takes seconds; each of pytest's processes that gets some of these starts one (--dist loadfile: one).
 needs_moto = pytest.mark.skipif(
     find_spec("moto") is None or find_spec("flask_cors") is None, reason="moto's server is not installed"
@@ -226,7 +227,7 @@ def test_encoded_and_indexed_by_commands(
     assert indexed.status == 0, indexed.err
     dataset = Dataset.open("ray")
     (column,) = [name for name in dataset.columns if name.startswith("meaning_caption_")]
-    assert covered(dataset) == {"caption": 150, column: 150}
+    assert covered(dataset) == {"caption": 150, "label": 150, column: 150}
     assert "nothing to do" in here("data", "index", "ray", "--engine", "ray").out
     assert rows("ray") == rows("local")
     assert dataset.schema.field(column) == Dataset.open("local").schema.field(column)

@@ -132,6 +132,7 @@ def test_what_cannot_be_compared_is_said() -> None:
         kernel_distance(torch.zeros(3, 4), torch.zeros(5, 4), paired=True)
 
 
+@pytest.mark.slow
 def test_damage_is_told_from_none(small: Features, emoji: Tensor) -> None:
     noise = torch.randn(emoji.shape, generator=torch.Generator().manual_seed(3))
 

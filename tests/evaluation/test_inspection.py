@@ -165,7 +165,9 @@ def test_mistakes_are_one_line(trained: Trained, carrara: Command, tmp_path: Pat
     assert "there is no data set at" in refusal(model, "nothing")
     assert "is no autoencoder" in refusal(data, data)
     assert "ends in .html" in refusal(model, data, "--out", "page.pdf")
-    assert "cannot make the folder" in refusal(model, data, "--out", model / "recipe.toml" / "page.html")
+    assert "is a file, expected a folder" in refusal(
+        model, data, "--out", model / "recipe.toml" / "page.html"
+    )
     assert "there is no file" in refusal(model, data, "--lpips-weights", "nothing.pth")
     assert "there is no file" in refusal(model, data, "--feature-weights", "nothing.pth")
     (tmp_path / "bad.ckpt").write_bytes(pickle.dumps(Path("x")))

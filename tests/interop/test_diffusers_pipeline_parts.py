@@ -203,7 +203,7 @@ def test_schedulers_that_are_refused(tmp_path: Path, here: Here) -> None:
         "note: its scheduler does not clip pixels",
     ]
     assert here("adopt", "sound", "mine2", "--autoencoder", "x").refusal == (
-        "DDIMPipeline works on pixels: leave --autoencoder away"
+        "DDIMPipeline works on pixels: omit --autoencoder"
     )
 
 

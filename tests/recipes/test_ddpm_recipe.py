@@ -79,6 +79,7 @@ def two_squares(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset.open(root / "data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddpm", "ddpm_x0"])
 def test_trained_on_two_squares_it_makes_both(name: str, two_squares: Dataset, tmp_path: Path) -> None:
     small = recipe(

@@ -231,6 +231,8 @@ def test_lpips_looks_at_colours_only(dataset: Dataset, tmp_path: Path) -> None:
 def test_the_term_that_explodes_is_named(dataset: Dataset, tmp_path: Path) -> None:
     from carrara.training.losses import LossWeights
 
-    wild = small_autoencoder().model_copy(update={"losses": LossWeights(l1=1.0, l2=3e38)})
+    wild = small_autoencoder().model_copy(
+        update={"losses": LossWeights(l1=1.0).model_copy(update={"l2": 3e38})}
+    )
     with pytest.raises(UserError, match=r"l2 is no longer finite at 0 pictures|that of the loss l2 first"):
         run_out(train_autoencoder(wild, dataset, tmp_path / "run"))

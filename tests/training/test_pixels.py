@@ -143,4 +143,4 @@ def test_the_command_line_trains_without_an_autoencoder(carrara: Command, datase
     refused = carrara("train", "ddpm", dataset.path, "--out", "other", "--autoencoder", "run")
     assert "omit --autoencoder" in refused.refusal
     unknown = carrara("train", "ddpm", dataset.path, "--out", "other", "--set", "pixels.siez=9")
-    assert "did you mean 'size'" in unknown.refusal
+    assert "did you mean 'pixels.size'" in unknown.refusal

@@ -154,7 +154,7 @@ def test_a_plan_of_pixels_on_a_command_line(here: Here, tmp_path: Path) -> None:
     assert done.status == 0, done.err
     told = json.loads(done.out)
     assert told["seen"] == 160
-    assert told["seconds"] == pytest.approx(160 / told["rate"])
+    assert told["seconds"] == pytest.approx(160 / told["rate"] + told["seconds_of_looks"])
     assert told["fits"][0] == {"batch": 4, "accumulate": 1}
     assert any("half of the pictures are mirrored" in note for note in told["notes"])
     assert told["memory"]["peak"] < told["memory"]["free"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from carrara.data.condition import enclosed, fault, nameable
-from carrara.data.store import newest
+from carrara.data.store import TABLE, newest
 from carrara.errors import UserError, of_lance
 
 if TYPE_CHECKING:
@@ -42,10 +43,12 @@ def ask(dataset: Dataset, score: str, *, where: str | None, limit: int, **asked:
 
 
 def _without_index(dataset: Dataset, uuid: str) -> UserError:
-    """Takes a damaged index away, which the next search makes anew; what to say of it."""
-    table = newest(dataset.store)
+    """Takes a damaged index away, and those whose files are gone, which the next search makes anew; what to say."""
+    table, files = newest(dataset.store), Path(dataset.store.work) / TABLE / "_indices"
+    local = dataset.store.path == dataset.store.work
     for index in table.describe_indices():
-        if uuid in (segment.uuid for segment in index.segments):
+        parts = [segment.uuid for segment in index.segments]
+        if uuid in parts or (local and not all((files / part).is_dir() for part in parts)):
             table.drop_index(index.name)
     return UserError(
         f"an index of {dataset.path} was damaged and is removed; search again, which makes it anew"
