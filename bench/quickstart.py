@@ -34,7 +34,7 @@ from carrara.recipes.catalogue import named
 from carrara.recipes.quickstart import LANGUAGES
 from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask
 from carrara.training.conditioning import reads_of
-from carrara.training.diffusing import DiffusionTask
+from carrara.training.diffusing import DiffusionRecipe, DiffusionTask
 from carrara.training.fastest import fastest_sampling
 from carrara.training.held_out import HeldOutJudge
 from carrara.training.loop import TrainConfig, TrainingState, train
@@ -113,6 +113,28 @@ def obeyed(
     return float(np.mean(right)), share
 
 
+def stage_two(run: Path, placement: Placement) -> tuple[DiffusionTask, TrainingState, Any]:
+    """A quickstart's stage two, ready to be trained on from its model's weights in memory, for an hour at most."""
+    recipe, dataset = named(str(run / "diffusion" / "recipe.toml")), Dataset.open(run / "learned")
+    assert isinstance(recipe, DiffusionRecipe)
+    config = TrainConfig.model_validate(recipe.train.model_dump() | {"budget": "1h"})
+    column = derived(dataset, "latent", latent_key(load_autoencoder(run / "autoencoder" / "model")))
+    fresh = load_model(run / "model")
+    assert column is not None
+    assert fresh.autoencoder.scale is not None
+    task = DiffusionTask(
+        recipe,
+        fresh.network.train(),
+        fresh.conditions.train(),
+        latents=[column],
+        scale=fresh.autoencoder.scale,
+        words={n: {c: c for c in r} for n, r in reads_of(recipe.model, dataset).items()},
+        device=placement.device,
+    )
+    batches = load(dataset, list(task.columns), batch=config.batch, seed=0)
+    return task, TrainingState(task.modules, config, placement), batches
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -139,14 +161,12 @@ def main() -> None:
 
     # Both stages' rates are of the placement that the run was trained with.
     first = named(str(given.run / "autoencoder" / "recipe.toml"))
-    second = named(str(given.run / "diffusion" / "recipe.toml"))
     assert isinstance(first, AutoencoderRecipe)
     autoencoder = load_autoencoder(given.run / "autoencoder" / "model")
-    long = {"budget": "1h"}
     rates = {}
 
     module = first.network.build()
-    config = TrainConfig.model_validate(first.train.model_dump() | long)
+    config = TrainConfig.model_validate(first.train.model_dump() | {"budget": "1h"})
     state = TrainingState({"autoencoder": module}, config, placement)
     batches = load(dataset, ["image"], batch=config.batch, seed=0, size=first.size)
     judge = HeldOutJudge(first, dataset, module, Path(tempfile.mkdtemp()))
@@ -154,22 +174,7 @@ def main() -> None:
     rates["autoencoder"] = training_rate(task, state, batches)
     batches.close()
 
-    config = TrainConfig.model_validate(second.train.model_dump() | long)
-    column = derived(dataset, "latent", latent_key(autoencoder))
-    assert column is not None
-    assert model.autoencoder.scale is not None
-    fresh = load_model(given.run / "model")
-    task = DiffusionTask(
-        second,
-        fresh.network.train(),
-        fresh.conditions.train(),
-        latents=[column],
-        scale=model.autoencoder.scale,
-        words={n: {c: c for c in r} for n, r in reads_of(second.model, dataset).items()},
-        device=placement.device,
-    )
-    state = TrainingState(task.modules, config, placement)
-    batches = load(dataset, list(task.columns), batch=config.batch, seed=0)
+    task, state, batches = stage_two(given.run, placement)
     rates["diffusion"] = training_rate(task, state, batches)
     batches.close()
 

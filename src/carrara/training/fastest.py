@@ -22,6 +22,7 @@ import torch
 from carrara.generation.generate import Settings, denoise
 from carrara.generation.model import Model
 from carrara.parts import alone, processors
+from carrara.training import dropout
 from carrara.training.gradients import gradients
 from carrara.training.parallel import Placement
 
@@ -132,7 +133,7 @@ def fastest_training(
             work,
             about,
             precision=config.precision,
-            divisible=task.divisible,
+            divisible=task.divisible and not dropout.active(task.modules.values()),
         )
 
 
