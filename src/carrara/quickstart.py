@@ -45,6 +45,7 @@ from carrara.training.run import read_metrics, trained_on
 from carrara.training.validation import ValidationConfig
 
 FILM = 8  # pictures in the strip
+_CHOSEN = ("concepts", "languages", "stage_two", "words")
 SETTINGS = Settings(seed=7, steps=20, guidance=2.0)
 
 
@@ -118,7 +119,8 @@ class _Notes:
             notes = _Notes(file, budget, subset)
             notes.keep()
             return notes
-        notes = _Notes(file, known.pop("budget"), known.pop("set"), **known)
+        fields = {key: known[key] for key in _CHOSEN if key in known}
+        notes = _Notes(file, known["budget"], known["set"], **fields)
         before, now = Budget.parse(notes.budget), Budget.parse(budget)
         same_kind = (before.seconds is None) == (now.seconds is None)
         grows = same_kind and (now.seconds or now.steps or 0) >= (before.seconds or before.steps or 0)
@@ -206,7 +208,7 @@ def _words(choice: Choice, seen: float, rate: float, available: int, allowed: Bu
     if choice == every or not rate:
         return found
     minutes = every.pictures / rate / (1 - recipes.AUTOENCODER_SHARE) / 60
-    return f"{found}; --budget {math.ceil(minutes)}m would be enough for {every}"
+    return f"{found}; --budget {math.ceil(minutes)}m in a new folder would be enough for {every}"
 
 
 def _chosen(dataset: Dataset, count: int, size: int) -> npt.NDArray[np.int64]:

@@ -17,6 +17,7 @@ from carrara.training import fastest
 from carrara.training.parallel import Placement
 from carrara.training.stages import train_autoencoder, train_diffusion
 from conftest import Trained, run_out, small_autoencoder, small_diffusion, steps
+from toy import Toy, batches, config
 
 CPU = Placement(torch.device("cpu"), False)
 
@@ -139,3 +140,20 @@ def test_samples_in_parts_are_the_same_pictures(trained: Trained) -> None:
     assert (alone - whole[:1]).abs().max() <= 1
     assert whole.float().std() > 1
     assert isinstance(model.config.conditions["caption"], text.Config)
+
+
+@pytest.mark.parametrize(("drop", "expected"), [(0.0, True), (0.5, False)])
+def test_layers_that_drop_features_see_a_batch_whole(
+    drop: float, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They draw from one generator for all threads; so such a batch is not tried in parts either."""
+
+    class Divisible(Toy):
+        divisible = True  # type: ignore[assignment]
+
+    asked: list[bool] = []
+    monkeypatch.setattr(
+        fastest, "fastest", lambda base, work, shapes, *, precision, divisible: asked.append(divisible)
+    )
+    fastest.fastest_training(Divisible(drop), next(batches(0)), CPU, config())
+    assert asked == [expected]
