@@ -197,9 +197,8 @@ def main() -> None:
     share, by_language = obeyed(model, everything, Settings().guidance, list(LANGUAGES))
     result["obeyed_of_all"] = round(share, 3)
     words = ", ".join(f"{k} {v:.0%}" for k, v in by_language.items())
-    print(
-        f"{'of all':12} {share:7.1%} of {PROMPTS} prompts of all {len(everything)} in four languages ({words})"
-    )
+    count = len(everything.indices("train"))
+    print(f"{'of all':12} {share:7.1%} of {PROMPTS} prompts of all {count} in four languages ({words})")
     steps = json.loads((given.run / "steps.json").read_text())
     result["seconds"] = {k: round(v, 1) for k, v in steps.items()}
     result["budget"] = read_toml(given.run / "diffusion" / "recipe.toml")["train"]["budget"]

@@ -6,7 +6,7 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,10 +29,18 @@ def sample(
     ] = "",
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 4,
-    steps: Annotated[int, typer.Option(help="Number of steps from noise to picture.")] = 20,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of steps from noise to picture; by default 20, or as the model was released."
+        ),
+    ] = None,
     sampler: Annotated[
-        str, typer.Option(help="The sampler: ancestral, ddim, heun, dpmpp_2m and more.")
-    ] = "dpmpp_2m",
+        str | None,
+        typer.Option(
+            help="The sampler: ancestral, ddim, heun and more; by default dpmpp_2m, or as the model was released."
+        ),
+    ] = None,
     grid: Annotated[
         str | None,
         typer.Option(help="How the steps are spaced: uniform, karras …; by default as suits the model."),
@@ -72,6 +80,10 @@ def sample(
         str | None,
         typer.Option(help="Width x height in pixels, e.g. 96x64; by default the model's own size."),
     ] = None,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(help="Arithmetic of the network: fp32, bf16, or auto for what is faster here."),
+    ] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for the PNGs.", callback=writable)] = Path("pictures"),
 ) -> None:
     """Make pictures from a prompt, a class, a picture …; each PNG carries the recipe that made it."""
@@ -106,7 +118,7 @@ def sample(
     shown = request.told.get("caption") or label or ""
     hash_, written = opened.hash, []
     batch = 16
-    opened = fastest_sampling(opened, min(count, batch), settings)
+    opened = fastest_sampling(opened, min(count, batch), settings, precision)
     exact = {"precision": "bf16"} if opened.bf16 else {}
     with Bar("sampling") as bar:
         for first in range(0, count, batch):

@@ -20,19 +20,20 @@ import torch
 T = TypeVar("T")
 
 
+@cache
 def processors() -> int:
-    """Threads that this process may use: torch's own setting, but no more than the cores it is allowed."""
+    """Threads that this process may use: torch's own setting at first, but no more than the cores it is allowed."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(torch.get_num_threads(), allowed))
 
 
 def at_once(work: Sequence[Callable[[], T]], threads: int | None = None) -> list[T]:
-    """The results in order; on ``threads`` threads (as many as there is work) that compute alone.
+    """The results in order; on ``threads`` threads (those of this machine) that compute alone.
 
     All have ended when it returns or raises what the first of them raised. Whether gradients are kept, and in which
     precision is computed, goes with it. With one thread, or one piece of work, it is done here and now.
     """
-    threads = len(work) if threads is None else threads
+    threads = min(len(work), processors()) if threads is None else threads
     if threads == 1 or len(work) < 2:
         return [piece() for piece in work]
     inference, slopes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
@@ -54,6 +55,7 @@ def at_once(work: Sequence[Callable[[], T]], threads: int | None = None) -> list
 @contextmanager
 def alone(wanted: bool = True) -> Iterator[None]:
     """Within it, operations of this thread use no other thread; afterwards as before."""
+    processors()  # is what it was before
     before = torch.get_num_threads()
     if wanted:
         torch.set_num_threads(1)

@@ -188,17 +188,18 @@ def _rate(place: Path, recipe: DiffusionRecipe, dataset: Dataset, autoencoder: S
     shutil.rmtree(place, ignore_errors=True)
     recipe = recipe.model_copy(update={"validation": ValidationConfig(looks=0)})
     seconds = Budget.parse(recipe.train.budget).seconds or 0.0
-    until = time.monotonic() + min(8.0, 0.03 * seconds)
+    long, until = min(8.0, 0.03 * seconds), math.inf
     ends: list[tuple[float, int]] = []
     with closing(diffusion_steps(recipe, dataset, autoencoder, place)) as reports:
         for report in reports:
             if report.losses:
                 ends.append((time.monotonic(), report.seen))
+                until = min(until, time.monotonic() + long)
             if len(ends) > 4 and time.monotonic() > until:
                 break
     shutil.rmtree(place, ignore_errors=True)
     steps = [(later[1] - one[1]) / (later[0] - one[0]) for one, later in pairwise(ends[1:])]
-    return statistics.median(steps)
+    return statistics.median(steps) if steps else recipe.train.batch / seconds
 
 
 def _words(choice: Choice, seen: float, rate: float, available: int, allowed: Budget) -> str:
@@ -207,7 +208,9 @@ def _words(choice: Choice, seen: float, rate: float, available: int, allowed: Bu
     found = f"learning {choice} of {available}: {at}"
     if choice == every or not rate:
         return found
-    minutes = every.pictures / rate / (1 - recipes.AUTOENCODER_SHARE) / 60
+    minutes = (
+        (every.pictures / rate + 45) / (1 - recipes.AUTOENCODER_SHARE) / 60
+    )  # with encoding, pictures, page
     return f"{found}; --budget {math.ceil(minutes)}m in a new folder would be enough for {every}"
 
 
@@ -299,7 +302,8 @@ def _pictures(model: Model, prompts: Sequence[str], folder: Path) -> tuple[dict[
     found = dict(zip(prompts, decode(model, moment.z), strict=True))
     hash_ = model.hash
     for index, (prompt, picture) in enumerate(found.items()):
-        recipe = picture_recipe(hash_, SETTINGS, {"caption": prompt}, 0)
+        exact = {"precision": "bf16"} if model.bf16 else {}
+        recipe = picture_recipe(hash_, SETTINGS, {"caption": prompt, **exact}, 0)
         save_png(picture, folder / f"{index:02}.png", recipe)
     sheet(list(found.values()), 6, zoom=2).save(folder / "grid.png")
     strip = [decode(model, z)[0] for z, _ in film] + [decode(model, x0)[0] for _, x0 in film]

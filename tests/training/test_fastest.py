@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from toy import Toy, batches, config
 
 from carrara.autoencoders.stored import load_autoencoder
 from carrara.conditions import text
@@ -17,7 +18,6 @@ from carrara.training import fastest
 from carrara.training.parallel import Placement
 from carrara.training.stages import train_autoencoder, train_diffusion
 from conftest import Trained, run_out, small_autoencoder, small_diffusion, steps
-from toy import Toy, batches, config
 
 CPU = Placement(torch.device("cpu"), False)
 

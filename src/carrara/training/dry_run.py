@@ -46,11 +46,11 @@ def run_trial(
     changes = {"budget": f"{seconds}s", "batch": batch, "warmup": 0}
     if batch != config.batch:
         changes["accumulate"] = 1
-    if placement.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(placement.device)
     torch.manual_seed(config.seed)
     rehearsal, config = build(), config.model_copy(update=changes)
     placement, how = fastest_training(rehearsal, next(random_batches(batch)), placement, config)
+    if placement.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(placement.device)
     state = TrainingState(rehearsal.modules, config, placement)
     marks: list[tuple[int, float]] = []
     with closing(random_batches(batch)) as batches:

@@ -8,12 +8,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import statistics
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +25,11 @@ import torch
 
 from carrara.generation.generate import Settings, denoise
 from carrara.generation.model import Model
-from carrara.parts import alone, processors
+from carrara.parts import alone, at_once, processors
 from carrara.training import dropout
 from carrara.training.gradients import gradients
+from carrara.training.machine import memory
+from carrara.training.optim import orthogonalise, split_parameters
 from carrara.training.parallel import Placement
 
 if TYPE_CHECKING:
@@ -33,6 +39,8 @@ if TYPE_CHECKING:
     from carrara.training.train_config import TrainConfig
 
 SECONDS = 1.0  # of the trial, after each way has run once
+LONGEST = 15.0  # seconds after which no further way is tried
+ROOM = 1 / 8  # of the free memory, for the gradients that parts at once hold besides the first
 CLEARLY = (
     1.1  # times as fast threads in every operation have to be as parts at once, which bear a busy neighbour
 )
@@ -42,26 +50,36 @@ def cache_folder() -> Path:
     """Where this user's machine keeps what was measured: CARRARA_CACHE, or the system's folder for caches."""
     if given := os.environ.get("CARRARA_CACHE"):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "carrara"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "carrara"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / f"carrara-{os.getuid()}"
 
 
 def fastest(
-    base: Placement, work: Callable[[Placement], object], shapes: object, *, precision: str, divisible: bool
+    base: Placement,
+    work: Callable[[Placement], object],
+    shapes: object,
+    *,
+    precision: str,
+    divisible: bool,
+    each: int = 0,
 ) -> tuple[Placement, str]:
     """How to run ``work``, and a line that says so with its rates, compared with the best of the other kind.
 
     ``shapes`` stands for all that decides how long it takes; it is measured once for each, on each machine and with
     each version of torch. ``precision`` is "auto", or the one to stay with; only ``divisible`` work is computed in
-    parts. ``work`` must change nothing that counts.
+    parts, which take ``each`` bytes more. ``work`` must change nothing that counts.
     """
-    ways = candidates(base, precision, divisible)
+    ways = candidates(base, precision, divisible, each)
     if len(ways) == 1:
         return ways[0], str(ways[0])
     file = cache_folder() / "trials" / f"{_key(base, shapes, ways)}.json"
     seconds = _known(file, len(ways))
     if seconds is None:
         seconds = measured([lambda way=way: work(way) for way in ways], base.device)  # type: ignore[misc]
-        _remember(file, seconds)
+        if all(math.isfinite(second) for second in seconds):
+            _remember(file, seconds)
     divided = any(way.parts > 1 for way in ways)
     best = min(
         range(len(ways)), key=lambda k: seconds[k] * (CLEARLY if divided and ways[k].parts == 1 else 1.0)
@@ -75,31 +93,38 @@ def fastest(
     ], f"{ways[best]}: {seconds[best]:.3g} s, against {seconds[second]:.3g} s in {ways[second]}"
 
 
-def candidates(base: Placement, precision: str, divisible: bool) -> list[Placement]:
-    """The ways worth trying, the plainest first."""
+def candidates(base: Placement, precision: str, divisible: bool, each: int = 0) -> list[Placement]:
+    """The ways worth trying, the plainest first; none whose parts would take too much memory, ``each`` so much."""
     kinds = [False, True] if precision == "auto" else [precision == "bf16"]
     if base.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         kinds = kinds[:1]
     counts, threads = [1], processors() if base.device.type == "cpu" else 1
     if divisible and threads > 1:
-        counts += sorted({threads, max(2, threads // 2)})
+        room = ROOM * memory(base.device).free
+        counts += sorted(n for n in {threads, max(2, threads // 2)} if (n - 1) * each <= room)
     return [replace(base, bf16=bf16, parts=parts) for bf16 in kinds for parts in counts]
 
 
 def measured(ways: list[Callable[[], object]], device: torch.device) -> list[float]:
-    """The median of several runs of each, in seconds; in turns, so that a busy moment meets all of them."""
+    """The median of several runs of each, in seconds; in turns, so that a busy moment meets all of them.
+
+    Infinite for what did not fit into memory, and for what was not tried because the others took so long.
+    """
 
     def once(way: Callable[[], object]) -> float:
         start = time.perf_counter()
-        way()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        try:
+            way()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        except torch.OutOfMemoryError:
+            return math.inf
         return time.perf_counter() - start
 
-    first = [
-        once(way) for way in ways
-    ]  # kernels are prepared; where that is all that there is time for, it counts
-    if sum(first) > 8 * SECONDS:
+    began, first = time.perf_counter(), list[float]()
+    for way in ways:  # kernels are prepared; where that is all that there is time for, it counts
+        first.append(once(way) if time.perf_counter() - began < LONGEST else math.inf)
+    if time.perf_counter() - began > 8 * SECONDS or math.inf in first:
         return first
     rounds: list[list[float]] = []
     until = time.perf_counter() + SECONDS
@@ -111,7 +136,7 @@ def measured(ways: list[Callable[[], object]], device: torch.device) -> list[flo
 def fastest_training(
     task: Task, batch: Loaded, base: Placement, config: TrainConfig
 ) -> tuple[Placement, str]:
-    """`fastest` for the forward and backward pass of a batch; weights, buffers and random numbers stay as they are."""
+    """`fastest` for the gradient of a batch and Muon's products; weights and random numbers stay as they are."""
     for module in task.modules.values():
         base.place(module)
     shapes = [
@@ -121,9 +146,22 @@ def fastest_training(
     sizes = {name: tuple(getattr(values, "shape", ())) for name, values in batch.columns.items()}
     about = (type(task).__name__, shapes, sizes, len(batch.rows), config.accumulate, config.checkpointing)
 
+    matrices: Counter[tuple[int, int]] = Counter()
+    if config.optimizer == "muon":
+        hidden = [
+            p for module in task.modules.values() for p in split_parameters(module)[0] if p.requires_grad
+        ]
+        matrices.update((len(p), p.numel() // len(p)) for p in hidden)
+
     def work(way: Placement) -> None:
+        products = torch.bfloat16 if way.bf16 else torch.float32
         with alone(way.parts > 1):
             gradients(task, batch, way, config)
+            stacks = [torch.ones(count, *sides, device=base.device) for sides, count in matrices.items()]
+            at_once(
+                [partial(orthogonalise, stack, products=products) for stack in stacks],
+                min(way.parts, processors()),
+            )
         for module in task.modules.values():
             module.zero_grad()
 
@@ -134,13 +172,15 @@ def fastest_training(
             about,
             precision=config.precision,
             divisible=task.divisible and not dropout.active(task.modules.values()),
+            each=sum(p.nbytes for m in task.modules.values() for p in m.parameters() if p.requires_grad),
         )
 
 
-def fastest_sampling(model: Model, pictures: int, settings: Settings) -> Model:
+def fastest_sampling(model: Model, pictures: int, settings: Settings, precision: str = "auto") -> Model:
     """The model, to be sampled as is fastest for so many pictures at once; what it draws differs by rounding only."""
     base = Placement(model.device, False)
-    once = settings.model_copy(update={"steps": 1, "sampler": "ddim"})
+    sides = {"height": settings.height, "width": settings.width}
+    once = Settings(steps=1, sampler="ddim", grid="uniform", guidance=settings.guidance, **sides)
     rows: list[dict[str, str]] = [{}] * pictures
     numbers = list(range(pictures))
 
@@ -150,7 +190,7 @@ def fastest_sampling(model: Model, pictures: int, settings: Settings) -> Model:
 
     shapes = [tuple(p.shape) for p in (*model.network.parameters(), *model.conditions.parameters())]
     about = ("sampling", shapes, model.latent_of(settings.size(model)), pictures, settings.guidance == 1)
-    way, _ = fastest(base, work, about, precision="auto", divisible=True)
+    way, _ = fastest(base, work, about, precision=precision, divisible=True)
     return replace(model, parts=way.parts, bf16=way.bf16)
 
 
@@ -170,14 +210,19 @@ def fastest_encoding(autoencoder: StoredAutoencoder, base: Placement) -> Placeme
 
 @contextlib.contextmanager
 def _untouched(task: Task) -> Iterator[None]:
-    buffers = [b for module in task.modules.values() for b in module.buffers()]
-    kept = [b.clone() for b in buffers]
+    """What a forward pass may change stays: random numbers, and all that layers with buffers (codebooks) have."""
+    layers = [part for module in task.modules.values() for part in module.modules()]
+    own = [part for part in layers if any(True for _ in part.buffers(recurse=False))]
+    tensors = [t for part in own for t in (*part.parameters(recurse=False), *part.buffers(recurse=False))]
+    kept = [t.detach().clone() for t in tensors]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        yield
-    with torch.no_grad():
-        for buffer, value in zip(buffers, kept, strict=True):
-            buffer.copy_(value)
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, kept, strict=True):
+                tensor.copy_(value)
 
 
 def _key(base: Placement, shapes: object, ways: list[Placement]) -> str:

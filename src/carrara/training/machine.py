@@ -49,7 +49,7 @@ def resident(word: str = "VmRSS") -> int | None:
 
 
 def core_time() -> tuple[float, float] | None:
-    """Seconds that this process's threads ran, and that they were ready but another program had the core.
+    """Seconds that this process's threads ran, and that they were ready but had no core.
 
     None where the system does not tell.
     """
@@ -63,19 +63,32 @@ def core_time() -> tuple[float, float] | None:
     return (ran / 1e9, waited / 1e9) if ran else None
 
 
+def busy_time() -> float:
+    """Seconds that all cores together were busy, of the whole machine; 0 where the system does not tell."""
+    try:
+        user, nice, system, _, _, *rest = map(
+            int, Path("/proc/stat").read_text().splitlines()[0].split()[1:8]
+        )
+    except (OSError, ValueError):
+        return 0.0
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+
+
 class Sharing:
     """Whether other programs want the cores that this process computes on, looked at every few seconds."""
 
     def __init__(self) -> None:
         self._before, self._at, self._words = core_time(), time.monotonic(), ""
+        self._busy = busy_time()
 
     def words(self) -> str:
         """Something for a line of progress, or ""."""
         if time.monotonic() - self._at > _LOOK and (now := core_time()) and self._before:
             ran, waited = (max(0.0, new - old) for new, old in zip(now, self._before, strict=True))
-            share = waited / max(1e-9, ran + waited)
-            self._words = f" · shared machine: waits {share:.0%} of the time" if share > _NOTICED else ""
-            self._before, self._at = now, time.monotonic()
+            share, others = waited / max(1e-9, ran + waited), busy_time() - self._busy - ran
+            shared = share > _NOTICED and others > _NOTICED * (time.monotonic() - self._at)
+            self._words = f" · shared machine: waits {share:.0%} of the time" if shared else ""
+            self._before, self._at, self._busy = now, time.monotonic(), busy_time()
         return self._words
 
 

@@ -29,10 +29,11 @@ class Placement:
 
     @staticmethod
     def choose(device: str = "auto", precision: str = "auto") -> Placement:
-        """The GPU where there is one; float32 unless another ``precision`` is given: what is faster, `fastest` says."""
+        """The GPU where there is one; with "auto" bfloat16 on a GPU that has it, else float32, until `fastest` says."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return Placement(torch.device(device), precision == "bf16")
+        able = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+        return Placement(torch.device(device), precision == "bf16" or (precision == "auto" and able))
 
     def place(self, module: nn.Module) -> None:
         """Moves the module there, convolution weights channels-last."""

@@ -86,6 +86,10 @@ class Run:
                 os.replace(file, file.with_name(file.name + ".damaged"))
             about = {**self._about, **self._version(), **self._placement}
             file.write_text(json.dumps(about))
+        elif self._placement:  # of a run that was begun by a version that did not note it
+            (self.folder / "run.json").write_text(
+                json.dumps({**(noted(self.folder) or {}), **self._placement})
+            )
         if change.longer:
             notes.append(change.note)
             try:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from carrara.errors import UserError
+from carrara.parts import processors
 from carrara.training import checkpoint
 from carrara.training.budget import Budget
 from carrara.training.ema import Ema
@@ -55,7 +56,7 @@ class TrainingState:
                 module,
                 self.own.get(name, self.config),
                 fast_bf16=self.placement.bf16,
-                threads=self.placement.parts,
+                threads=min(self.placement.parts, processors()),
             )
             self.averages[name] = Ema(module, self.config.ema)
         for length in (*self.config.ema_lengths, *self.config.posthoc):
