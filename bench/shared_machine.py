@@ -26,9 +26,9 @@ LOOP = "import time; until = time.monotonic() + 600\nwhile time.monotonic() < un
 
 
 @contextmanager
-def busy(count: int) -> Iterator[None]:
-    """So many other programs, each of which would use a whole core, in sessions of their own."""
-    started = [subprocess.Popen([sys.executable, "-c", LOOP], start_new_session=True) for _ in range(count)]
+def busy(count: int, own: bool) -> Iterator[None]:
+    """So many other programs, each of which would use a whole core; Linux shares out cores by session first."""
+    started = [subprocess.Popen([sys.executable, "-c", LOOP], start_new_session=own) for _ in range(count)]
     try:
         yield
     finally:
@@ -37,7 +37,7 @@ def busy(count: int) -> Iterator[None]:
             process.wait()
 
 
-def rates(run: Path, placement: Placement, seconds: float) -> list[float]:
+def rates(run: Path, placement: Placement, seconds: float, own: bool) -> list[float]:
     """Pictures per second alone, beside one, beside two, and alone again."""
     task, state, batches = stage_two(run, placement)
     found = []
@@ -46,7 +46,7 @@ def rates(run: Path, placement: Placement, seconds: float) -> list[float]:
         for _ in range(4):
             next(reports)
         for count in (0, 1, 2, 0):
-            with busy(count):
+            with busy(count, own):
                 next(reports)
                 start, seen = time.perf_counter(), state.seen
                 while time.perf_counter() - start < seconds:
@@ -62,6 +62,9 @@ def main() -> None:
     arguments.add_argument("--run", type=Path, default=Path("runs/quickstart"))
     arguments.add_argument("--seconds", type=float, default=12.0)
     arguments.add_argument("--precision", choices=["fp32", "bf16"], nargs="+", default=["fp32", "bf16"])
+    arguments.add_argument(
+        "--same-session", action="store_true", help="busy programs as if started from the same shell"
+    )
     arguments.add_argument("--out", type=Path)
     given = arguments.parse_args()
     result = {}
@@ -69,7 +72,7 @@ def main() -> None:
         base = Placement.choose(precision=precision)
         for parts in (processors(), 1):
             placement = Placement(base.device, base.bf16, parts)
-            alone, one, two, again = rates(given.run, placement, given.seconds)
+            alone, one, two, again = rates(given.run, placement, given.seconds, not given.same_session)
             most = max(alone, again)
             kind = f"{precision}, {f'{parts} parts' if parts > 1 else 'threads inside'}"
             result[kind] = {
