@@ -153,7 +153,7 @@ def test_layers_that_drop_features_see_a_batch_whole(
 
     asked: list[bool] = []
     monkeypatch.setattr(
-        fastest, "fastest", lambda base, work, shapes, *, precision, divisible: asked.append(divisible)
+        fastest, "fastest", lambda base, work, shapes, *, divisible, **more: asked.append(divisible)
     )
     fastest.fastest_training(Divisible(drop), next(batches(0)), CPU, config())
     assert asked == [expected]
