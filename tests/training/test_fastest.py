@@ -6,17 +6,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from toy import Toy, batches, config
 
+from carrara.autoencoders import vq
 from carrara.autoencoders.stored import load_autoencoder
 from carrara.conditions import text
+from carrara.data.loader import Loaded
 from carrara.generation.generate import Settings, generate
 from carrara.generation.model import load_model
 from carrara.training import fastest
+from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask
+from carrara.training.gradients import gradients
 from carrara.training.parallel import Placement
 from carrara.training.stages import train_autoencoder, train_diffusion
+from carrara.training.train_config import TrainConfig
 from conftest import Trained, run_out, small_autoencoder, small_diffusion, steps
 
 CPU = Placement(torch.device("cpu"), False)
@@ -157,3 +163,23 @@ def test_layers_that_drop_features_see_a_batch_whole(
     )
     fastest.fastest_training(Divisible(drop), next(batches(0)), CPU, config())
     assert asked == [expected]
+
+
+def test_a_trial_changes_no_codebook() -> None:
+    """Its codes follow the vectors that they meet, and are no buffers."""
+    recipe = AutoencoderRecipe(
+        size=16,
+        autoencoder=vq.Config(channels=8, multipliers=(1,), blocks=1, middle_attention=False, codes=8),
+        train=TrainConfig(batch=4, precision="fp32"),
+    )
+    torch.manual_seed(0)
+    module = recipe.network.build().train()
+    task = AutoencoderTask(recipe, module, CPU.device, judge=None)  # type: ignore[arg-type]
+    image = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    batch = Loaded(np.arange(4), 0, np.arange(4, dtype=np.uint64), {"image": image})
+    gradients(task, batch, CPU, recipe.train)  # the codes begin
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with fastest._untouched(task):
+        gradients(task, batch, CPU, recipe.train)
+        assert not all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
