@@ -145,7 +145,7 @@ def main() -> None:
     everything, dataset = Dataset.open(given.run / "data"), Dataset.open(given.run / "learned")
     notes = json.loads((given.run / "quickstart.json").read_text())
     model = load_model(given.run / "model").to(Placement.choose().device)
-    model = fastest_sampling(model, 16, Settings())
+    model = fastest_sampling(model, [{}] * 16, Settings())
     chosen = json.loads((given.run / "diffusion" / "run.json").read_text())["placement"]
     placement = replace(Placement.choose(precision=chosen["precision"]), parts=chosen["parts"])
     highest = peak(placement)

@@ -49,7 +49,7 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=Path("src/carrara/starter"))
     given = arguments.parse_args()
     halve(given.run / "model", given.out, {})
-    model = fastest_sampling(load_model(given.out), 16, Settings())
+    model = fastest_sampling(load_model(given.out), [{}] * 16, Settings())
     share, by_language = obeyed(model, Dataset.open(given.data), Settings().guidance, LANGUAGES, prompts=192)
     found = {"obeyed": round(share, 3)} | {f"obeyed in {k}": round(v, 3) for k, v in by_language.items()}
     halve(given.run / "model", given.out, found)

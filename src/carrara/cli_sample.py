@@ -118,7 +118,7 @@ def sample(
     shown = request.told.get("caption") or label or ""
     hash_, written = opened.hash, []
     batch = 16
-    opened = fastest_sampling(opened, min(count, batch), settings, precision)
+    opened = fastest_sampling(opened, [request.row] * min(count, batch), settings, precision)
     exact = {"precision": "bf16"} if opened.bf16 else {}
     with Bar("sampling") as bar:
         for first in range(0, count, batch):

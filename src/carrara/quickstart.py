@@ -75,9 +75,10 @@ def quickstart(out: Path, budget: str, subset: str) -> None:
         run_diffusion(second, learned, autoencoder, out / "diffusion")
     model = open_model(out / "diffusion")
     _replace(model, out / "model", to_toml(second))
-    model = fastest_sampling(model, len(recipes.SHOWN) + len(recipes.COMBINATIONS), SETTINGS)
     with timer.step("pictures"):
-        pictures, film = _pictures(model, _prompts(learned, notes.languages), out / "pictures")
+        prompts = _prompts(learned, notes.languages)
+        model = fastest_sampling(model, [{"caption": prompt} for prompt in prompts], SETTINGS)
+        pictures, film = _pictures(model, prompts, out / "pictures")
     with timer.step("report"):
         _report(out, learned, model, pictures, film, timer, notes)
     console.print(

@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ SECONDS = 1.0  # of the trial, after each way has run once
 LONGEST = 15.0  # seconds after which no further way is tried
 ROOM = 1 / 8  # of the free memory, for the gradients that parts at once hold besides the first
 CLEARLY = (
-    1.1  # times as fast threads in every operation have to be as parts at once, which bear a busy neighbour
+    1.1  # times as fast as parts at once, which bear a busy neighbour, threads inside operations have to be
 )
 
 
@@ -88,9 +88,8 @@ def fastest(
         k for k in range(len(ways)) if k != best
     ]
     second = min(others, key=lambda k: seconds[k])
-    return ways[
-        best
-    ], f"{ways[best]}: {seconds[best]:.3g} s, against {seconds[second]:.3g} s in {ways[second]}"
+    words = f"{ways[best]}: {seconds[best]:.3g} s, against {seconds[second]:.3g} s in {ways[second]}"
+    return ways[best], words
 
 
 def candidates(base: Placement, precision: str, divisible: bool, each: int = 0) -> list[Placement]:
@@ -176,20 +175,21 @@ def fastest_training(
         )
 
 
-def fastest_sampling(model: Model, pictures: int, settings: Settings, precision: str = "auto") -> Model:
-    """The model, to be sampled as is fastest for so many pictures at once; what it draws differs by rounding only."""
+def fastest_sampling(
+    model: Model, rows: Sequence[Mapping[str, Any]], settings: Settings, precision: str = "auto"
+) -> Model:
+    """The model, to be sampled as is fastest for these requests at once; what it draws differs by rounding only."""
     base = Placement(model.device, False)
     sides = {"height": settings.height, "width": settings.width}
     once = Settings(steps=1, sampler="ddim", grid="uniform", guidance=settings.guidance, **sides)
-    rows: list[dict[str, str]] = [{}] * pictures
-    numbers = list(range(pictures))
+    numbers = list(range(len(rows)))
 
     def work(way: Placement) -> None:
         for _ in denoise(replace(model, parts=way.parts, bf16=way.bf16), rows, numbers, once):
             pass
 
     shapes = [tuple(p.shape) for p in (*model.network.parameters(), *model.conditions.parameters())]
-    about = ("sampling", shapes, model.latent_of(settings.size(model)), pictures, settings.guidance == 1)
+    about = ("sampling", shapes, model.latent_of(settings.size(model)), len(rows), settings.guidance == 1)
     way, _ = fastest(base, work, about, precision=precision, divisible=True)
     return replace(model, parts=way.parts, bf16=way.bf16)
 
