@@ -137,6 +137,7 @@ def _latents(dataset: Dataset, by: Derive, *, autoencoder: Path, variant: Varian
 
     placement = Placement.choose()
     opened = open_autoencoder(autoencoder)
+    placement.place(opened.module)
     return encode(dataset, opened, placement.device, variant=variant, autocast=placement.autocast, by=by)
 
 

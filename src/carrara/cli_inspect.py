@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -38,6 +38,12 @@ def autoencoder(
     feature_weights: Annotated[
         Path | None, typer.Option(help="EfficientNet-Lite0 for the kernel distance: .pth or .safetensors.")
     ] = None,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(
+            help="Arithmetic: fp32, so that figures compare between machines, bf16, or auto for the faster."
+        ),
+    ] = "fp32",
 ) -> None:
     """Measure an autoencoder on held-out pictures: reconstruction, latents, and a verdict in words."""
     from carrara.cli_models import make_folder, model_in, open_autoencoder
@@ -46,6 +52,7 @@ def autoencoder(
     from carrara.evaluation.inspection import inspect
     from carrara.evaluation.inspection_page import inspection_page
     from carrara.evaluation.verdict import judge
+    from carrara.training.fastest import fastest_encoding
     from carrara.training.parallel import Placement
 
     if out is not None and out.suffix.lower() != ".html":
@@ -57,10 +64,12 @@ def autoencoder(
     name = "inspect.html" if folder.name == "model" else f"{folder.name}-inspect.html"
     page = out or folder.parent / name
     make_folder(page.parent)
+    placement = fastest_encoding(opened, Placement.choose(precision=precision), precision)
     measuring = inspect(
         opened,
         pictures,
-        Placement.choose().device,
+        placement.device,
+        autocast=placement.autocast,
         count=count,
         lpips=lpips_weights,
         features=feature_weights,
@@ -73,7 +82,8 @@ def autoencoder(
                 found = end.value
                 break
     verdict = judge(found.numbers)
-    document = found.document() | {"verdict": verdict.document()}
+    exact = "bf16" if placement.bf16 else "fp32"
+    document = found.document() | {"verdict": verdict.document(), "precision": exact}
     numbers = page.with_suffix(".json")
     _write(numbers, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
     _write(page, inspection_page(found, verdict))
@@ -81,6 +91,8 @@ def autoencoder(
         value, unit, protocol = found.figures[figure]
         words = f"not measured: {protocol}" if value is None else f"{value:.4g} {unit}"
         console.print(f"{figure.replace('_', ' ')}: {words}", soft_wrap=True)
+    if placement.bf16:
+        console.print("computed in bfloat16: compare only with figures that were, too", soft_wrap=True)
     console.print(f"{verdict}", soft_wrap=True)
     for finding in verdict.findings:
         console.print(f"  {finding.words}; {finding.rule.advice}", soft_wrap=True)

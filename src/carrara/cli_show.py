@@ -75,13 +75,15 @@ def reverse(
     from carrara.evaluation.lessons.reverse import request
     from carrara.evaluation.lessons.reverse import reverse as lesson
     from carrara.generation.generate import settings_for
+    from carrara.training.fastest import fastest_sampling
 
     check_name(out, moves=True)
     opened = open_model(model)
-    request(opened, prompt, label)
+    row = request(opened, prompt, label)
     say_about(opened, prompt)
     given = {"seed": seed, "steps": steps, "sampler": sampler, "grid": grid, "guidance": guidance}
     settings = settings_for(opened, given)
+    opened = fastest_sampling(opened, [row], settings)
     _keep(_watched("sampling", lesson(opened, prompt, settings, columns=columns, label=label)), out)
 
 
@@ -120,14 +122,16 @@ def samplers(
     from carrara.evaluation.lessons.samplers import USUAL
     from carrara.evaluation.lessons.samplers import samplers as lesson
     from carrara.generation.generate import settings_for
+    from carrara.training.fastest import fastest_sampling
 
     check_name(out, moves=False)
     wanted = _numbers(evaluations)
     names = tuple(name.strip() for name in only.split(",") if name.strip()) or USUAL
     opened = open_model(model)
-    request(opened, prompt)
+    row = request(opened, prompt)
     say_about(opened, prompt)
     settings = settings_for(opened, {"seed": seed, "grid": grid, "guidance": guidance})
+    opened = fastest_sampling(opened, [row] * count, settings)
     watching = lesson(opened, prompt, settings, evaluations=wanted, names=names, count=count)
     _keep(_watched("sampling", watching), out)
 

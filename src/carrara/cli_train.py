@@ -201,8 +201,8 @@ def diffusion_steps(
     placement = Placement.choose(precision=recipe.train.precision)
     worked_on = fitting.pixels.autoencoder() if fitting.pixels else autoencoder
     assert worked_on is not None
-    if recipe.train.precision == "auto" and not fitting.pixels:
-        placement = fastest_encoding(worked_on, placement)
+    if not fitting.pixels:
+        placement = fastest_encoding(worked_on, placement, recipe.train.precision)
     feed = feed_of(fitting, dataset, worked_on)
     for needed in feed.needed():
         encode_missing(dataset, worked_on, placement, feed.variants, rows=needed.rows, size=needed.size)

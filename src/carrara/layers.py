@@ -10,6 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_own_kernels = True  # of this process, in bfloat16; by trial (`Placement`)
+
+
+def use_own_kernels(wanted: bool) -> None:
+    """Whether group normalization and attention in bfloat16 compute as written here, or as in PyTorch."""
+    global _own_kernels
+    _own_kernels = wanted
+
 
 class _ChannelsLastGroupNorm(torch.autograd.Function):
     """Group normalization over [b n c] rows with statistics in float32 and the arithmetic in x's own dtype.
@@ -99,7 +107,7 @@ class GroupNorm(nn.Module):
     ) -> Tensor:
         """``x [b c h w]``, ``scale [b c]``, ``shift [b c]``; the same shape back, after SiLU if asked."""
         b, c, h, w = x.shape
-        if x.dtype == torch.bfloat16:
+        if x.dtype == torch.bfloat16 and _own_kernels:
             gain, offset = self.weight[None], self.bias[None]
             if scale is not None and shift is not None:
                 gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
@@ -206,7 +214,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
         x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value)
     )  # b heads n d/heads
     bias = None if mask is None else mask[:, None, None]
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+    own = _own_kernels and q.device.type == "cpu" and q.dtype == torch.bfloat16
+    if own and not torch.compiler.is_compiling():
         out = _CachedAttention.apply(q, k, v, None if bias is None else ~bias)  # type: ignore[no-untyped-call]
     else:
         out = F.scaled_dot_product_attention(q, k, v, bias)

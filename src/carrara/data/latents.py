@@ -115,12 +115,11 @@ def encode(
     """
     channels = int(autoencoder.config.image_channels)
     check_channels(dataset, channels, autoencoder.bits)
-    # Convolutions read channels-last pictures fastest where their weights lie that way too.
-    module: Any = autoencoder.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module: Any = autoencoder.module.to(device)
 
     def moments(columns: Mapping[str, Any]) -> np.ndarray[Any, Any]:
         image = _to_device(columns["image"], device)
-        image = (image.flip(-1) if variant.flip else image).contiguous(memory_format=torch.channels_last)
+        image = image.flip(-1) if variant.flip else image
         with torch.inference_mode(), autocast():
             encoding = module.encode(image)
         both = torch.cat([encoding.mean.float(), torch.exp(0.5 * encoding.logvar.float())], 1)

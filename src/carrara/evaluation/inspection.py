@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -18,7 +19,15 @@ from carrara.evaluation.features import Features, kernel_distance, load_features
 from carrara.evaluation.latent_statistics import LAGS, Channel, CodebookUse, LatentStatistics
 from carrara.evaluation.lpips import Lpips, load_lpips
 from carrara.evaluation.pretrained import VISIBLE_CHANNELS
-from carrara.evaluation.reconstruction import Passage, batches, colour_shift, psnr, ssim, there_and_back
+from carrara.evaluation.reconstruction import (
+    Autocast,
+    Passage,
+    batches,
+    colour_shift,
+    psnr,
+    ssim,
+    there_and_back,
+)
 from carrara.tensors import from_pixels
 
 if TYPE_CHECKING:
@@ -130,6 +139,7 @@ def inspect(
     dataset: Dataset,
     device: torch.device,
     *,
+    autocast: Autocast = nullcontext,
     count: int = 1000,
     lpips: Path | None = None,
     features: Path | None = None,
@@ -152,12 +162,12 @@ def inspect(
     compared = _spread(dataset.indices("train"), min(_COMPARED, count)) if held_out and own else rows[:0]
     meter = _Meter(autoencoder, device, _lpips(autoencoder, lpips), _features(autoencoder, features))
     total, done = len(chosen) + len(compared), 0
-    for part, passage in _passages(autoencoder, dataset, chosen, device):
+    for part, passage in _passages(autoencoder, dataset, chosen, device, autocast):
         meter.add(part, passage)
         done += len(part)
         yield Progress(done / total, f"{done} of {total} pictures")
     of_training: list[Tensor] = []
-    for part, passage in _passages(autoencoder, dataset, compared, device):
+    for part, passage in _passages(autoencoder, dataset, compared, device, autocast):
         meter.count_codes(passage.mean)
         of_training.append(psnr(passage.original, passage.again).clamp(max=100))
         done += len(part)
@@ -197,13 +207,17 @@ def _spread(rows: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
 
 
 def _passages(
-    autoencoder: StoredAutoencoder, dataset: Dataset, rows: np.ndarray[Any, Any], device: torch.device
+    autoencoder: StoredAutoencoder,
+    dataset: Dataset,
+    rows: np.ndarray[Any, Any],
+    device: torch.device,
+    autocast: Autocast,
 ) -> Iterator[tuple[np.ndarray[Any, Any], Passage]]:
     """Batch by batch the rows and their pictures' way there and back; UserError where latents are not finite."""
     module, channels = autoencoder.module.to(device), autoencoder.config.image_channels
     for part in batches(rows, autoencoder.size):
         original = dataset.pictures(part, autoencoder.size, channels, bits=autoencoder.bits)
-        passage = there_and_back(module, original, device)
+        passage = there_and_back(module, original, device, autocast)
         if not passage.mean.isfinite().all():
             raise UserError("the autoencoder gives latents that are not finite; its weights are damaged")
         yield part, passage

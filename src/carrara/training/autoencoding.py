@@ -190,7 +190,7 @@ class AutoencoderTask(Task):
         if self.recipe.flip:
             mirrored = sample_uniform(seeds, stream=_FLIP) < 0.5
             image[mirrored] = image[mirrored].flip(-1)
-        image = image.to(self.device).contiguous(memory_format=torch.channels_last)
+        image = image.to(self.device)
         side = self.recipe.size // self.autoencoder.factor
         noise = sample_noise(seeds, (self.autoencoder.channels, side, side), stream=_NOISE)
         return image, noise.to(self.device)

@@ -155,7 +155,7 @@ class DiffusionTask:
         seeds = [int(s) for s in batch.seeds]
         raw, mirrored = self.raw(batch, seeds)
         size = (raw.shape[2] * self.factor, raw.shape[3] * self.factor)
-        latent = self.scale.scale(raw).to(self.device).contiguous(memory_format=torch.channels_last)
+        latent = self.scale.scale(raw).to(self.device)
         noise = sample_noise(seeds, raw.shape[1:], stream=_NOISE).to(self.device)
         times, context = self.draw_times(seeds), self.context(batch, mirrored, size)
         diffusion, heard = self._listening()

@@ -38,12 +38,15 @@ if TYPE_CHECKING:
     from carrara.training.loop import Task
     from carrara.training.train_config import TrainConfig
 
-SECONDS = 1.0  # of the trial, after each way has run once
+Work = Callable[[Placement], Callable[[], object]]
+
+SECONDS = 0.7  # of each of the trial's two rounds, after each way has run once
 LONGEST = 15.0  # seconds after which no further way is tried
 ROOM = 1 / 8  # of the free memory, for the gradients that parts at once hold besides the first
 CLEARLY = (
     1.1  # times as fast as parts at once, which bear a busy neighbour, threads inside operations have to be
 )
+SLIGHTLY = 1.03  # times as fast another memory format or kernel has to be; a smaller difference is noise
 
 
 def cache_folder() -> Path:
@@ -58,7 +61,7 @@ def cache_folder() -> Path:
 
 def fastest(
     base: Placement,
-    work: Callable[[Placement], object],
+    work: Work,
     shapes: object,
     *,
     precision: str,
@@ -69,27 +72,31 @@ def fastest(
 
     ``shapes`` stands for all that decides how long it takes; it is measured once for each, on each machine and with
     each version of torch. ``precision`` is "auto", or the one to stay with; only ``divisible`` work is computed in
-    parts, which take ``each`` bytes more. ``work`` must change nothing that counts.
+    parts, which take ``each`` bytes more. ``work(way)`` lays all out for a way and returns what is timed, which must
+    change nothing that counts; afterwards the caller lays out for the way that is chosen.
     """
     ways = candidates(base, precision, divisible, each)
+    seconds = _timed(base, work, shapes, ways)
+    divided = any(way.parts > 1 for way in ways)
+    way = min(ways, key=lambda way: seconds[way] * (CLEARLY if divided and way.parts == 1 else 1.0))
+    seconds |= (then := _timed(base, work, shapes, [way, *variants(way)]))
+    best = min(then, key=lambda o: then[o] * SLIGHTLY ** ((not o.channels_last) + (not o.own_kernels)))
+    others = [other for other in ways if other.bf16 != best.bf16] or [o for o in seconds if o != best]
+    second = min(others, key=seconds.__getitem__)
+    return best, f"{best}: {seconds[best]:.3g} s, against {seconds[second]:.3g} s in {second}"
+
+
+def _timed(base: Placement, work: Work, shapes: object, ways: list[Placement]) -> dict[Placement, float]:
+    """Seconds of each way, remembered or measured now; one that is alone is not tried."""
     if len(ways) == 1:
-        return ways[0], str(ways[0])
+        return {ways[0]: math.inf}
     file = cache_folder() / "trials" / f"{_key(base, shapes, ways)}.json"
     seconds = _known(file, len(ways))
     if seconds is None:
-        seconds = measured([lambda way=way: work(way) for way in ways], base.device)  # type: ignore[misc]
+        seconds = measured([partial(work, way) for way in ways], base.device)
         if all(math.isfinite(second) for second in seconds):
             _remember(file, seconds)
-    divided = any(way.parts > 1 for way in ways)
-    best = min(
-        range(len(ways)), key=lambda k: seconds[k] * (CLEARLY if divided and ways[k].parts == 1 else 1.0)
-    )
-    others = [k for k in range(len(ways)) if ways[k].bf16 != ways[best].bf16] or [
-        k for k in range(len(ways)) if k != best
-    ]
-    second = min(others, key=lambda k: seconds[k])
-    words = f"{ways[best]}: {seconds[best]:.3g} s, against {seconds[second]:.3g} s in {ways[second]}"
-    return ways[best], words
+    return dict(zip(ways, seconds, strict=True))
 
 
 def candidates(base: Placement, precision: str, divisible: bool, each: int = 0) -> list[Placement]:
@@ -104,16 +111,24 @@ def candidates(base: Placement, precision: str, divisible: bool, each: int = 0) 
     return [replace(base, bf16=bf16, parts=parts) for bf16 in kinds for parts in counts]
 
 
-def measured(ways: list[Callable[[], object]], device: torch.device) -> list[float]:
+def variants(way: Placement) -> list[Placement]:
+    """What else is worth trying of a way: the other memory format, and PyTorch's kernels instead of our own."""
+    kernels = (True, False) if way.bf16 else (True,)
+    pairs = [(last, own) for last in (True, False) for own in kernels]
+    return [replace(way, channels_last=last, own_kernels=own) for last, own in pairs[1:]]
+
+
+def measured(ways: list[Callable[[], Callable[[], object]]], device: torch.device) -> list[float]:
     """The median of several runs of each, in seconds; in turns, so that a busy moment meets all of them.
 
     Infinite for what did not fit into memory, and for what was not tried because the others took so long.
     """
 
-    def once(way: Callable[[], object]) -> float:
-        start = time.perf_counter()
+    def once(way: Callable[[], Callable[[], object]]) -> float:
         try:
-            way()
+            run = way()
+            start = time.perf_counter()
+            run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         except torch.OutOfMemoryError:
@@ -136,8 +151,6 @@ def fastest_training(
     task: Task, batch: Loaded, base: Placement, config: TrainConfig
 ) -> tuple[Placement, str]:
     """`fastest` for the gradient of a batch and Muon's products; weights and random numbers stay as they are."""
-    for module in task.modules.values():
-        base.place(module)
     shapes = [
         [(name, tuple(p.shape), p.requires_grad) for name, p in module.state_dict(keep_vars=True).items()]
         for module in task.modules.values()
@@ -152,17 +165,23 @@ def fastest_training(
         ]
         matrices.update((len(p), p.numel() // len(p)) for p in hidden)
 
-    def work(way: Placement) -> None:
+    def work(way: Placement) -> Callable[[], None]:
         products = torch.bfloat16 if way.bf16 else torch.float32
-        with alone(way.parts > 1):
-            gradients(task, batch, way, config)
-            stacks = [torch.ones(count, *sides, device=base.device) for sides, count in matrices.items()]
-            at_once(
-                [partial(orthogonalise, stack, products=products) for stack in stacks],
-                min(way.parts, processors()),
-            )
         for module in task.modules.values():
-            module.zero_grad()
+            way.place(module)
+
+        def run() -> None:
+            with alone(way.parts > 1):
+                gradients(task, batch, way, config)
+                stacks = [torch.ones(count, *sides, device=base.device) for sides, count in matrices.items()]
+                at_once(
+                    [partial(orthogonalise, stack, products=products) for stack in stacks],
+                    min(way.parts, processors()),
+                )
+            for module in task.modules.values():
+                module.zero_grad()
+
+        return run
 
     with _untouched(task):
         return fastest(
@@ -184,28 +203,36 @@ def fastest_sampling(
     once = Settings(steps=1, sampler="ddim", grid="uniform", guidance=settings.guidance, **sides)
     numbers = list(range(len(rows)))
 
-    def work(way: Placement) -> None:
-        for _ in denoise(replace(model, parts=way.parts, bf16=way.bf16), rows, numbers, once):
-            pass
+    def work(way: Placement) -> Callable[[], object]:
+        way.place(model.network)
+        return lambda: list(denoise(replace(model, parts=way.parts, bf16=way.bf16), rows, numbers, once))
 
     shapes = [tuple(p.shape) for p in (*model.network.parameters(), *model.conditions.parameters())]
     about = ("sampling", shapes, model.latent_of(settings.size(model)), len(rows), settings.guidance == 1)
     way, _ = fastest(base, work, about, precision=precision, divisible=True)
+    way.place(model.network)
     return replace(model, parts=way.parts, bf16=way.bf16)
 
 
-def fastest_encoding(autoencoder: StoredAutoencoder, base: Placement) -> Placement:
-    """In which precision an autoencoder encodes and decodes faster."""
-    module: Any = autoencoder.module.to(base.device)
+def fastest_encoding(autoencoder: StoredAutoencoder, base: Placement, precision: str = "auto") -> Placement:
+    """How an autoencoder encodes and decodes faster: precision, memory format (it lies so afterwards) and kernels."""
+    module: Any = autoencoder.module
     images = torch.zeros(4, int(autoencoder.config.image_channels), autoencoder.size, autoencoder.size)
 
-    def work(way: Placement) -> None:
-        with torch.inference_mode(), way.autocast():
-            module.decode(module.encode(images.to(base.device)).mode())
+    def work(way: Placement) -> Callable[[], object]:
+        way.place(module)
+
+        def run() -> None:
+            with torch.inference_mode(), way.autocast():
+                module.decode(module.encode(images.to(base.device)).mode())
+
+        return run
 
     shapes = [tuple(p.shape) for p in module.parameters()]
     about = ("encoding", autoencoder.config.kind, shapes, autoencoder.size)
-    return fastest(base, work, about, precision="auto", divisible=False)[0]
+    way, _ = fastest(base, work, about, precision=precision, divisible=False)
+    way.place(module)
+    return way
 
 
 @contextlib.contextmanager

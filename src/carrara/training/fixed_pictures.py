@@ -120,7 +120,6 @@ class FixedPictures:
             part = slice(start, start + step)
             seeds = self.seeds[part]
             latent = self.latent[part].repeat_interleave(bins, 0).to(task.device)
-            latent = latent.contiguous(memory_format=torch.channels_last)
             numbers = [mix(seed, _BIN, index) for seed in seeds for index in range(bins)]
             noise = sample_noise(numbers, latent.shape[1:]).to(task.device)
             given = {name: found[part] for name, found in values.items()}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from carrara import layers
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,11 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Placement:
-    """A device, whether it computes in bfloat16 there (weights stay float32), and in how many parts at once."""
+    """A device, whether it computes in bfloat16 there (weights stay float32), and in how many parts at once.
+
+    ``channels_last`` is how convolution weights lie, and with them all that they compute; without ``own_kernels``
+    PyTorch's are used where Carrara has its own.
+    """
 
     device: torch.device
     bf16: bool
     parts: int = 1
+    channels_last: bool = True
+    own_kernels: bool = True
 
     @staticmethod
     def choose(device: str = "auto", precision: str = "auto") -> Placement:
@@ -36,11 +43,13 @@ class Placement:
         return Placement(torch.device(device), precision == "bf16" or (precision == "auto" and able))
 
     def place(self, module: nn.Module) -> None:
-        """Moves the module there, convolution weights channels-last."""
+        """Moves the module there, lays out its convolution weights, and says which kernels the process uses."""
+        layers.use_own_kernels(self.own_kernels)
         module.to(self.device)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
         for part in module.modules():
             if isinstance(part, nn.Conv2d):
-                part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                part.to(memory_format=layout)  # type: ignore[call-overload]
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context for a training step's forward pass."""
@@ -49,7 +58,9 @@ class Placement:
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         parts = f", {self.parts} parts of a batch at once" if self.parts > 1 else ""
-        return f"{name}, {'bfloat16' if self.bf16 else 'float32'}{parts}"
+        layout = "" if self.channels_last else ", channels first"
+        kernels = "" if self.own_kernels else ", PyTorch's kernels"
+        return f"{name}, {'bfloat16' if self.bf16 else 'float32'}{parts}{layout}{kernels}"
 
 
 # --- blocks: what is compiled, and computed twice ---

@@ -117,8 +117,7 @@ class Rehearsal(Task, ABC):
         """For ``count`` random pictures."""
 
     def _image(self, *shape: int) -> Tensor:
-        noise = torch.randn(*shape, device=self.device)
-        return noise.contiguous(memory_format=torch.channels_last)
+        return torch.randn(*shape, device=self.device)
 
 
 class DiffusionRehearsal(Rehearsal):

@@ -140,11 +140,19 @@ class Run:
             known = (
                 {} if self._change.anew else json.loads((self.folder / "run.json").read_text())["placement"]
             )
-            return replace(base, bf16=known["precision"] == "bf16", parts=int(known["parts"]))
+            return replace(
+                base,
+                bf16=known["precision"] == "bf16",
+                parts=int(known["parts"]),
+                channels_last=bool(known.get("channels_last", True)),
+                own_kernels=bool(known.get("own_kernels", True)),
+            )
         with closing(load(0)) as batches:
             placement, self._note = fastest_training(task, next(batches), base, config)
         precision = "bf16" if placement.bf16 else "fp32"
-        self._placement = {"placement": {"precision": precision, "parts": placement.parts, "why": self._note}}
+        chosen = {"precision": precision, "parts": placement.parts, "why": self._note}
+        chosen |= {"channels_last": placement.channels_last, "own_kernels": placement.own_kernels}
+        self._placement = {"placement": chosen}
         return placement
 
     def train(

@@ -167,8 +167,7 @@ class _OneBatch(Task):
     def __init__(self, task: DiffusionTask, pictures: FixedPictures) -> None:
         self.task, self.pictures = task, pictures
         self.modules = task.modules
-        latent = pictures.latent.to(task.device)
-        self.latent = latent.contiguous(memory_format=torch.channels_last)
+        self.latent = latent = pictures.latent.to(task.device)
         self.noise = sample_noise([mix(s, 0) for s in pictures.seeds], latent.shape[1:]).to(task.device)
         self.times = ((torch.arange(len(latent)) + 0.5) / len(latent)).to(task.device)
 
