@@ -8,7 +8,19 @@ import carrara
 ROOT = Path(carrara.__file__).parent
 RANKS = {
     **dict.fromkeys(
-        ["errors", "files", "config", "tensors", "context", "layers", "model_folder", "parts", "console"], 0
+        [
+            "errors",
+            "files",
+            "config",
+            "tensors",
+            "context",
+            "layers",
+            "model_folder",
+            "parts",
+            "console",
+            "progress",
+        ],
+        0,
     ),
     **dict.fromkeys(["autoencoders", "conditions", "denoisers", "diffusion"], 1),
     **dict.fromkeys(["data", "generation"], 2),
@@ -36,6 +48,7 @@ RANKS = {
             "cli_models",
             "cli_sample",
             "cli_train",
+            "cli_progress",
         ],
         5,
     ),

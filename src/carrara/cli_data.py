@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,25 +11,19 @@ import typer
 
 from carrara.cli_browse import browse
 from carrara.cli_copies import data_dedup, data_split
-from carrara.cli_engine import HERE, Engine, Hands, Workers, hands
+from carrara.cli_engine import Engine, Hands, Workers, hands
 from carrara.cli_export import data_export
 from carrara.cli_index import data_index
 from carrara.cli_keep import data_caption, data_filter, data_stats
+from carrara.cli_progress import show
 from carrara.cli_search import search
 from carrara.cli_versions import data_clean, data_restore, data_tag, data_versions
 from carrara.console import Bar, console
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from carrara.autoencoders.scale import LatentScale
-    from carrara.autoencoders.stored import StoredAutoencoder
     from carrara.data.importing import Summary
-    from carrara.data.latents import Variant
     from carrara.data.table import Dataset
-    from carrara.training.parallel import Placement
 
 data = typer.Typer(no_args_is_help=True, help="Import pictures, put them in order, search and encode them.")
 data.command("versions")(data_versions)
@@ -171,7 +165,7 @@ def data_encode(
 def _encode_latents(pictures: Dataset, autoencoder: Path, flip: bool, crops: int, hands: Hands) -> None:
     from carrara.cli_models import open_autoencoder
     from carrara.data.channels import check_channels
-    from carrara.data.latents import encoded, measured_scale, variants
+    from carrara.data.latents import encode_missing, encoded, keep_scale, measured_scale, variants
     from carrara.training.fastest import fastest_encoding
     from carrara.training.parallel import Placement
 
@@ -185,12 +179,14 @@ def _encode_latents(pictures: Dataset, autoencoder: Path, flip: bool, crops: int
     placement = fastest_encoding(opened, Placement.choose())
     if there is None:
         console.print(f"encoding {len(pictures)} pictures ({placement})", soft_wrap=True)
-        encode_missing(pictures, opened, placement, wanted, path=autoencoder, hands=hands)
+        by = partial(hands.latents, autoencoder)
+        show(encode_missing(pictures, opened, placement.device, wanted, autocast=placement.autocast, by=by))
         there = encoded(pictures, opened, wanted) or []
         done = "encoded"
     else:
         done = "nothing to do: encoded already"
-    keep_scale(opened, lambda: measured_scale(pictures, there))
+    if note := keep_scale(opened, lambda: measured_scale(pictures, there)):
+        console.print(note, soft_wrap=True)
     found = ", ".join(f"{variant} in {column}" for variant, column in zip(wanted, there, strict=True))
     console.print(f"{done}: {len(pictures)} pictures, {found}", soft_wrap=True)
 
@@ -219,46 +215,3 @@ def import_into(source: str, dataset: Path, **options: Any) -> Summary:
             summary = report.summary
     assert summary is not None
     return summary
-
-
-def encode_missing(
-    dataset: Dataset,
-    autoencoder: StoredAutoencoder,
-    placement: Placement,
-    wanted: Sequence[Variant],
-    *,
-    rows: npt.NDArray[np.int64] | None = None,
-    size: tuple[int, int] | None = None,
-    path: Path = Path(),
-    hands: Hands = HERE,
-) -> None:
-    """Encodes with a bar a variant what is not there already, of some rows at (height, width) or of all."""
-    from carrara.data.latents import encode
-
-    for variant in wanted:
-        title = "latents" if len(wanted) == 1 else f"latents {variant}"
-        title += f" {size[1]} x {size[0]}" if size and size[0] != size[1] else ""
-        reports = encode(
-            dataset,
-            autoencoder,
-            placement.device,
-            variant=variant,
-            autocast=placement.autocast,
-            rows=rows,
-            size=size,
-            by=hands.latents(path, variant),
-        )
-        with Bar(title) as bar, closing(reports):
-            for report in reports:
-                if report.column is None:
-                    bar.show(report.done / report.total, f"{report.done} encoded", total=report.total)
-
-
-def keep_scale(autoencoder: StoredAutoencoder, measured: Callable[[], LatentScale]) -> None:
-    """Measures the latent scale for an autoencoder that has none, and keeps it in its folder."""
-    if autoencoder.scale or not autoencoder.path:
-        return
-    try:
-        autoencoder.with_scale(measured()).keep_scale()
-    except OSError as error:
-        console.print(f"note: the latent scale is not kept in {autoencoder.path}: {error.strerror}")

@@ -110,9 +110,10 @@ def export(
     format: Annotated[str, typer.Option(help=f"What to write: {', '.join(_FORMATS)}.")] = _FORMATS[0],
 ) -> None:
     """Write a diffusion model as a pipeline, or an autoencoder, for another program."""
-    from carrara.cli_models import is_diffusion, model_in, open_autoencoder
+    from carrara.cli_models import is_diffusion, open_autoencoder
     from carrara.generation.model import load_model
     from carrara.interop import diffusers_autoencoder, diffusers_pipeline_export
+    from carrara.model_folder import model_in
 
     if format not in _FORMATS:
         raise UserError(f"no format is called {format!r}{nearest(format, _FORMATS)}")

@@ -46,12 +46,13 @@ def autoencoder(
     ] = "fp32",
 ) -> None:
     """Measure an autoencoder on held-out pictures: reconstruction, latents, and a verdict in words."""
-    from carrara.cli_models import make_folder, model_in, open_autoencoder
+    from carrara.cli_models import make_folder, open_autoencoder
     from carrara.data.channels import check_channels
     from carrara.data.table import Dataset
     from carrara.evaluation.inspection import inspect
     from carrara.evaluation.inspection_page import inspection_page
     from carrara.evaluation.verdict import judge
+    from carrara.model_folder import model_in
     from carrara.training.fastest import fastest_encoding
     from carrara.training.parallel import Placement
 

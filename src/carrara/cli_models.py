@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from carrara.errors import UserError
 from carrara.files import check_writable
+from carrara.model_folder import model_in
 
 if TYPE_CHECKING:
     from carrara.autoencoders.stored import StoredAutoencoder
@@ -58,20 +59,6 @@ def open_model(path: Path) -> Model:
     from carrara.training.parallel import Placement
 
     return load_model(model_in(path)).to(Placement.choose().device)
-
-
-STARTER = "starter"
-
-
-def model_in(path: Path) -> Path:
-    """``path`` itself, the finished model inside a run, or for "starter" the model that comes with Carrara."""
-    if path == Path(STARTER) and not path.exists():
-        return Path(__file__).with_name(STARTER)
-    if (path / "model" / "model.toml").is_file():
-        return path / "model"
-    if (path / "checkpoints").is_dir():
-        raise UserError(f"the run in {path} has not finished: the same `carrara train` again continues it")
-    return path
 
 
 def say_about(model: Model, prompt: str) -> None:

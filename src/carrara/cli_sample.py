@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from carrara.cli_models import STARTER, make_folder, open_model, writable
+from carrara.cli_models import make_folder, open_model, writable
 from carrara.console import Bar, console
 from carrara.errors import UserError
+from carrara.model_folder import STARTER
 
 _LARGE = 4  # times the area that a model learned at: from here on the user is told
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,8 @@ import typer
 
 from carrara.cli_engine import HERE, Hands
 from carrara.cli_models import writable
-from carrara.console import Bar, console
+from carrara.cli_progress import show
+from carrara.console import console
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from carrara.data.search.contract import Found, Hit
     from carrara.data.table import Dataset
-    from carrara.evaluation.embedders.contract import Embedder
-    from carrara.training.contrasting import ContrastiveRecipe
 
 _COLUMNS_OF_A_SHEET = 6
 _LISTED = 20  # of what goes into a data set
@@ -112,6 +110,9 @@ def chosen_embedders(features: bool, meaning: bool, others: Sequence[str]) -> li
 
 def embed_all(dataset: Dataset, chosen: Sequence[str], hands: Hands = HERE) -> None:
     """Embeds, with a bar each, what these embedders can and is missing, and says where it is."""
+    from carrara.data.derive import shown
+    from carrara.data.perceptual_hash import derive_glances
+    from carrara.evaluation.embedders.encode import embed_missing
     from carrara.evaluation.embedders.opening import open_embedder
 
     for given in chosen:
@@ -120,32 +121,19 @@ def embed_all(dataset: Dataset, chosen: Sequence[str], hands: Hands = HERE) -> N
         if embedder.pictures is None and not columns:
             raise UserError(f"{dataset.path} has no captions whose meaning could be stored")
         if embedder.pictures is not None and not embedder.joint:
-            _glance(dataset, hands)
+            show(shown("perceptual hashes", derive_glances(dataset, by=hands.glances())))
         # In a joint space the pictures are what is found; a text comes with the question.
-        of = ["image"] if embedder.pictures is not None else columns
-        _embed(dataset, embedder, of, given, hands)
+        for of in ["image"] if embedder.pictures is not None else columns:
+            by, build = hands.vectors(given, of), hands.indexes()
+            show(embed_missing(dataset, embedder, of, by=by, build=build))
     if chosen:
         console.print(f'next: carrara data search {dataset.path} "a red cap"', soft_wrap=True)
 
 
-def run_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, out: Path) -> None:
-    """Embeds what is missing, trains the towers with a bar, and shows how well held-out pairs find each other."""
-    from carrara.cli_train import watch
+def show_recall(dataset: Dataset, out: Path) -> None:
+    """How well held-out pairs find each other in the space of a finished run."""
     from carrara.model_folder import read_passport
-    from carrara.training.continuing import steps_made
-    from carrara.training.contrasting import Pairs, train_contrastive
-    from carrara.training.preflight import check_memory
 
-    pairs = Pairs(recipe, dataset)
-    for embedder, of in pairs.needed():
-        _embed(dataset, embedder, [of])
-    languages = ", ".join(pairs.captions)
-    console.print(
-        f"training on {len(pairs.rows('train'))} pictures with captions ({languages})", soft_wrap=True
-    )
-    if not steps_made(out):
-        check_memory(recipe, dataset)
-    watch("contrastive", train_contrastive(recipe, dataset, out), out)
     held_out = read_passport(out / "model").get("held_out")
     if held_out:
         console.print(f"{out / 'model'}: {held_out['protocol']}", soft_wrap=True)
@@ -155,7 +143,7 @@ def run_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, out: Path) -> N
             parts = [ways[way] for way in ("text to picture", "picture to text")]
             cells = "".join(f"{part[f'recall_{k}']:8.0%}" for part in parts for k in (1, 5, 10))
             console.print(f"{language:10}{cells}")
-        if repeated := sorted(column for column in pairs.captions.values() if _repeat(dataset, column)):
+        if repeated := sorted(column for column in dataset.captions.values() if _repeat(dataset, column)):
             console.print(
                 f"note: captions repeat ({', '.join(repeated)}): a picture cannot be told from others with the same "
                 "words, so recall from picture to text stays low",
@@ -169,44 +157,6 @@ def _repeat(dataset: Dataset, column: str) -> bool:
     rows = dataset.indices("held_out")
     texts = [text for text in dataset.take(rows, [column])[column] if text]
     return len(set(texts)) < 0.8 * len(texts)
-
-
-def _embed(
-    dataset: Dataset,
-    embedder: Embedder,
-    columns: Sequence[str],
-    given: str = "",
-    hands: Hands = HERE,
-) -> None:
-    """``given`` is how others than this process open the embedder."""
-    from carrara.evaluation.embedders.encode import embed, embedded, index
-
-    for of in columns:
-        what = "pictures" if of == "image" else f"texts of {of}"
-        there = embedded(dataset, embedder, of)
-        if there is None:
-            with (
-                Bar(f"{embedder.name}, {what}") as bar,
-                closing(embed(dataset, embedder, of, by=hands.vectors(given, of))) as reports,
-            ):
-                for report in reports:
-                    if report.column is None:
-                        bar.show(
-                            report.done / report.total, f"{report.done} done", total=report.total, unit="rows"
-                        )
-            there = embedded(dataset, embedder, of)
-        index(dataset, embedder, of, hands.indexes())
-        console.print(f"{embedder.name}: {what} encoded, as the column {there}", soft_wrap=True)
-
-
-def _glance(dataset: Dataset, hands: Hands) -> None:
-    """The perceptual hashes, for what is nearly the same picture."""
-    from carrara.data.perceptual_hash import derive_glances
-
-    with Bar("perceptual hashes") as bar, closing(derive_glances(dataset, by=hands.glances())) as reports:
-        for report in reports:
-            if report.column is None:
-                bar.show(report.done / report.total, f"{report.done} done", total=report.total)
 
 
 def _bytes_of(file: Path) -> bytes:

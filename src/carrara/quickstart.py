@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.cli_data import import_into
 from carrara.cli_models import make_folder, open_autoencoder, open_model
-from carrara.cli_train import diffusion_steps, run_autoencoder, run_diffusion
+from carrara.cli_train import run_autoencoder, run_diffusion
 from carrara.config import to_toml
 from carrara.console import Bar, clock, console
 from carrara.data.subset import subset
@@ -40,8 +40,10 @@ from carrara.recipes.quickstart import Choice
 from carrara.training.budget import Budget
 from carrara.training.diffusing import DiffusionRecipe
 from carrara.training.fastest import fastest_sampling
+from carrara.training.loop import Report
 from carrara.training.parallel import Placement
 from carrara.training.run import read_metrics, trained_on
+from carrara.training.stages import train_diffusion
 from carrara.training.validation import ValidationConfig
 
 FILM = 8  # pictures in the strip
@@ -191,9 +193,9 @@ def _rate(place: Path, recipe: DiffusionRecipe, dataset: Dataset, autoencoder: S
     seconds = Budget.parse(recipe.train.budget).seconds or 0.0
     long, until = min(8.0, 0.03 * seconds), math.inf
     ends: list[tuple[float, int]] = []
-    with closing(diffusion_steps(recipe, dataset, autoencoder, place)) as reports:
+    with closing(train_diffusion(recipe, dataset, autoencoder, place)) as reports:
         for report in reports:
-            if report.losses:
+            if isinstance(report, Report) and report.losses:
                 ends.append((time.monotonic(), report.seen))
                 until = min(until, time.monotonic() + long)
             if len(ends) > 4 and time.monotonic() > until:

@@ -19,7 +19,7 @@ from carrara.training.accumulation import parts
 from carrara.training.loop import TrainConfig, train
 from carrara.training.parallel import blocks
 from carrara.training.stages import train_autoencoder, train_diffusion
-from conftest import Trained, run_out, small_autoencoder, small_diffusion
+from conftest import Trained, first_step, run_out, small_autoencoder, small_diffusion
 
 
 def gradients(drop: float = 0.0, **given: Any) -> list[Tensor]:
@@ -75,11 +75,11 @@ def test_both_stages_train_in_parts(trained: Trained, tmp_path: Any) -> None:
     def first(count: int, precision: str = "fp32") -> Iterator[Any]:
         options: dict[str, Any] = {"accumulate": count, "precision": precision}
         one = train_autoencoder(small_autoencoder(**options), trained.dataset, tmp_path / f"a{count}")
-        yield next(iter(one))
+        yield first_step(one)
         two = train_diffusion(
             small_diffusion(**options), trained.dataset, autoencoder, tmp_path / f"d{count}"
         )
-        yield next(iter(two))
+        yield first_step(two)
 
     for whole, split in zip(first(1), first(4), strict=True):
         assert split.losses == pytest.approx(whole.losses, rel=1e-5)

@@ -1,7 +1,6 @@
 """The discriminator of stage one: it waits, it ramps in, it stays or is undone, and a kill changes nothing of it."""
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from carrara.training.loop import Report, TrainConfig, TrainingState
 from carrara.training.parallel import Placement
 from carrara.training.run import read_metrics
 from carrara.training.stages import train_autoencoder
-from conftest import run_out, small_autoencoder
+from conftest import run_out, small_autoencoder, some_steps, steps
 
 SMALL = adversary.Config(layers=1, channels=8, latest=0.4, ramp=0.2)
 
@@ -47,7 +46,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
 def notes(reports: list[Report]) -> list[str]:
     """What was said, but for what computes fastest."""
-    return [r.note for r in reports if r.note and not r.note.startswith("CPU")]
+    return [r.note for r in reports if isinstance(r, Report) and r.note and not r.note.startswith("CPU")]
 
 
 def weights(run: Path) -> bytes:
@@ -58,9 +57,9 @@ def test_it_begins_at_the_latest_and_ramps(
     dataset: Dataset, tmp_path: Path, scripted: dict[str, Any]
 ) -> None:
     reports = run_out(train_autoencoder(recipe(), dataset, tmp_path / "run"))
-    began = [r.step for r in reports if "adversarial" in r.losses]
+    began = [r.step for r in reports if "adversarial" in getattr(r, "losses", ())]
     assert began == list(range(17, 41))  # 40 % of 40 steps lie behind
-    assert [r.step for r in reports if "discriminator" in r.losses] == began
+    assert [r.step for r in reports if "discriminator" in getattr(r, "losses", ())] == began
     assert "begins" in notes(reports)[0]
     assert "stays" in notes(reports)[1]
     lines = [line for line in read_metrics(tmp_path / "run") if "adaptive_weight" in line]
@@ -91,7 +90,9 @@ def test_it_begins_earlier_where_nothing_is_gained(
 ) -> None:
     scripted["psnr"] = lambda fraction: min(20 + 10 * fraction, 21.5)
     reports = run_out(train_autoencoder(recipe(), dataset, tmp_path / "run"))
-    assert next(r.step for r in reports if "adversarial" in r.losses) == 9  # 15 % and 20 % looked alike
+    assert (
+        next(r.step for r in reports if "adversarial" in getattr(r, "losses", ())) == 9
+    )  # 15 % and 20 % looked alike
 
 
 def test_harm_is_undone_and_training_goes_on_without_it(
@@ -102,12 +103,12 @@ def test_harm_is_undone_and_training_goes_on_without_it(
     reports: list[Report] = []
     for report in train_autoencoder(script, dataset, tmp_path / "run"):
         reports.append(report)
-    with_it = [r.step for r in reports if "adversarial" in r.losses]
+    with_it = [r.step for r in reports if "adversarial" in getattr(r, "losses", ())]
     assert with_it[0] == 5
     assert with_it[-1] == 26  # a loss of more than 1 dB is seen at 65 %
     assert "undone" in notes(reports)[1]
     assert "fell from 25.00 to 23.50 dB" in notes(reports)[1]
-    assert [r.step for r in reports if r.losses] == list(range(1, 41))
+    assert [r.step for r in steps(reports)] == list(range(1, 41))
     words = "the discriminator was undone: held-out PSNR fell from 25.00 to 23.50 dB"
     assert read_passport(tmp_path / "run" / "model")["discriminator"] == words
 
@@ -148,12 +149,12 @@ def test_stopped_anywhere_with_a_discriminator_the_weights_are_the_same(
         scripted["psnr"] = lambda fraction: 25 - 10 * max(0, fraction - 0.5)
     codes = vq.Config(channels=8, multipliers=(1, 2), blocks=1, middle_attention=False, codes=64)
     chosen = recipe(autoencoder=codes)
-    whole = run_out(train_autoencoder(chosen, dataset, tmp_path / "whole"))
+    whole = steps(train_autoencoder(chosen, dataset, tmp_path / "whole"))
     for length in (3, 1, 12, 1, 1, 8, 1):  # 40 % and 65 % are among the ends
         part = train_autoencoder(chosen, dataset, tmp_path / "parts")
-        run_out(islice(part, length))
+        some_steps(part, length)
         part.close()  # type: ignore[attr-defined]
-    rest = run_out(train_autoencoder(chosen, dataset, tmp_path / "parts"))
+    rest = steps(train_autoencoder(chosen, dataset, tmp_path / "parts"))
     assert [r.losses for r in rest] == [r.losses for r in whole[-len(rest) :]]
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
 

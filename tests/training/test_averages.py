@@ -1,7 +1,6 @@
 """Averages of several lengths at once, and of any length afterwards: against ones that were tracked all along."""
 
 import json
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from carrara.training.loop import TrainConfig, train
 from carrara.training.post_hoc import Snapshots, fit, rebuild, snapshots
 from carrara.training.stages import train_diffusion
 from carrara.training.validation import ValidationConfig
-from conftest import Here, Trained, run_out, small_diffusion
+from conftest import Here, Trained, run_out, small_diffusion, some_steps
 
 LENGTHS = (0.05, 0.1)
 
@@ -186,7 +185,7 @@ def test_a_model_out_of_a_run_that_goes_on_and_of_one_that_ended(
     )
     run = tmp_path / "run"
     reports = train_diffusion(recipe, dataset, autoencoder, run)
-    run_out(islice(reports, 13))
+    some_steps(reports, 13)
     assert "has no whole checkpoint yet" in here("average", "run", "--out", "now").refusal
     reports.close()  # type: ignore[attr-defined]
     told = here("average", "run", "--out", "now")

@@ -100,7 +100,7 @@ def test_a_task_may_end_it(tmp_path: Path) -> None:
         tmp_path / "run", lambda: Toy(over=lambda step: "nothing gained" if step >= 10 else ""), **ALWAYS
     )
     reports = run.run()
-    assert [report.step for report in reports if report.losses] == list(range(1, 11))
+    assert [report.step for report in reports if getattr(report, "losses", None)] == list(range(1, 11))
     assert reports[-1].note == "stopped: nothing gained"
     assert reports[-1].losses == {}
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [10]
@@ -176,7 +176,7 @@ def test_a_damaged_note_of_the_data_does_not_end_a_run(
     about.unlink()
     if text is not None:
         about.write_text(text)
-    steps = [report.step for report in run.run(2) if report.losses]
+    steps = [report.step for report in run.run(2) if getattr(report, "losses", None)]
     assert steps[0] > 1
     assert f"{about} is missing or damaged" in capsys.readouterr().err
     assert json.loads(about.read_text()) == {}

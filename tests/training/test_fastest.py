@@ -24,7 +24,7 @@ from carrara.training.gradients import gradients
 from carrara.training.parallel import Placement
 from carrara.training.stages import train_autoencoder, train_diffusion
 from carrara.training.train_config import TrainConfig
-from conftest import Trained, run_out, small_autoencoder, small_diffusion, steps
+from conftest import Trained, first_step, run_out, small_autoencoder, small_diffusion, steps
 
 CPU = Placement(torch.device("cpu"), False)
 
@@ -175,7 +175,7 @@ def test_a_run_goes_on_as_it_was_begun(
     parts(2, monkeypatch)
     run_out(train_autoencoder(small_autoencoder(), trained.dataset, tmp_path / "whole"))
     begun = train_autoencoder(small_autoencoder(), trained.dataset, tmp_path / "run")
-    next(begun), next(begun), begun.close()
+    first_step(begun), first_step(begun), begun.close()
     parts(1, monkeypatch)
     run_out(train_autoencoder(small_autoencoder(), trained.dataset, tmp_path / "run"))
     assert json.loads((tmp_path / "run" / "run.json").read_text())["placement"]["parts"] == 2

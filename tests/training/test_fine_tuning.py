@@ -14,7 +14,7 @@ from carrara.recipes import finetune_autoencoder
 from carrara.training.autoencoding import AutoencoderRecipe
 from carrara.training.loop import TrainConfig
 from carrara.training.stages import train_autoencoder
-from conftest import Command, Trained, run_out, small_autoencoder
+from conftest import Command, Trained, first_step, run_out, small_autoencoder
 
 
 def gentle(budget: str = "2steps") -> AutoencoderRecipe:
@@ -38,7 +38,7 @@ def test_it_begins_where_the_other_ended(trained: Trained, tmp_path: Path) -> No
 def test_another_start_in_the_same_folder_is_refused(trained: Trained, tmp_path: Path) -> None:
     start = load_autoencoder(trained.autoencoder / "model")
     part = train_autoencoder(gentle("9steps"), trained.dataset, tmp_path / "run", start=start)
-    next(part)
+    first_step(part)
     part.close()  # type: ignore[attr-defined]
     torch.manual_seed(5)
     other = load_autoencoder(trained.autoencoder / "model")
@@ -53,7 +53,7 @@ def test_a_run_begun_from_a_start_does_not_go_on_without_it(trained: Trained, tm
     start = load_autoencoder(trained.autoencoder / "model")
     same = gentle("9steps").model_copy(update={"autoencoder": start.config})
     part = train_autoencoder(same, trained.dataset, tmp_path / "run", start=start)
-    next(part)
+    first_step(part)
     part.close()  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="begun with other start"):
         run_out(train_autoencoder(same, trained.dataset, tmp_path / "run"))

@@ -3,7 +3,6 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from carrara.training import checkpoint
 from carrara.training.autoencoding import AutoencoderTask
 from carrara.training.run import read_stopped
 from carrara.training.stages import train_autoencoder
-from conftest import run_out, small_autoencoder
+from conftest import first_step, run_out, small_autoencoder, some_steps
 
 
 @pytest.fixture
@@ -86,7 +85,7 @@ def test_a_disk_that_fills_up_while_training(
     run_out(train_autoencoder(recipe, dataset, tmp_path / "whole"))
     run = tiny_disk / "run"
     reports = train_autoencoder(recipe, dataset, run)
-    run_out(islice(reports, 5))
+    some_steps(reports, 5)
     other = fill(tiny_disk, leave=leave)
     with pytest.raises(
         UserError, match=r"No space left on device; the last good checkpoint is .*/0000"
@@ -111,7 +110,7 @@ def test_a_full_disk_by_the_system_s_word(
     from safetensors import SafetensorError
 
     reports = train_autoencoder(small_autoencoder(save_every=1e-9), dataset, tmp_path / "run")
-    run_out(islice(reports, 2))
+    some_steps(reports, 2)
 
     def full(*_: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
@@ -128,7 +127,7 @@ def test_a_full_disk_by_the_system_s_word(
 @pytest.mark.parametrize("fault", ["cut", "swapped", "no weights", "no numbers", "other numbers"])
 def test_a_damaged_checkpoint_is_named(dataset: Dataset, tmp_path: Path, fault: str) -> None:
     reports = train_autoencoder(small_autoencoder(), dataset, tmp_path / "run")
-    run_out(islice(reports, 2))
+    some_steps(reports, 2)
     reports.close()  # type: ignore[attr-defined]
     last = checkpoint.newest(tmp_path / "run" / "checkpoints")
     assert last is not None
@@ -181,7 +180,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_touched(
 def test_a_recipe_found_wanting_leaves_no_folder(dataset: Dataset, tmp_path: Path) -> None:
     recipe = small_autoencoder().model_copy(update={"size": 17})
     with pytest.raises(UserError, match="multiple of 2"):
-        next(train_autoencoder(recipe, dataset, tmp_path / "run"))
+        first_step(train_autoencoder(recipe, dataset, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -212,4 +211,4 @@ def test_a_gradient_that_is_no_number_stops_before_the_weights_are_touched(
 def test_a_file_in_the_place_of_the_run(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
     with pytest.raises(UserError, match="is a file"):
-        next(train_autoencoder(small_autoencoder(), dataset, tmp_path / "run"))
+        first_step(train_autoencoder(small_autoencoder(), dataset, tmp_path / "run"))

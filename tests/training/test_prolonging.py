@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from carrara.training.learning_rate import falls_from, share
 from carrara.training.loop import TrainConfig
 from carrara.training.run import read_metrics
 from carrara.training.stages import train_autoencoder
-from conftest import run_out, small_autoencoder, steps
+from conftest import first_step, run_out, small_autoencoder, some_steps, steps
 
 
 def longer(folder: Path, **train: Any) -> Training:
@@ -43,13 +42,13 @@ def test_prolonged_it_is_the_run_that_was_longer_from_the_start(
     begins = min(stop or 10, 6)
     assert first.note.startswith(f"the budget is now 20steps instead of 10steps: going on from {8 * begins}")
     assert first.note.endswith("before the learning rate fell") == (begins == 6 and stop != 6)
-    assert [report.step for report in rest if report.losses] == list(range(begins + 1, 21))
+    assert [report.step for report in rest if getattr(report, "losses", None)] == list(range(begins + 1, 21))
     assert_same(again, whole)
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [10, 20]
     assert 'budget = "20steps"' in (tmp_path / "run" / "recipe.toml").read_text()
     assert again.run() == []
     further = longer(tmp_path / "run", budget="30steps", **options)
-    assert next(report.step for report in further.run() if report.losses) == 13, "its own plateau was kept"
+    assert first_step(further.run()).step == 13, "its own plateau was kept"
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +73,7 @@ def test_killed_while_it_is_prolonged(
     reports = train_autoencoder(small_autoencoder("8steps"), dataset, tmp_path / "run")
     monkeypatch.setattr(where, killed)
     with pytest.raises(KeyboardInterrupt):
-        next(reports)
+        first_step(reports)
     monkeypatch.undo()
     made = steps(train_autoencoder(small_autoencoder("8steps"), dataset, tmp_path / "run"))
     assert made[-1].step == 8
@@ -102,11 +101,11 @@ def test_a_finished_model_is_not_trained_for_less(dataset: Dataset, tmp_path: Pa
             with pytest.raises(
                 UserError, match=r"of a budget of 0\.5s already, and the budget is now 0\.49s"
             ):
-                next(reports)
+                first_step(reports)
         elif wanted is None:
             assert run_out(reports) == []
         else:
-            assert "now 0.6s instead of 0.5s" in run_out(reports)[0].note
+            assert any("now 0.6s instead of 0.5s" in report.note for report in reports)
 
 
 def test_a_course_without_a_plateau_says_that_the_rate_rises_again(tmp_path: Path) -> None:
@@ -137,7 +136,7 @@ def test_what_touches_no_weights_may_change(tmp_path: Path, change: dict[str, An
     whole.run()
     longer(tmp_path / "run", save_every=1e-9).run(9)
     again = longer(tmp_path / "run", **change)
-    assert next(iter(again.run())).step == 10
+    assert first_step(again.run()).step == 10
     assert_same(again, whole)
     (key, value) = next(iter(change.items()))
     assert f"{key} = {value}\n" in (tmp_path / "run" / "recipe.toml").read_text()
@@ -161,10 +160,10 @@ def test_the_refusal_of_others_says_what_to_do(
     run = tmp_path / "run"
     other = small_autoencoder().model_copy(update=change)
     reports = train_autoencoder(small_autoencoder(), dataset, run)
-    run_out(islice(reports, 2))
+    some_steps(reports, 2)
     reports.close()  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=rf"was begun with {key} = ") as told:
-        next(train_autoencoder(other, dataset, run))
+        first_step(train_autoencoder(other, dataset, run))
     assert str(told.value).endswith(advice.format(run=run))
     assert "continue with the former, or " in str(told.value)
 
@@ -177,7 +176,7 @@ def test_a_run_without_a_step_may_change_anything(
     run, other = tmp_path / "run", small_autoencoder().model_copy(update=change)
     run_out(train_autoencoder(other, dataset, tmp_path / "fresh"))
     reports = train_autoencoder(small_autoencoder("30steps"), dataset, run)
-    run_out(islice(reports, 12))
+    some_steps(reports, 12)
     monkeypatch.setattr("carrara.training.state.TrainingState.save", lambda *_, **__: run)
     reports.close()  # type: ignore[attr-defined]
     monkeypatch.undo()

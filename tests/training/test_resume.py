@@ -1,7 +1,6 @@
 """A training that was stopped and opened again ends with the same weights, bit for bit, as one that was not."""
 
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from carrara.training import checkpoint
 from carrara.training.loop import Report
 from carrara.training.run import LOG_EVERY, read_metrics
 from carrara.training.stages import train_autoencoder, train_diffusion
-from conftest import Trained, run_out, small_autoencoder, small_diffusion, steps
+from conftest import Trained, first_step, run_out, small_autoencoder, small_diffusion, some_steps, steps
 
 STEPS = 12
 Start = Callable[..., Iterator[Report]]
@@ -57,7 +56,7 @@ def test_stopped_anywhere_the_weights_are_the_same(
     reports: list[Report] = []
     for length in (1, 4, 0, 6):  # a stop straight after opening is one too
         part = start(tmp_path / "parts", **options)
-        reports += steps(islice(part, length))
+        reports += some_steps(part, length)
         part.close()  # type: ignore[attr-defined]
     reports += steps(start(tmp_path / "parts", **options))
     assert [(r.step, r.seen, r.losses, r.lr) for r in reports] == [
@@ -71,13 +70,13 @@ def test_steps_after_the_last_checkpoint_are_done_again(start: Start, tmp_path: 
     """As a kill leaves it: the log is ahead of the checkpoint."""
     run_out(start(tmp_path / "whole", budget="32steps"))
     part = start(tmp_path / "parts", budget="32steps")
-    run_out(islice(part, 7))
+    some_steps(part, 7)
     part.close()  # type: ignore[attr-defined]
     kept = checkpoint.newest(tmp_path / "parts" / "checkpoints")
     assert kept is not None
     assert kept.name == f"{7 * 4:012d}"
     part = start(tmp_path / "parts", budget="32steps")
-    run_out(islice(part, 19))
+    some_steps(part, 19)
     part.close()  # type: ignore[attr-defined]
     later = checkpoint.newest(tmp_path / "parts" / "checkpoints")
     assert later is not None
@@ -86,7 +85,7 @@ def test_steps_after_the_last_checkpoint_are_done_again(start: Start, tmp_path: 
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as log:
         log.write('{"step": 30, "se')
     assert [line["step"] for line in read_metrics_leniently(tmp_path / "parts")] == [10, 20]
-    assert next(iter(start(tmp_path / "parts", budget="32steps"))).step == 8
+    assert first_step(start(tmp_path / "parts", budget="32steps")).step == 8
     run_out(start(tmp_path / "parts", budget="32steps"))
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     assert [line["step"] for line in logged(tmp_path / "parts") if "lr" in line] == [10, 20, 30]
@@ -129,10 +128,10 @@ def test_another_seed_gives_other_weights(start: Start, tmp_path: Path) -> None:
 
 def test_another_recipe_in_the_same_folder_is_refused(start: Start, tmp_path: Path) -> None:
     part = start(tmp_path / "run")
-    next(part)
+    first_step(part)
     part.close()  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"was begun with train\.batch = 4, now it is 5"):
-        next(start(tmp_path / "run", batch=5))
+        first_step(start(tmp_path / "run", batch=5))
 
 
 def test_other_pictures_in_the_same_folder_are_refused(dataset: Dataset, tmp_path: Path) -> None:
@@ -142,17 +141,17 @@ def test_other_pictures_in_the_same_folder_are_refused(dataset: Dataset, tmp_pat
     folder = write_pictures(tmp_path / "other", size=21)
     run_out(import_pictures(str(folder), tmp_path / "data"))
     part = train_autoencoder(small_autoencoder(), dataset, tmp_path / "run")
-    next(part)
+    first_step(part)
     part.close()  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="other pictures"):
-        next(train_autoencoder(small_autoencoder(), Dataset.open(tmp_path / "data"), tmp_path / "run"))
+        first_step(train_autoencoder(small_autoencoder(), Dataset.open(tmp_path / "data"), tmp_path / "run"))
 
 
 def test_a_folder_with_other_things_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="is not empty and holds no run"):
-        next(train_autoencoder(small_autoencoder(), dataset, tmp_path / "run"))
+        first_step(train_autoencoder(small_autoencoder(), dataset, tmp_path / "run"))
     assert [f.name for f in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 

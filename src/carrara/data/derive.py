@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from carrara import progress
 from carrara.data.beside import KINDS, id_column
 from carrara.data.buckets import Size
 from carrara.data.commits import committed, drop_columns
@@ -50,6 +51,17 @@ class Progress:
     done: int
     total: int
     column: str | None = None
+
+
+def shown(title: str, reports: Generator[Progress], unit: str = "pictures") -> Generator[progress.Progress]:
+    """The same reports as a share, for whoever shows them."""
+    with closing(reports):
+        for report in reports:
+            if report.column is None:
+                share, words = report.done / max(1, report.total), f"{report.done} of {report.total} {unit}"
+                yield progress.Progress(
+                    title=title, fraction=share, words=words, total=report.total, unit=unit
+                )
 
 
 def column_name(name: str, key: Key) -> str:

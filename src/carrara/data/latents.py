@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from carrara import progress
 from carrara.autoencoders.scale import LatentScale
 from carrara.data.buckets import Size, extent
 from carrara.data.channels import check_channels
-from carrara.data.derive import Derive, Progress, Rows, derive, derived
+from carrara.data.derive import Derive, Progress, Rows, derive, derived, shown
 from carrara.data.loader import Bucket, Fetch
 from carrara.data.order import Batch
 from carrara.data.table import Dataset
@@ -139,6 +140,45 @@ def encode(
         bits=autoencoder.bits,
         crop=variant.crop,
     )
+
+
+def encode_missing(
+    dataset: Dataset,
+    autoencoder: StoredAutoencoder,
+    device: torch.device,
+    wanted: Sequence[Variant],
+    *,
+    autocast: Autocast = contextlib.nullcontext,
+    rows: Rows | None = None,
+    size: tuple[int, int] | None = None,
+    by: Callable[[Variant], Derive] = lambda variant: derive,
+) -> Generator[progress.Progress]:
+    """Encodes each variant, of some rows at (height, width) or of all, as far as it is not there already."""
+    for variant in wanted:
+        title = "latents" if len(wanted) == 1 else f"latents {variant}"
+        title += f" {size[1]} x {size[0]}" if size and size[0] != size[1] else ""
+        reports = encode(
+            dataset,
+            autoencoder,
+            device,
+            variant=variant,
+            autocast=autocast,
+            rows=rows,
+            size=size,
+            by=by(variant),
+        )
+        yield from shown(title, reports)
+
+
+def keep_scale(autoencoder: StoredAutoencoder, measured: Callable[[], LatentScale]) -> str:
+    """Measures the latent scale for an autoencoder that has none, and keeps it in its folder; a note if it cannot."""
+    if autoencoder.scale or not autoencoder.path:
+        return ""
+    try:
+        autoencoder.with_scale(measured()).keep_scale()
+    except OSError as error:
+        return f"note: the latent scale is not kept in {autoencoder.path}: {error.strerror}"
+    return ""
 
 
 def _to_device(pixels: Tensor, device: torch.device) -> Tensor:

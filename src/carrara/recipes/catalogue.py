@@ -6,7 +6,7 @@ import ast
 import importlib
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from carrara.config import Config, parse, read_toml
 from carrara.errors import UserError, nearest
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from carrara.training.contrasting import ContrastiveRecipe
     from carrara.training.diffusing import DiffusionRecipe
 
-    Recipe = AutoencoderRecipe | DiffusionRecipe | ContrastiveRecipe
+    Recipe: TypeAlias = AutoencoderRecipe | DiffusionRecipe | ContrastiveRecipe
 
 _PUBLISHED = ":published"
 

@@ -35,12 +35,13 @@ from carrara.evaluation.embedders.towers import Towers, TowersConfig
 from carrara.evaluation.recall import RANKS, ranks, recall, reciprocal
 from carrara.tensors import sample_uniform
 from carrara.training.averaged import fill_best
+from carrara.training.checks import check_pictures
 from carrara.training.fixed_pictures import weights
 from carrara.training.looks import Looks
 from carrara.training.loop import Report, Task, TrainConfig, TrainingState
 from carrara.training.parallel import Placement
+from carrara.training.passport import passport_of
 from carrara.training.run import RECIPE, Run
-from carrara.training.stages import check_pictures, passport_of
 
 if TYPE_CHECKING:
     from carrara.data.table import Dataset

@@ -81,6 +81,8 @@ def fastest(
     way = min(ways, key=lambda way: seconds[way] * (CLEARLY if divided and way.parts == 1 else 1.0))
     seconds |= (then := _timed(base, work, shapes, [way, *variants(way)]))
     best = min(then, key=lambda o: then[o] * SLIGHTLY ** ((not o.channels_last) + (not o.own_kernels)))
+    if len(seconds) == 1:
+        return best, str(best)
     others = [other for other in ways if other.bf16 != best.bf16] or [o for o in seconds if o != best]
     second = min(others, key=seconds.__getitem__)
     return best, f"{best}: {seconds[best]:.3g} s, against {seconds[second]:.3g} s in {second}"

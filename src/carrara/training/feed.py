@@ -107,12 +107,15 @@ class Feed:
             found.append(Needed(held, (size, size)))
         return found
 
-    def columns(self, needed: Needed) -> list[str]:
-        """The columns of all variants at a size; UserError where one is not encoded yet."""
-        columns = latents.encoded(
+    def encoded(self, needed: Needed) -> list[str] | None:
+        """The columns of all variants at a size; None where one is not encoded yet."""
+        return latents.encoded(
             self.dataset, self.autoencoder, self.variants, rows=needed.rows, size=needed.size
         )
-        if columns is None:
+
+    def columns(self, needed: Needed) -> list[str]:
+        """The columns of all variants at a size; UserError where one is not encoded yet."""
+        if (columns := self.encoded(needed)) is None:
             raise UserError(
                 f"{self.dataset.path} is not encoded with this autoencoder yet; see `carrara data encode`"
             )

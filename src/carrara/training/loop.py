@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from carrara.errors import UserError
 from carrara.parts import alone
+from carrara.progress import Progress
 from carrara.training import dropout, learning_rate
 from carrara.training.accumulation import parts
 from carrara.training.gradients import gradients
@@ -76,7 +77,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Progress):
     """One step: pictures seen after it, the terms of each loss, the share of the budget used.
 
     ``measures`` are further numbers of the task for the log, ``note`` is something that the user should read;
@@ -91,9 +92,7 @@ class Report:
     gradient: float
     lr: float
     spent: float
-    fraction: float
     measures: Mapping[str, float] = field(default_factory=dict)
-    note: str = ""
     best: bool = False
     last: bool = False
     next: str = ""
@@ -101,7 +100,8 @@ class Report:
     @staticmethod
     def remark(state: TrainingState, note: str = "", **more: Any) -> Report:
         """A report about no step."""
-        return Report(state.seen, state.step, {}, 0.0, 0.0, state.spent, state.fraction, note=note, **more)
+        about = {"fraction": state.fraction, "note": note, **more}
+        return Report(state.seen, state.step, {}, 0.0, 0.0, state.spent, **about)
 
 
 def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterator[Report]:
@@ -143,9 +143,10 @@ def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterat
             next(iter(norms.values()), 0.0),
             state.config.lr * lr,
             state.spent,
-            state.fraction,
             task.measures(),
-            "; ".join(note for note in notes if note),
+            fraction=state.fraction,
+            words=f"loss {sum(terms.values()):.4f} · {state.seen} seen",
+            note="; ".join(note for note in notes if note),
             next=task.pending(state),
         )
         notes = []

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
-from carrara import __version__
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.config import to_toml
-from carrara.data import ranges
 from carrara.data.channels import check_channels
+from carrara.data.derive import shown
+from carrara.data.latents import encode_missing, keep_scale
 from carrara.data.loader import load
 from carrara.errors import UserError
-from carrara.evaluation.pretrained import VISIBLE_CHANNELS
+from carrara.evaluation.embedders.encode import embed_missing
 from carrara.generation.model import Model, build_network, latent_of
+from carrara.progress import Progress
 from carrara.tensors import mix
-from carrara.training import adversary
+from carrara.training import adversary, mirroring
 from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask, with_network
 from carrara.training.averaged import fill_best
-from carrara.training.conditioning import derived_columns, learned, reads_of
+from carrara.training.checks import check_autoencoder, check_pictures, check_start
+from carrara.training.conditioning import (
+    checked,
+    cut_notes,
+    derive_for,
+    derived_columns,
+    learned,
+    reads_of,
+)
+from carrara.training.continuing import steps_made
+from carrara.training.contrasting import ContrastiveRecipe, Pairs, train_contrastive
 from carrara.training.diffusing import DiffusionRecipe, DiffusionTask, Pixels
+from carrara.training.fastest import fastest_encoding
 from carrara.training.feed import Feed, multiple_of
 from carrara.training.held_out import HeldOutJudge
 from carrara.training.loop import Report, TrainConfig, TrainingState
 from carrara.training.parallel import Placement
+from carrara.training.passport import passport_of
+from carrara.training.preflight import check_memory
 from carrara.training.run import RECIPE, Run
 from carrara.training.validation import Validation
 
@@ -42,7 +54,7 @@ _DATA = "pictures or captions"
 
 def train_autoencoder(
     recipe: AutoencoderRecipe, dataset: Dataset, folder: Path, *, start: StoredAutoencoder | None = None
-) -> Generator[Report]:
+) -> Generator[Progress]:
     """Stage one: reports while it trains; in the end ``folder/model`` holds the averaged weights.
 
     It begins from ``start``'s weights, if given (the recipe then has its network), otherwise from random ones.
@@ -54,9 +66,16 @@ def train_autoencoder(
     if run.finished:
         return
     placement = Placement.choose(precision=recipe.train.precision)
+    if converted := check_channels(dataset, recipe.network.image_channels, recipe.bits):
+        yield Progress(note=f"note: {converted}")
+    with torch.device("meta"):
+        check_autoencoder(recipe, recipe.network.build(), dataset, start)
+    if not steps_made(folder):
+        check_memory(recipe, dataset)
+    yield Progress(note=f"training the autoencoder on {len(dataset.indices('train'))} pictures")
+    yield from _mirrored(recipe)
     torch.manual_seed(recipe.train.seed)
     module = recipe.network.build()
-    check_autoencoder(recipe, module, dataset, start)
     if start:
         module.load_state_dict(start.module.state_dict())
     judge = HeldOutJudge(recipe, dataset, module, folder)
@@ -91,43 +110,12 @@ def train_autoencoder(
     run.finish(lambda path: finished.save(path, {RECIPE: to_toml(recipe)}))
 
 
-def check_autoencoder(
-    recipe: AutoencoderRecipe, module: Any, dataset: Dataset, start: StoredAutoencoder | None
-) -> None:
-    """UserError where this network cannot be trained on these pictures by this recipe.
-
-    Codes that exist already may be more than the data has vectors.
-    """
-    check_channels(dataset, recipe.network.image_channels, recipe.bits)
-    pictures = len(dataset.indices("train"))
-    kind = recipe.network.kind
-    if recipe.size % module.factor:
-        raise UserError(f"size is {recipe.size}; this autoencoder needs a multiple of {module.factor}")
-    if not list(module.parameters()):
-        raise UserError(
-            f"the autoencoder {kind!r} has nothing to train; for diffusion in pixels see `carrara recipe ddpm`"
-        )
-    if pictures < recipe.train.batch:
-        raise UserError(
-            f"train.batch is {recipe.train.batch}, but {dataset.path} has {pictures} pictures to train on; "
-            f"take --set train.batch={pictures} or fewer"
-        )
-    channels = recipe.network.image_channels
-    if recipe.losses.lpips and channels not in VISIBLE_CHANNELS:
-        raise UserError(
-            f"losses.lpips looks at 1, 3 or 4 channels, these pictures have {channels}; leave it at 0"
-        )
-    vectors = pictures * (recipe.size // module.factor) ** 2
-    if kind == "vq" and module.codes > vectors and not start:
-        raise UserError(
-            f"the codebook has {module.codes} codes for {vectors} vectors in all ({pictures} pictures of "
-            f"{(recipe.size // module.factor) ** 2}); take --set autoencoder.codes={max(2, vectors // 16)} or fewer"
-        )
-
-
 def fitted(recipe: DiffusionRecipe, dataset: Dataset) -> DiffusionRecipe:
     """The recipe without the conditions for which the data has no words: then it trains unconditionally."""
-    reads = reads_of(recipe.model, dataset)
+    return _fitted(recipe, reads_of(recipe.model, dataset))
+
+
+def _fitted(recipe: DiffusionRecipe, reads: Mapping[str, Sequence[str]]) -> DiffusionRecipe:
     kept = {name: c for name, c in recipe.model.conditions.items() if reads[name]}
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"conditions": kept})})
 
@@ -138,37 +126,61 @@ def train_diffusion(
     autoencoder: StoredAutoencoder | None,
     folder: Path,
     *,
-    conditions: nn.ModuleDict | None = None,
     start: Model | None = None,
-) -> Generator[Report]:
-    """Stage two, on stored latents (``data.latents.encode``) or, without an autoencoder, on the recipe's pixels.
+) -> Generator[Progress]:
+    """Stage two, on latents (encoded first where they are missing) or, without an autoencoder, on the recipe's pixels.
 
-    In the end the model lies in ``folder/model``. ``conditions`` are those that `conditioning.learned` gave for
-    the recipe's seed, where they are at hand already. With ``start`` (whose configuration the recipe has) training
-    begins from its weights, and its latent scale stays.
+    In the end the model lies in ``folder/model``. Conditions for which the data has no column are left out. With
+    ``start`` (whose configuration the recipe has) training begins from its weights, and its latent scale stays.
     """
     if recipe.pixels:
         autoencoder = recipe.pixels.autoencoder()
     if autoencoder is None:
         raise UserError("a recipe without pixels needs an autoencoder")
     check_pictures(dataset)
+    if start:
+        check_start(start, autoencoder)
+    reads = reads_of(recipe.model, dataset)
+    recipe = _fitted(recipe, reads)
+    if dropped := [name for name in reads if name not in recipe.model.conditions]:
+        if start:
+            raise UserError(
+                f"the model to begin from needs {', '.join(dropped)}, for which the data has no column"
+            )
+        yield Progress(
+            note=f"the data has no column for {', '.join(dropped)}: training without it, unconditionally"
+        )
     made_from = {_DATA: dataset.hash, "autoencoder": autoencoder.hash}
     run = Run(folder, recipe, made_from | ({"start": start.hash} if start else {}), dataset)
     if run.finished:
         return
     begun = start.hash if start else ""
+    parts: Mapping[str, Any] = dict(start.conditions.items()) if start else recipe.model.conditions
+    for note in checked(parts, dataset, reads=reads):
+        yield Progress(note=f"note: {note}")
+    if not steps_made(folder):
+        check_memory(recipe, dataset, autoencoder, start.conditions if start else None)
+    placement = Placement.choose(precision=recipe.train.precision)
     feed = feed_of(recipe, dataset, autoencoder)
+    yield from _encoded(feed, autoencoder, placement, recipe.train.precision)
+    if not recipe.pixels and (note := keep_scale(autoencoder, feed.measured)):
+        yield Progress(note=note)
     if start:
-        check_start(start, autoencoder)
         autoencoder, conditions = replace(feed.autoencoder, scale=start.autoencoder.scale), start.conditions
     else:
+        if not recipe.pixels and (other := feed.scale_note()):
+            yield Progress(note=other)
         autoencoder = feed.scaled()
+        conditions = learned(recipe.model, dataset, latent_of(autoencoder), recipe.train.seed)
     assert autoencoder.scale is not None
-    placement = Placement.choose(precision=recipe.train.precision)
-    latent, reads = latent_of(autoencoder), reads_of(recipe.model, dataset)
-    if conditions is None:
-        conditions = learned(recipe.model, dataset, latent, recipe.train.seed)
+    latent = latent_of(autoencoder)
+    conditions.to(placement.device)
+    for note in cut_notes(conditions, reads, dataset):
+        yield Progress(note=f"note: {note}")
+    yield from shown("conditions", derive_for(conditions, reads, dataset))
     words = derived_columns(conditions, reads, dataset)
+    yield from _mirrored(recipe)
+    yield Progress(note="training the diffusion model")
     torch.manual_seed(mix(recipe.train.seed, 1) >> 1)
     network = start.network if start else build_network(recipe.model, conditions, latent.channels)
     for module in (network, conditions):
@@ -213,19 +225,43 @@ def train_diffusion(
     run.finish(save)
 
 
-def check_start(start: Model, autoencoder: StoredAutoencoder) -> None:
-    """UserError where a model to begin from was trained on the latents of another autoencoder."""
-    if start.autoencoder.hash != autoencoder.hash:
-        raise UserError(
-            "the model to begin from was trained on the latents of another autoencoder; "
-            "omit --autoencoder to use its own"
+def _encoded(
+    feed: Feed, autoencoder: StoredAutoencoder, placement: Placement, precision: str
+) -> Iterator[Progress]:
+    """Latents where they are missing."""
+    missing = [needed for needed in feed.needed() if feed.encoded(needed) is None]
+    if missing:
+        placement = fastest_encoding(autoencoder, placement, precision)
+    for needed in missing:
+        yield from encode_missing(
+            feed.dataset,
+            autoencoder,
+            placement.device,
+            feed.variants,
+            autocast=placement.autocast,
+            rows=needed.rows,
+            size=needed.size,
         )
 
 
-def check_pictures(dataset: Dataset) -> None:
-    """UserError where the data set has no picture to train on. Fewer than a batch repeat within one."""
-    if len(dataset.indices("train")) == 0:
-        raise UserError(f"{dataset.path} has no pictures to train on")
+def _mirrored(recipe: AutoencoderRecipe | DiffusionRecipe) -> Iterator[Progress]:
+    if note := mirroring.note(recipe):
+        yield Progress(note=f"note: {note}")
+
+
+def train_search_space(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path) -> Generator[Progress]:
+    """Towers that put texts and pictures into one space: what is missing is embedded, then they are trained.
+
+    In the end ``folder/model`` has those that did best on one half of the held-out pairs.
+    """
+    pairs = Pairs(recipe, dataset)
+    for embedder, of in pairs.needed():
+        yield from embed_missing(dataset, embedder, of)
+    languages = ", ".join(pairs.captions)
+    yield Progress(note=f"training on {len(pairs.rows('train'))} pictures with captions ({languages})")
+    if not steps_made(folder):
+        check_memory(recipe, dataset)
+    yield from train_contrastive(recipe, dataset, folder)
 
 
 def feed_of(recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder) -> Feed:
@@ -246,23 +282,3 @@ def _batches(
         channels=pixels.channels if pixels else 3,
         bits=bits,
     )
-
-
-def passport_of(
-    dataset: Dataset, state: TrainingState, made_from: StoredAutoencoder | None
-) -> dict[str, Any]:
-    """Where a model comes from; the licences of the autoencoder it stands on are among its own."""
-    inherited = made_from.passport.get("licences", []) if made_from else []
-    licences = sorted({licence for licence in dataset.column("licence") if licence} | set(inherited))
-    return {
-        "carrara": __version__,
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "data": dataset.fingerprint(),
-        "pictures": len(dataset.indices("train")),
-        "licences": licences,
-        "languages": sorted(dataset.captions),
-        **({"ranges": spans} if (spans := ranges.of(dataset.about)) else {}),
-        "seen": state.seen,
-        "steps": state.step,
-        "seconds": round(state.spent, 1),
-    }

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from carrara import progress
 from carrara.data.channels import check_channels
-from carrara.data.derive import Derive, Progress, derive, derived
+from carrara.data.derive import Derive, Progress, derive, derived, shown
 from carrara.data.search.indexing import Build, build
 from carrara.data.search.nearest import index_vectors
 from carrara.data.search.vectors import PICTURES, SEEN, meaning, vector_columns, vector_key
@@ -51,6 +52,18 @@ def embed(
         yield from _pictures(dataset, embedder, by)
     else:
         yield from _texts(dataset, embedder, of, by)
+
+
+def embed_missing(
+    dataset: Dataset, embedder: Embedder, of: str, *, by: Derive = derive, build: Build = build
+) -> Generator[progress.Progress]:
+    """The vectors of a column where they are not there yet, and the index of them; the last report says where."""
+    what = "pictures" if of == PICTURES else f"texts of {of}"
+    if embedded(dataset, embedder, of) is None:
+        yield from shown(f"{embedder.name}, {what}", embed(dataset, embedder, of, by=by), "rows")
+    index(dataset, embedder, of, build)
+    column = embedded(dataset, embedder, of)
+    yield progress.Progress(note=f"{embedder.name}: {what} encoded, as the column {column}")
 
 
 def index(dataset: Dataset, embedder: Embedder, of: str, build: Build = build) -> bool:
