@@ -15,6 +15,7 @@ from conftest import (
     recipe_file,
     small_autoencoder,
     small_diffusion,
+    some_steps,
     write_pictures,
 )
 
@@ -184,13 +185,11 @@ def newer(about: Path) -> None:
 
 
 def test_a_run_that_has_not_finished(here: Here, files: Path) -> None:
-    from itertools import islice
-
     from carrara.data.table import Dataset
     from carrara.training.stages import train_autoencoder
 
     reports = train_autoencoder(small_autoencoder(), Dataset.open(files / "data"), files / "half")
-    list(islice(reports, 2))
+    some_steps(reports, 2)
     reports.close()  # type: ignore[attr-defined]
     assert (
         "has not finished: the same `carrara train` again continues it" in here("sample", "half", "x").refusal

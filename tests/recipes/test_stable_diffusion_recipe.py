@@ -10,15 +10,14 @@ from carrara.autoencoders import kl
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.conditions.pretrained_text import PretrainedTextEncoder
 from carrara.data.importing import import_pictures
-from carrara.data.latents import encode
 from carrara.data.table import Dataset
 from carrara.errors import UserError
-from carrara.generation.model import latent_of, load_model
+from carrara.generation.model import load_model
 from carrara.recipes.catalogue import named
-from carrara.training.conditioning import derive_for, learned, reads_of
+from carrara.training.conditioning import learned
 from carrara.training.diffusing import DiffusionRecipe
-from carrara.training.stages import feed_of, train_diffusion
-from conftest import run_out, write_pictures
+from carrara.training.stages import train_diffusion
+from conftest import run_out, steps, write_pictures
 
 CLIP_WIDTH = 768
 
@@ -54,16 +53,11 @@ def test_a_step_in_small(tmp_path: Path) -> None:
         "resolutions=[{size=16}, {size=32}]", "train.batch=4", "train.accumulate=2", "train.budget=2steps",
         "train.warmup=1", "train.precision=fp32", "validation.looks=0",
     )  # fmt: skip
-    feed = feed_of(small, dataset, autoencoder)
-    for needed in feed.needed():
-        run_out(encode(dataset, autoencoder, torch.device("cpu"), rows=needed.rows, size=needed.size))
-    conditions = learned(small.model, dataset, latent_of(feed.scaled()), 0)
-    assert isinstance(conditions["caption"], PretrainedTextEncoder)
-    run_out(derive_for(conditions, reads_of(small.model, dataset), dataset))
-    reports = run_out(train_diffusion(small, dataset, autoencoder, tmp_path / "run", conditions=conditions))
-    assert [r.step for r in reports if r.losses] == [1, 2]
+    reports = steps(train_diffusion(small, dataset, autoencoder, tmp_path / "run"))
+    assert [r.step for r in reports] == [1, 2]
     assert 0.5 < reports[0].losses["denoising"] < 2, "of a network that says 0, the variance of the noise"
     model = load_model(tmp_path / "run" / "model")
+    assert isinstance(model.conditions["caption"], PretrainedTextEncoder)
     assert model.network.conv_out.weight.abs().max() > 0  # type: ignore[union-attr]
     assert model.size == 32
 
