@@ -337,13 +337,13 @@ WIDE = (200, 100)
 )
 def test_boxes_in_many_forms(said: Any, expected: Any) -> None:
     names = ("one", "two") if "objects" in said else ()
-    text = boxes.canonical(json.dumps(said), *WIDE, names)
+    text = boxes.canonical(json.dumps(said), *WIDE, names).text
     found = boxes.parse(text)
     assert found is not None
     assert [b.label for b in found] == [label for label, *_ in expected]
     for box, (_, *numbers) in zip(found, expected, strict=True):
         assert (box.left, box.top, box.width, box.height) == pytest.approx(numbers, abs=1e-6)
-    assert boxes.canonical(text, *WIDE) == text == boxes.write(found)
+    assert boxes.canonical(text, *WIDE).text == text == boxes.write(found)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import importlib
 import itertools
 import json
 import pkgutil
-from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from carrara.data.looking import MANY, looked_at
 from carrara.data.rows import KEPT, LANGUAGE, UNSTATED, Rejected, Row, Survey
 from carrara.data.store import Store, store_at
 from carrara.data.summary import Summary as Summary
+from carrara.data.summary import kinds
 from carrara.data.table import ABOUT, FORMAT, TABLE, Dataset, nearest_path, split_version
 from carrara.data.unfinished import UNFINISHED, folder_of, sweep
 from carrara.data.writer import SAME, Writer
@@ -356,8 +356,8 @@ def _summary(
             if name in dataset.columns
         },
         dataset=str(dataset.path),
-        reasons=dict(Counter(r["reason"] for r in skipped).most_common()),
-        remarks=dict(Counter(remarks).most_common()),
+        reasons=kinds(r["reason"] for r in skipped),
+        remarks=kinds(remarks),
         spans=ranges.of(dataset.about),
         unstated=dataset.table.count_rows(filter=ranges.UNSTATED),
     )

@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from carrara.data import ranges
 from carrara.data.told import REJECTED
+
+# What a reason says of one file alone: numbers and what stands in quotes. Bits and a server's answers are kinds.
+_OWN = re.compile(
+    r"""(?<!\w)(?:'[^']*'|"[^"]*"|-?inf(?!\w))|(?<!answered )(?<![\w.])-?\d+(?:\.\d+)*(?:e[+-]?\d+)?(?!\w|-bit)"""
+)
+
+
+def kinds(reasons: Iterable[str]) -> dict[str, int]:
+    """How often there was which kind of reason, the most frequent first: those that differ only in numbers and quoted
+    names are one, with "…" where they differ."""
+    shared: dict[str, list[str | None]] = {}
+    counts = Counter[str]()
+    for reason in reasons:
+        own = _OWN.findall(reason)
+        kind = _OWN.sub("\0", reason)
+        counts[kind] += 1
+        before = shared.setdefault(kind, own)
+        shared[kind] = [a if a == b else "…" for a, b in zip(before, own, strict=True)]
+    return {_filled(kind, shared[kind]): count for kind, count in counts.most_common()}
+
+
+def _filled(kind: str, own: Iterable[str]) -> str:
+    left = iter(own)
+    return re.sub("\0", lambda _: next(left), kind)
 
 
 @dataclass(frozen=True)
