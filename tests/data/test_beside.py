@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from carrara.data import boxes, loader
+from carrara.data.beside import check
 from carrara.data.derive import derive, derived
 from carrara.data.importing import Progress, import_pictures
 from carrara.data.loader import load
@@ -380,3 +381,58 @@ def test_boxes_in_metadata_go_before_those_beside(source: Path, tmp_path: Path) 
         ["thing 3"],
     ]
     assert dataset.boxes([0]) == [[boxes.Box("told", 0, 0, 0.25, 0.25)]]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "spread"),
+    [
+        ([0, 85, 170, 255], True),
+        ([0, 64, 128, 191, 255], True),
+        ([0, 255], True),
+        ([0, 10, 20, 30], True),
+        ([0, 1, 2, 255], False),
+        ([7], False),
+        ([0, 3, 17, 20], False),
+    ],
+)
+def test_numbers_that_were_spread_out_to_be_seen_are_told(
+    numbers: list[int], spread: bool, tmp_path: Path
+) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    for k, number in enumerate(numbers):  # one map has not all of them
+        Image.new("RGB", (8, 8), (k, 0, 0)).save(root / f"{k}.png")
+        values = np.full((8, 8), number, np.uint8)
+        values[:4] = numbers[0]
+        Image.fromarray(values).save(root / f"{k}.map.png")
+    _, last = run(root, tmp_path / "data")
+    assert last.summary is not None
+    said = [line for line in last.summary.lines() if "each number is a class" in line]
+    assert bool(said) == spread
+    if spread:
+        assert f"are {', '.join(map(str, numbers))}, and" in said[0]
+        assert f"write 0 to {len(numbers) - 1} " in said[0]
+
+
+def test_a_photograph_is_no_map(tmp_path: Path) -> None:
+    dice = np.random.default_rng(0)
+    smooth = np.add.outer(np.arange(96) * 2, np.arange(96)) % 256
+    grey = {
+        "noise": dice.integers(0, 256, (96, 96)),
+        "gradient": smooth,
+        "on white": np.where(np.add.outer(np.arange(96), np.arange(96)) > 60, 255, smooth),
+    }
+    classes = {
+        "regions": np.kron(dice.integers(0, 200, (12, 12)), np.ones((8, 8), int)),
+        "few": dice.integers(0, 9, (96, 96)),
+        "one": np.zeros((96, 96), int),
+    }
+    for name, values in {**grey, **classes}.items():
+        data = io.BytesIO()
+        Image.fromarray(values.astype(np.uint8)).save(data, "PNG")
+        for kind in ("map", "mask"):
+            if name in grey:
+                with pytest.raises(BadPicture, match="a picture in greys"):
+                    check(kind, data.getvalue(), 96, 96)
+            else:
+                check(kind, data.getvalue(), 96, 96)

@@ -56,10 +56,16 @@ def id_column(name: str) -> str:
 def check(name: str, data: bytes, width: int, height: int, span: Span | None = None) -> tuple[str, ...]:
     """Decodes all of it; notes on what of it is clipped. BadPicture where it is none, or no such thing as belongs in
     the column ``name``, or has another ratio than the picture of this size (by more than a pixel)."""
+    from carrara.data.class_numbers import are_shades
     from carrara.data.pictures import class_ids, look
 
     if KINDS[name].values == "numbers":
-        own_height, own_width = class_ids(data).shape
+        ids = class_ids(data)
+        own_height, own_width = ids.shape
+        if are_shades(ids):
+            raise BadPicture(
+                "is a picture in greys (many numbers, most beside another); expected one a class"
+            )
         notes: tuple[str, ...] = ()
     else:
         own_width, own_height, _, _, notes = look(data, span, managed=False)

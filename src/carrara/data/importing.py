@@ -21,6 +21,7 @@ from carrara.console import console
 from carrara.data import ranges, told
 from carrara.data.beside import KINDS
 from carrara.data.boxes import COLUMN
+from carrara.data.class_numbers import far_apart
 from carrara.data.fetching import fetched
 from carrara.data.files import printable
 from carrara.data.languages import Spoken, spoken_in
@@ -360,4 +361,5 @@ def _summary(
         remarks=kinds(remarks),
         spans=ranges.of(dataset.about),
         unstated=dataset.table.count_rows(filter=ranges.UNSTATED),
+        far_apart=[] if unchanged or "map" not in dataset.columns else far_apart(dataset, "map"),
     )
