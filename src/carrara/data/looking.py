@@ -34,6 +34,7 @@ from carrara.data.rows import (
     content_id,
     tidy,
 )
+from carrara.data.sentence import BY
 from carrara.data.table_files import size_of
 
 THREADS = max(
@@ -227,6 +228,9 @@ def look_at(item: Row | Rejected) -> Looked | Rejected:
         **captions,
         **more,
     }
+    if item.sentence is not None and not captions and (text := tidy(item.sentence.filled(record))):
+        language = item.sentence.language
+        record |= {caption_column(language): text[:MAX_TEXT], CAPTIONED_BY: f"{language}:{BY}"}
     return Looked(record, left_out)
 
 
