@@ -24,6 +24,7 @@ from carrara.data.boxes import COLUMN
 from carrara.data.class_numbers import far_apart
 from carrara.data.fetching import fetched
 from carrara.data.files import printable
+from carrara.data.journaled import is_left_out
 from carrara.data.languages import Spoken, spoken_in
 from carrara.data.looking import MANY, looked_at
 from carrara.data.rows import KEPT, LANGUAGE, UNSTATED, Rejected, Row, Survey
@@ -33,7 +34,7 @@ from carrara.data.summary import Summary as Summary
 from carrara.data.summary import kinds
 from carrara.data.table import ABOUT, FORMAT, TABLE, Dataset, nearest_path, split_version
 from carrara.data.unfinished import UNFINISHED, folder_of, sweep
-from carrara.data.writer import SAME, Writer
+from carrara.data.writer import Writer
 from carrara.errors import UserError, refusal
 from carrara.files import check_writable
 
@@ -196,13 +197,12 @@ def import_pictures(
             again = "; --retry asks for them again" if getattr(importer, "DOWNLOADS", False) else ""
             raise UserError(f"no picture in {source} could be read{reason}{again}")
         writer.commit()
-        skipped = len(_left_out(writer.rejected))
         own: dict[str, Any] = (
             {ranges.KEY: {name: list(span) for name, span in spans.items()}} if spans else {}
         )
         own |= {"caption": f"{sentence.language}: {sentence.text}"} if sentence is not None else {}
         own |= {"shares": sorted(writer.shares), "changed": bool(writer.before)}
-        told.tell(store, {**entry, **own, "rejected": skipped}, writer.rejected)
+        told.tell(store, {**entry, **own, "rejected": writer.skipped}, writer.rejected)
         writer.finish()
         with contextlib.suppress(UserError):  # the import is complete; cleaning says what cannot be removed
             sweep(store, which=lambda other: _of_same_source(other, entry))
@@ -213,7 +213,7 @@ def import_pictures(
             replaced=writer.replaced,
             before=writer.before,
         )
-        yield Progress(survey.total, survey.total, writer.added, skipped, summary)
+        yield Progress(survey.total, survey.total, writer.added, writer.skipped, summary)
     except (OSError, ValueError) as error:  # the disk is full, or the place cannot be reached any more
         if isinstance(error, ValueError) and "LanceError(IO)" not in str(error):
             raise
@@ -295,7 +295,7 @@ def take_in(items: Iterator[Row | Rejected], job: Job, writer: Writer) -> Iterat
                 writer.note({"file": left.source, "reason": left.reason})
             writer.add(looked.record)
         pictures += isinstance(item, Row)
-        yield Progress(pictures, job.total, writer.added, len(writer.rejected) - writer.duplicates)
+        yield Progress(pictures, job.total, writer.added, writer.skipped)
 
 
 def _completed(
@@ -305,11 +305,6 @@ def _completed(
         if isinstance(item, Row):
             item.spans, item.sentence = spans, sentence
         yield item
-
-
-def _left_out(rejected: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Of what is listed that which did not come in: no further copy, and no remark on what did."""
-    return [entry for entry in rejected if not entry["reason"].startswith((SAME, KEPT))]
 
 
 def _importer(source: str) -> tuple[str, Any]:
@@ -367,7 +362,7 @@ def _summary(
     dataset: Dataset, counts: tuple[int, int, int], rejected: list[dict[str, str]], *, unchanged: bool
 ) -> Summary:
     added, updated, duplicates = counts
-    skipped = _left_out(rejected)
+    skipped = list(filter(is_left_out, rejected))
     remarks = [r["reason"].removeprefix(KEPT) for r in rejected if r["reason"].startswith(KEPT)]
     return Summary(
         added,

@@ -88,8 +88,8 @@ class Summary:
         if self.duplicates:
             were, their = ("was", "its") if self.duplicates == 1 else ("were", "their")
             lines.append(
-                f"{self.duplicates} {were} already there under another name; {their} captions were added to that "
-                "picture, further ones in a language to its captions_more"
+                f"{self.duplicates} {were} already there under another name (listed in {REJECTED}, too); {their} "
+                "captions were added to that picture, further ones in a language to its captions_more"
             )
         if self.rejected and self.unchanged:
             lines.append(
