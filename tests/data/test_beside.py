@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 from carrara.data import boxes, loader
-from carrara.data.beside import check
 from carrara.data.derive import derive, derived
 from carrara.data.importing import Progress, import_pictures
 from carrara.data.loader import load
@@ -414,22 +413,28 @@ def test_numbers_that_were_spread_out_to_be_seen_are_told(
         assert f"write 0 to {len(numbers) - 1} " in said[0]
 
 
-def test_a_map_that_looks_like_a_photograph_is_told() -> None:
+def test_maps_that_look_like_photographs_are_told(tmp_path: Path) -> None:
     dice = np.random.default_rng(0)
     smooth = np.add.outer(np.arange(96) * 2, np.arange(96)) % 256
     grey = {
-        "noise": dice.integers(0, 256, (96, 96)),
         "gradient": smooth,
+        "noise": dice.integers(0, 256, (96, 96)),
         "on white": np.where(np.add.outer(np.arange(96), np.arange(96)) > 60, 255, smooth),
     }
     classes = {
-        "regions": np.kron(dice.integers(0, 200, (12, 12)), np.ones((8, 8), int)),
         "few": dice.integers(0, 9, (96, 96)),
         "one": np.zeros((96, 96), int),
+        "regions": np.kron(dice.integers(0, 200, (12, 12)), np.ones((8, 8), int)),
     }
-    for name, values in {**grey, **classes}.items():
-        data = io.BytesIO()
-        Image.fromarray(values.astype(np.uint8)).save(data, "PNG")
-        for kind in ("map", "mask"):
-            notes = check(kind, data.getvalue(), 96, 96)
-            assert ["looks like a picture in greys" in note for note in notes] == [True] * (name in grey)
+    for kind in ("map", "mask"):
+        root = tmp_path / kind
+        root.mkdir()
+        for k, (name, values) in enumerate({**grey, **classes}.items()):
+            Image.new("RGB", (48, 48), (k, 0, 0)).save(root / f"{name}.png")
+            Image.fromarray(values.astype(np.uint8)).save(root / f"{name}.{kind}.png")
+        dataset, last = run(root, tmp_path / f"{kind} data")
+        assert last.summary is not None
+        (said,) = (line for line in last.summary.lines() if "pictures in greys" in line)
+        assert said.startswith(f"3 of 6 {kind}s that were looked at")
+        assert "that of gradient.png" in said
+        assert not rejected(dataset)

@@ -40,9 +40,6 @@ KINDS = {
 }
 
 
-_SHADES = "its {} looks like a picture in greys (many numbers, most beside another); expected a number for each class"
-
-
 @dataclass(frozen=True)
 class Beside:
     """A picture that a source offers beside another; ``read()`` as that of a `rows.Row`."""
@@ -57,16 +54,13 @@ def id_column(name: str) -> str:
 
 
 def check(name: str, data: bytes, width: int, height: int, span: Span | None = None) -> tuple[str, ...]:
-    """Decodes all of it; notes on what of it is clipped, or no class by its looks. BadPicture where it is none, or no
-    such thing as belongs in the column ``name``, or has another ratio than the picture of this size (by more than a
-    pixel)."""
-    from carrara.data.class_numbers import are_shades
+    """Decodes all of it; notes on what of it is clipped. BadPicture where it is none, or no such thing as belongs in
+    the column ``name``, or has another ratio than the picture of this size (by more than a pixel)."""
     from carrara.data.pictures import class_ids, look
 
     if KINDS[name].values == "numbers":
-        ids = class_ids(data)
-        own_height, own_width = ids.shape
-        notes: tuple[str, ...] = (_SHADES.format(name),) if are_shades(ids) else ()
+        own_height, own_width = class_ids(data).shape
+        notes: tuple[str, ...] = ()
     else:
         own_width, own_height, _, _, notes = look(data, span, managed=False)
         read(name, data, 1, span=span)

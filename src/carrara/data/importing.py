@@ -21,7 +21,7 @@ from carrara.console import console
 from carrara.data import ranges, told
 from carrara.data.beside import KINDS
 from carrara.data.boxes import COLUMN
-from carrara.data.class_numbers import far_apart
+from carrara.data.class_numbers import CLASSES, remarks_on
 from carrara.data.fetching import fetched
 from carrara.data.files import printable
 from carrara.data.journaled import is_left_out
@@ -231,7 +231,9 @@ def _sentence(options: Options, store: Store, importer: str, where: str) -> Sent
     text = options.caption
     if text is None:
         sources = (told.about(store) or {}).get("sources", [])
-        same = next((s for s in sources if (s["importer"], s["source"]) == (importer, where)), {})
+        same: dict[str, Any] = next(
+            (s for s in sources if (s["importer"], s["source"]) == (importer, where)), {}
+        )
         language, _, text = str(same.get("caption", "")).partition(": ")
         text = text if LANGUAGE.fullmatch(language) else ""
     return Sentence(text, _NAMEABLE, "an import", language) if text else None
@@ -384,5 +386,5 @@ def _summary(
         remarks=kinds(remarks),
         spans=ranges.of(dataset.about),
         unstated=dataset.table.count_rows(filter=ranges.UNSTATED),
-        far_apart=[] if unchanged or "map" not in dataset.columns else far_apart(dataset, "map"),
+        on_maps=[] if unchanged else [line for name in CLASSES for line in remarks_on(dataset, name)],
     )

@@ -19,7 +19,7 @@ _OWN = re.compile(
 def kinds(reasons: Iterable[str]) -> dict[str, int]:
     """How often there was which kind of reason, the most frequent first: those that differ only in numbers and quoted
     names are one, with "…" where they differ."""
-    shared: dict[str, list[str | None]] = {}
+    shared: dict[str, list[str]] = {}
     counts = Counter[str]()
     for reason in reasons:
         own = _OWN.findall(reason)
@@ -53,7 +53,7 @@ class Summary:
     remarks: dict[str, int] = field(default_factory=dict)
     spans: dict[str, ranges.Span] = field(default_factory=dict)
     unstated: int = 0
-    far_apart: list[int] = field(default_factory=list)  # the numbers in maps that are hardly counted classes
+    on_maps: list[str] = field(default_factory=list)  # sentences on maps that are hardly of classes
     lost: int = 0  # of those updated, how many lost a caption
     replaced: int = 0
     before: int = field(default=0, compare=False)  # the version with the words of before
@@ -112,12 +112,7 @@ class Summary:
         if self.remarks:
             why = "; ".join(f"{count} x {remark}" for remark, count in list(self.remarks.items())[:3])
             lines.append(f"with a remark in {REJECTED}: {why}")
-        if self.far_apart:
-            which = ", ".join(map(str, self.far_apart[:12])) + (" …" if len(self.far_apart) > 12 else "")
-            lines.append(
-                f"the only numbers in map are {which}, and each number is a class: where they were spread out to be "
-                f"seen, write 0 to {len(self.far_apart) - 1} in their place (255 is no class)"
-            )
+        lines += self.on_maps
         if self.unstated and "image" not in self.spans:
             lines.append(
                 f"{self.unstated} pictures hold floats or whole numbers of more than 16 bits: white is 1 or the "
