@@ -86,6 +86,24 @@ def test_what_lies_beyond_is_one_reason_whatever_its_numbers(tmp_path: Path) -> 
     assert all(f"to {1.5 + k:g}, out" in listed for k in range(4))
 
 
+def test_the_summary_counts_every_line_that_is_listed(tmp_path: Path) -> None:
+    root = tmp_path / "s"
+    root.mkdir()
+    for k in range(3):
+        Image.new("L", (32, 32), k % 2).save(root / f"{k}.png")  # one is a copy
+        floats(root / f"{k}.tif", 0.5, 0.5 + k)  # one is in the range
+        (root / f"{k}.doc").write_text("no picture")
+    floats(root / "0.png.depth.tif", 5, 50)
+    *reports, last = import_pictures(root, tmp_path / "d", range=("depth=0..40",))
+    assert last.summary is not None
+    told = " ".join(last.summary.lines())
+    listed = (tmp_path / "d" / "rejected.jsonl").read_text().splitlines()
+    assert (len(listed), last.rejected, reports[-1].rejected) == (7, 5, 5)
+    assert "5 skipped, listed in rejected.jsonl" in told
+    assert "1 was already there under another name (listed in rejected.jsonl, too)" in told
+    assert "with a remark in rejected.jsonl: 1 x its numbers from 5 to 50 are clipped" in told
+
+
 @pytest.mark.parametrize(
     ("reasons", "expected"),
     [

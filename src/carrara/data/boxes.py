@@ -21,7 +21,10 @@ _SIDEWAYS: dict[int, Callable[[float, float, float, float], tuple[float, float]]
     7: lambda left, top, right, bottom: (bottom, right),
     8: lambda left, top, right, bottom: (top, right),
 }
-_TURNED = "its stated sides are those before EXIF's turn, so its boxes were turned with it"
+_TURNED = (
+    "its stated sides are those before EXIF's turn, so its boxes were turned with it (boxes drawn on it as shown need "
+    "its sides as shown)"
+)
 _AS_SHOWN = (
     "its stated sides are those before EXIF's turn, but its boxes only fit it as shown: they were not turned"
 )
