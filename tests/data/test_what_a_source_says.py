@@ -227,6 +227,7 @@ TRAIN, HELD = ("train", None), ("held_out", None)
         {"0/1.png": (None, "0"), "1/2.png": (None, "1"), "10/3.png": (None, "10")},
         {"00000/0001.png": (None, None), "00001/0001.png": (None, None)},  # numbered anew in each
         {"001/IMG_1.png": (None, None), "001/IMG_2.png": (None, None), "002/IMG_1.png": (None, None)},
+        {"images_001/a.png": (None, None), "images_002/a.png": (None, None)},
         {"train/000/1.png": TRAIN, "train/001/1.png": TRAIN, "val/000/1.png": HELD},
         {"0045/001.png": (None, "0045"), "0099/001.png": (None, "0099")},  # people's numbers
         {"00000/00000_1.png": (None, "00000"), "00001/00000_1.png": (None, "00001")},  # classes of traffic signs

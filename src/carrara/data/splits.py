@@ -14,7 +14,10 @@ from carrara.data.words import HELD_OUT
 
 _NAMED = re.compile(rf"(train|{'|'.join(HELD_OUT)})(?![a-z])(.*)", re.DOTALL)
 _NUMBERING = re.compile(r"([^a-z]|of|part|shard|chunk|batch|split|set|data|images?)*")
-_PIECE = re.compile(r"[a-z]*[-_ ]?(part|shard|chunk|batch)[-_ ]?\d+([-_ ]of[-_ ]?\d+)?", re.IGNORECASE)
+_PIECE = re.compile(
+    r"[a-z]*[-_ ]?(part|shard|chunk|batch|images?|imgs?|dir|folder)[-_ ]?\d+([-_ ]of[-_ ]?\d+)?",
+    re.IGNORECASE,
+)
 _COUNTED = re.compile(r"([a-z]+[-_ ]?)?\d+", re.IGNORECASE)  # a file as one of many: 0001, IMG_0001
 _DIGITS = 3  # of a folder's number, from which it may be one of a shard
 
