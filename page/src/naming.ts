@@ -26,7 +26,9 @@ export function title(hit: Hit): { text: string; lang?: string | undefined } {
   const captions = Object.keys(hit).filter((name) => name.startsWith("caption"));
   const column = [...PREFERRED, "caption", ...captions].find((name) => typeof hit[name] === "string");
   if (column) return { text: String(hit[column]), lang: column.slice("caption_".length).replaceAll("_", "-") || undefined };
-  return { text: String(hit["label"] ?? hit["source"] ?? hit.id.slice(0, 12)) };
+  const folder = String(hit["from"] ?? "").split("/").pop(); // of several with an IMG_0001
+  const file = [hit["source"], folder].filter(Boolean).join(" · ");
+  return { text: String(hit["label"] ?? (file || hit.id.slice(0, 12))) };
 }
 
 const FACETS: Record<string, string> = {

@@ -56,6 +56,12 @@ def data_import(
         str,
         typer.Option(help="Language of captions that state none: a code (en), or keep (none), or detect."),
     ] = "detect",
+    caption: Annotated[
+        str | None,
+        typer.Option(
+            help='Caption of pictures that come without one, with columns in braces: "a photo of a {label}".'
+        ),
+    ] = None,
     numbers: Annotated[
         list[str] | None,
         typer.Option(
@@ -100,6 +106,7 @@ def data_import(
         count=count,
         licence=licence,
         languages=languages,
+        caption=caption,
         range=tuple(numbers or ()),
         retry=retry,
         allow_private=allow_private,

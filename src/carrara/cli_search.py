@@ -206,7 +206,8 @@ def _called(hit: Hit) -> str:
     """What a picture is called: its English or first caption, else its label, else where it came from."""
     captions = {name: text for name, text in hit.told.items() if name.startswith("caption")}
     text = captions.get("caption_en") or captions.get("caption") or next(iter(captions.values()), None)
-    named = text or hit.told.get("label") or hit.told.get("source") or hit.id[:12]
+    source = " of ".join(str(hit.told[name]) for name in ("source", "from") if name in hit.told)
+    named = text or hit.told.get("label") or source or hit.id[:12]
     return textwrap.shorten(str(named), 100, placeholder=" …")
 
 

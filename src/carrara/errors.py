@@ -13,7 +13,7 @@ _NOT_THE_REASON = re.compile(
     r"LanceError\(\w+\): |(External|C Data interface) error: |\.? ?Detail: Python .*|(, /\S+\.rs:\d+:\d+)+$"
 )
 _LANCE = re.compile(r"LanceError\(\w+\)|\(os error \d+\)|\.rs:\d+:\d+$")
-_MISSING = re.compile(r"Not found: /?(\S.*?\.\w+)(?:, |$)")
+_MISSING = re.compile(r"Not found: /?(\S.*?(?:\.\w+|_versions))(?:, |$)")
 _DAMAGE = re.compile(
     r"fill whole buffer|corrupt|magic number|size is too small|Invalid range|decod", re.IGNORECASE
 )

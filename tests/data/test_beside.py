@@ -337,13 +337,13 @@ WIDE = (200, 100)
 )
 def test_boxes_in_many_forms(said: Any, expected: Any) -> None:
     names = ("one", "two") if "objects" in said else ()
-    text = boxes.canonical(json.dumps(said), *WIDE, names)
+    text = boxes.canonical(json.dumps(said), *WIDE, names).text
     found = boxes.parse(text)
     assert found is not None
     assert [b.label for b in found] == [label for label, *_ in expected]
     for box, (_, *numbers) in zip(found, expected, strict=True):
         assert (box.left, box.top, box.width, box.height) == pytest.approx(numbers, abs=1e-6)
-    assert boxes.canonical(text, *WIDE) == text == boxes.write(found)
+    assert boxes.canonical(text, *WIDE).text == text == boxes.write(found)
 
 
 @pytest.mark.parametrize(
@@ -380,3 +380,61 @@ def test_boxes_in_metadata_go_before_those_beside(source: Path, tmp_path: Path) 
         ["thing 3"],
     ]
     assert dataset.boxes([0]) == [[boxes.Box("told", 0, 0, 0.25, 0.25)]]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "spread"),
+    [
+        ([0, 85, 170, 255], True),
+        ([0, 64, 128, 191, 255], True),
+        ([0, 255], True),
+        ([0, 10, 20, 30], True),
+        ([0, 1, 2, 255], False),
+        ([7], False),
+        ([0, 3, 17, 20], False),
+    ],
+)
+def test_numbers_that_were_spread_out_to_be_seen_are_told(
+    numbers: list[int], spread: bool, tmp_path: Path
+) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    for k, number in enumerate(numbers):  # one map has not all of them
+        Image.new("RGB", (8, 8), (k, 0, 0)).save(root / f"{k}.png")
+        values = np.full((8, 8), number, np.uint8)
+        values[:4] = numbers[0]
+        Image.fromarray(values).save(root / f"{k}.map.png")
+    _, last = run(root, tmp_path / "data")
+    assert last.summary is not None
+    said = [line for line in last.summary.lines() if "each number is a class" in line]
+    assert bool(said) == spread
+    if spread:
+        assert f"are {', '.join(map(str, numbers))}, and" in said[0]
+        assert f"write 0 to {len(numbers) - 1} " in said[0]
+
+
+def test_maps_that_look_like_photographs_are_told(tmp_path: Path) -> None:
+    dice = np.random.default_rng(0)
+    smooth = np.add.outer(np.arange(96) * 2, np.arange(96)) % 256
+    grey = {
+        "gradient": smooth,
+        "noise": dice.integers(0, 256, (96, 96)),
+        "on white": np.where(np.add.outer(np.arange(96), np.arange(96)) > 60, 255, smooth),
+    }
+    classes = {
+        "few": dice.integers(0, 9, (96, 96)),
+        "one": np.zeros((96, 96), int),
+        "regions": np.kron(dice.integers(0, 200, (12, 12)), np.ones((8, 8), int)),
+    }
+    for kind in ("map", "mask"):
+        root = tmp_path / kind
+        root.mkdir()
+        for k, (name, values) in enumerate({**grey, **classes}.items()):
+            Image.new("RGB", (48, 48), (k, 0, 0)).save(root / f"{name}.png")
+            Image.fromarray(values.astype(np.uint8)).save(root / f"{name}.{kind}.png")
+        dataset, last = run(root, tmp_path / f"{kind} data")
+        assert last.summary is not None
+        (said,) = (line for line in last.summary.lines() if "pictures in greys" in line)
+        assert said.startswith(f"3 of 6 {kind}s that were looked at")
+        assert "that of gradient.png" in said
+        assert not rejected(dataset)

@@ -294,7 +294,7 @@ def test_hostile_files_are_listed_and_never_stop_an_import(folder: Path, tmp_pat
         "bomb.gif": "pixels",
         "notes.pdf": r"not a picture (.pdf)",
         ".hidden.png": "hidden",
-        "stray.txt": "without its picture (expected stray.png)",
+        "stray.txt": "without its picture (expected 'stray.png')",
         "latin.txt": "not UTF-8",
         "loop": "already looked into",
         "chase1.png": "cannot be read",

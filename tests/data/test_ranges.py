@@ -1,6 +1,7 @@
 """One range a data set for numbers that do not say what is black: chosen at the import, kept, never guessed."""
 
 import io
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from carrara.data import ranges
 from carrara.data.importing import Summary, import_pictures
 from carrara.data.perceptual_hash import all_glanced
 from carrara.data.subset import subset
+from carrara.data.summary import kinds
 from carrara.data.table import Dataset
 from carrara.errors import UserError
 
@@ -65,6 +67,56 @@ def test_without_a_range_what_lies_beyond_is_left_out_and_says_what_to_do(
     assert dataset.beside([0], "depth", 32)[0, 0, 9, 9].item() == round(0.8 * 65535)
     with pytest.raises(UserError, match="a range is chosen at the first import"):
         run(scenes, tmp_path / "d", "depth=0..40")
+
+
+def test_what_lies_beyond_is_one_reason_whatever_its_numbers(tmp_path: Path) -> None:
+    root = tmp_path / "s"
+    root.mkdir()
+    for k in range(4):
+        floats(root / f"{k}.tif", 0.5, 1.5 + k)
+    Image.new("L", (32, 32)).save(root / "x.png")
+    dataset, summary = run(root, tmp_path / "d")
+    ((reason, count),) = summary.reasons.items()
+    assert count == summary.rejected == 4
+    assert (
+        "holds numbers from 0.5 to …, out of the range: 32-bit floating-point numbers are read as 0 … 1"
+        in reason
+    )
+    listed = (dataset.path / "rejected.jsonl").read_text()
+    assert all(f"to {1.5 + k:g}, out" in listed for k in range(4))
+
+
+def test_the_summary_counts_every_line_that_is_listed(tmp_path: Path) -> None:
+    root = tmp_path / "s"
+    root.mkdir()
+    for k in range(3):
+        Image.new("L", (32, 32), k % 2).save(root / f"{k}.png")  # one is a copy
+        floats(root / f"{k}.tif", 0.5, 0.5 + k)  # one is in the range
+        (root / f"{k}.doc").write_text("no picture")
+    floats(root / "0.png.depth.tif", 5, 50)
+    *reports, last = import_pictures(root, tmp_path / "d", range=("depth=0..40",))
+    assert last.summary is not None
+    told = " ".join(last.summary.lines())
+    listed = (tmp_path / "d" / "rejected.jsonl").read_text().splitlines()
+    assert (len(listed), last.rejected, reports[-1].rejected) == (7, 5, 5)
+    assert "5 skipped, listed in rejected.jsonl" in told
+    assert "1 was already there under another name (listed in rejected.jsonl, too)" in told
+    assert "with a remark in rejected.jsonl: 1 x its numbers from 5 to 50 are clipped" in told
+
+
+@pytest.mark.parametrize(
+    ("reasons", "expected"),
+    [
+        (["cut off: 5 of 9 bytes", "cut off: 6 of 9 bytes"], {"cut off: … of 9 bytes": 2}),
+        (["has split 'a'; say 'train'", "has split 'b'; say 'train'"], {"has split …; say 'train'": 2}),
+        (["from -1e+30 to inf", "from -2.5 to 3"], {"from … to …": 2}),
+        (["the server answered 404"] * 2 + ["the server answered 500"], None),
+        (["of 16-bit floats", "of 32-bit floats", "not a picture (.mp3)", "not a picture (.mp4)"], None),
+        (["its picture's size is 4", "its picture's size is 5"], {"its picture's size is …": 2}),
+    ],
+)
+def test_reasons_add_up(reasons: list[str], expected: dict[str, int] | None) -> None:
+    assert kinds(reasons) == (expected or dict(Counter(reasons)))
 
 
 def test_later_imports_keep_the_range(scenes: Path, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_one_private_address_of_a_name_is_enough(monkeypatch: pytest.MonkeyPatch
     """And the connection goes to the address that was checked, whatever the name says next time."""
     found = [["93.184.216.34", "127.0.0.1"], ["93.184.216.34"], ["127.0.0.1"]]
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [(0, 0, 0, "", (a, 0)) for a in found.pop(0)])
-    with pytest.raises(BadPicture, match=r"a\.test is 127\.0\.0\.1, which is not a public address"):
+    with pytest.raises(BadPicture, match=r"'a\.test' is 127\.0\.0\.1, which is not a public address"):
         checked("http://a.test/", private=False)
     target = checked("https://a.test/ä b?c=d e", private=False)
     assert target[:4] == (True, "a.test", 443, "/%C3%A4%20b?c=d%20e")

@@ -225,7 +225,12 @@ TRAIN, HELD = ("train", None), ("held_out", None)
         {"cats/000/00.png": (None, "cats"), "cats/001/01.png": (None, "cats"), "dogs/000/02.png": (None, "dogs")},
         {"train/shard_0/x.png": TRAIN, "train/shard_1/x.png": TRAIN, "test/shard_0/x.png": HELD},
         {"0/1.png": (None, "0"), "1/2.png": (None, "1"), "10/3.png": (None, "10")},
-        {"000/1.png": (None, "000"), "001/1.png": (None, "001")},  # numbered anew in each: classes
+        {"00000/0001.png": (None, None), "00001/0001.png": (None, None)},  # numbered anew in each
+        {"001/IMG_1.png": (None, None), "001/IMG_2.png": (None, None), "002/IMG_1.png": (None, None)},
+        {"images_001/a.png": (None, None), "images_002/a.png": (None, None)},
+        {"train/000/1.png": TRAIN, "train/001/1.png": TRAIN, "val/000/1.png": HELD},
+        {"0045/001.png": (None, "0045"), "0099/001.png": (None, "0099")},  # people's numbers
+        {"00000/00000_1.png": (None, "00000"), "00001/00000_1.png": (None, "00001")},  # classes of traffic signs
         {"001/x.png": (None, "001"), "002/y.png": (None, "002")},
     ],
 )  # fmt: skip
@@ -377,6 +382,39 @@ def test_boxes_of_a_picture_of_other_sides(
         assert len(reasons) == as_stored  # said, as nobody can be sure of it
 
 
+@pytest.mark.parametrize(
+    ("box", "stated", "remark"),
+    [
+        ([4, 48, 16, 16], (80, 40), "not turned"),  # it would end at 64 of 40
+        ([4, 8, 16, 16], (80, 40), "turned with it"),
+        ([4, 8, 16, 16], (40, 80), ""),
+    ],
+)
+@pytest.mark.parametrize("kind", ["coco", "a.json"])
+def test_boxes_that_only_fit_the_picture_as_shown(
+    kind: str, box: list[int], stated: tuple[int, int], remark: str, tmp_path: Path
+) -> None:
+    source = pictures(tmp_path / "in", ["a.png"])
+    (source / "a.png").write_bytes(turned(6))
+    width, height = stated
+    boxes: dict[str, Any] = {"width": width, "height": height, "boxes": [{"box": box, "label": "red"}]}
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "width": width, "height": height}],
+        "annotations": [{"image_id": 1, "category_id": 3, "bbox": box}],
+        "categories": [{"id": 3, "name": "red"}],
+    }
+    name = "instances_x.json" if kind == "coco" else kind
+    (source / name).write_text(json.dumps(coco if kind == "coco" else boxes))
+    *_, last = import_pictures(source, tmp_path / "data")
+    assert last.summary is not None
+    assert last.summary.rejected == 0
+    assert [remark in said for said in last.summary.remarks] == [True] * bool(remark)
+    ((found,),) = Dataset.open(tmp_path / "data").boxes([0])
+    as_shown = (box[0] / 40, box[1] / 80, box[2] / 40, box[3] / 80)
+    same = (found.left, found.top, found.width, found.height) == pytest.approx(as_shown)
+    assert same == (remark != "turned with it")
+
+
 # Samples whose files do not stand together, keys that stand twice
 
 
@@ -456,8 +494,19 @@ def test_captions_that_are_none_and_numbers_that_stand_twice(tmp_path: Path) -> 
         "x/4.png": ({"und": "of four"}, ()),
     }
     assert why["captions_x.json"].startswith("1 annotations that cannot be used: a caption is")
-    assert why.pop("x/1.png") == "not taken: captions_x.json lists it under the id of 0.png"
+    assert why.pop("x/1.png") == "not taken: captions_x.json lists it under the id of '0.png'"
     assert set(why) == {"captions_x.json"}
+
+
+@pytest.mark.parametrize("name", [None, 7, ["a.png"], {}, "", True], ids=repr)
+def test_a_picture_of_coco_without_a_name_is_listed_once(name: Any, tmp_path: Path) -> None:
+    pictures(tmp_path, ["a.png"])
+    images = [{"id": 1, "file_name": name, "width": "wide"}, {"id": 2, "file_name": "a.png", "coco_url": 5}]
+    said = {"images": images, "annotations": [{"image_id": k, "caption": f"of {k}"} for k in (1, 2)]}
+    (tmp_path / "captions_x.json").write_text(json.dumps(said), encoding="utf-32")
+    rows, why = rows_of(tmp_path)
+    assert [(key, row.captions, row.url) for key, row in rows.items()] == [("x/a.png", {"und": "of 2"}, None)]
+    assert why == {"x/id 1": f"its file_name is {json.dumps(name)}; expected the name of a file"}
 
 
 # Texts in other code pages
@@ -477,7 +526,7 @@ def table_in(kind: str, encoding: str, column: str) -> bytes:
     return file.getvalue().encode(encoding)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252", "latin-1", "utf-16-le"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252", "utf-16-le"])
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "list.csv", "list.tsv", "list.jsonl"])
 def test_tables_in_other_encodings(name: str, encoding: str, tmp_path: Path) -> None:
     pictures(tmp_path, [f"{k}.png" for k in range(3)])
@@ -490,7 +539,7 @@ def test_tables_in_other_encodings(name: str, encoding: str, tmp_path: Path) -> 
         return
     rows, why = rows_of(tmp_path if beside else tmp_path / name)
     found = {source: row.captions.get("und") for source, row in rows.items() if row.captions}
-    if encoding in ("cp1252", "latin-1"):
+    if encoding == "cp1252":
         assert found == {"2.png": "plain"}
         assert list(why.values()) == [NOT_TEXT] * 2
     else:

@@ -283,3 +283,71 @@ def test_what_the_table_cannot_take_is_one_rejected_row(
     (line,) = (data / "rejected.jsonl").read_text().splitlines()
     assert json.loads(line)["reason"].startswith(f"the table cannot take it: {reason}")
     assert says(data, "source", "caption") == [("0.png", "one")]
+
+
+# Captions that a sentence makes at the import
+
+
+def classes(place: Path) -> Path:
+    for k, name in enumerate(("hat/0.png", "hat/1.png", "shoe/0.png", "2.png")):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(png(k, (40, 36)))
+    (place / "hat" / "1.de.txt").write_text("ein alter Hut")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("options", "language", "expected"),
+    [
+        ({"caption": "a photo of a {label}"}, "en", "a photo of a hat"),
+        ({"caption": "Foto: {label}, {width} breit", "languages": "de"}, "de", "Foto: hat, 40 breit"),
+        ({"caption": "{source}", "languages": "keep"}, "en", "hat/0.png"),
+    ],
+)
+def test_a_sentence_speaks_of_pictures_without_captions(
+    options: dict[str, str], language: str, expected: str, tmp_path: Path
+) -> None:
+    source, data = classes(tmp_path / "in"), tmp_path / "data"
+    take_in(source, data, **options)
+    found = {
+        row[0]: row[1:] for row in says(data, "source", f"caption_{language}", "caption_de", "captioned_by")
+    }
+    assert found["hat/0.png"][::2] == (expected, f"{language}:columns")
+    assert found["hat/1.png"][1:] == ("ein alter Hut", None)
+    assert (found["2.png"][0] is None) == ("{label}" in options["caption"])
+    # The same source later, without the option: nothing is to do, and what is new gets its caption too.
+    assert take_in(source, data, languages=options.get("languages", "detect")).unchanged
+    (source / "shoe" / "9.png").write_bytes(png(9, (40, 36)))
+    summary = take_in(source, data)
+    assert (summary.added, summary.lost) == (1, 0)
+    assert says(data, f"caption_{language}")[-1] != (None,)
+    assert take_in(source, data, caption="").lost > 0
+
+
+def test_a_sentence_takes_the_place_of_nobodys_words(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    take_in(folder_of(tmp_path / "words", {"0.txt": "a red cap"}), data, languages="en")
+    again = folder_of(tmp_path / "bare", {}, pictures=3)
+    (again / "copy.png").write_bytes(png(0, (40, 36)))  # of 0.png
+    take_in(again, data, caption="file {source}")
+    assert says(data, "source", "caption_en", "captioned_by") == [
+        ("0.png", "a red cap", None),
+        ("1.png", "file 1.png", "en:columns"),
+        ("2.png", "file 2.png", "en:columns"),
+    ]
+    assert "captions_more" not in Dataset.open(data).columns
+
+
+@pytest.mark.parametrize(
+    ("sentence", "reason"),
+    [
+        ("a {lable}", "no column 'lable' for the sentence; did you mean 'label'"),
+        ("a photo", "names no column in braces"),
+        ("a {", "cannot be read"),
+        ("a {label!r}", "a column's name alone"),
+    ],
+)
+def test_a_sentence_that_is_none_stops_before_anything(sentence: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=reason):
+        take_in(classes(tmp_path / "in"), tmp_path / "data", caption=sentence)
+    assert not (tmp_path / "data").exists()

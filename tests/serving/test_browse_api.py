@@ -1,10 +1,12 @@
 """What the page's server answers, and whom it does not answer."""
 
 import io
+import json
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import numpy as np
@@ -345,3 +347,23 @@ def test_a_data_set_that_is_removed_under_the_server(data: Dataset, tmp_path: Pa
             assert (
                 "there is no data set" in answer.json()["error"] or "is not there" in answer.json()["error"]
             )
+
+
+def test_pictures_of_one_name_say_from_which_folder_they_come(tmp_path: Path) -> None:
+    for k, folder in enumerate(("beach", "hills")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (40, 40), (k, 9, 9)).save(tmp_path / folder / "IMG_1.png")
+        Image.new("RGB", (40, 40), (7, 9, 9)).save(tmp_path / folder / f"copy{k}.png")
+        list(import_pictures(tmp_path / folder, tmp_path / "data"))
+    client = asker(browse_app(tmp_path / "data", embedder_of=embedder_of))
+    hits: Any = get(client, "/api/search")["hits"]
+    found = [(hit["source"], Path(hit["from"]).name) for hit in hits]
+    assert found == [("copy0.png", "beach"), ("IMG_1.png", "beach"), ("IMG_1.png", "hills")]
+    columns: Any = get(client, "/api/rows/2")["columns"]
+    plain = {c["name"]: c["value"] for c in columns}
+    assert plain["from"] == str(tmp_path / "hills")
+    assert "origin" not in plain
+    (line,) = (tmp_path / "data" / "rejected.jsonl").read_text().splitlines()
+    listed = json.loads(line)
+    assert (listed["from"], listed["of"]) == (str(tmp_path / "hills"), str(tmp_path / "beach"))
+    assert listed["reason"] == "the same picture as copy0.png"

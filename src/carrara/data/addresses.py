@@ -54,7 +54,9 @@ def checked(url: str, *, private: bool) -> Target:
         ) from None
     for address in found:
         if not private and not is_public(address):
-            raise BadPicture(f"{host} is {address}, which is not a public address (--allow-private lets it)")
+            raise BadPicture(
+                f"{host!r} is {address}, which is not a public address (--allow-private lets it)"
+            )
     path = quote(parts.path or "/", safe=_KEPT) + (
         f"?{quote(parts.query, safe=_KEPT)}" if parts.query else ""
     )

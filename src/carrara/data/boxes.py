@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from carrara.data.rows import tidy
 
@@ -21,6 +21,13 @@ _SIDEWAYS: dict[int, Callable[[float, float, float, float], tuple[float, float]]
     7: lambda left, top, right, bottom: (bottom, right),
     8: lambda left, top, right, bottom: (top, right),
 }
+_TURNED = (
+    "its stated sides are those before EXIF's turn, so its boxes were turned with it (boxes drawn on it as shown need "
+    "its sides as shown)"
+)
+_AS_SHOWN = (
+    "its stated sides are those before EXIF's turn, but its boxes only fit it as shown: they were not turned"
+)
 _A_WHOLE = 1.01  # fractions may be a rounding above 1; pixels never stay below it
 
 
@@ -35,6 +42,13 @@ class Box:
     height: float
 
 
+class Canonical(NamedTuple):
+    """Boxes as the column has them, and a remark on how they were understood, or ""."""
+
+    text: str
+    note: str
+
+
 def canonical(
     text: str,
     width: int,
@@ -42,39 +56,44 @@ def canonical(
     names: Sequence[str] = (),
     stated: tuple[float, float] | None = None,
     orientation: int = 1,
-) -> str:
+) -> Canonical:
     """The column's JSON from a source's, for a picture of this size. ValueError says what is wrong with it.
 
     The source says a list of objects with ``box`` (or ``bbox``) and ``label`` (or ``category``, ``class``), or,
     as Hugging Face does, an object of lists under these names, also in the plural. Boxes are x, y, width, height, in
-    fractions where no number of the picture's boxes is above 1, otherwise in pixels; what lies outside the picture
-    is cut off. ``names`` are those of labels that are numbers. ``stated`` are the width and height of the picture
-    that they are meant for: of this one as shown, at any scale, or as it lies in the file, whose EXIF ``orientation``
-    (1 … 8) then turns them along.
+    fractions where no number of the picture's boxes is above 1, otherwise (or in an object ``pixels``) in pixels; what
+    lies outside the picture is cut off. ``names`` are those of labels that are numbers. ``stated`` are the width and
+    height of the picture that they are meant for: of this one as shown, at any scale, or as it lies in the file, whose
+    EXIF ``orientation`` (1 … 8) then turns them along, unless they do not fit into it.
     """
     try:
         said = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"no JSON: {error}") from None
     found = [(_label(label, names), _four(place)) for label, place in _entries(said)]
-    pixels = any(number > _A_WHOLE for _, place in found for number in place)
-    sides = stated or (width, height)
+    pixels = _in_pixels(said) or any(number > _A_WHOLE for _, place in found for number in place)
+    sides, note = stated or (width, height), ""
+    if found and not _same_ratio(sides, (width, height)):
+        if orientation not in _SIDEWAYS or not _same_ratio(sides, (height, width)):
+            raise ValueError(
+                f"their picture is of {sides[0]:g} x {sides[1]:g}, this one of {width} x {height}"
+            )
+        note = _TURNED
+        if pixels and not all(_fits(place, sides) for _, place in found):
+            sides, note = (sides[1], sides[0]), _AS_SHOWN
     boxes = [_inside(label, place, sides if pixels else (1, 1)) for label, place in found]
-    if lie_turned(stated, width, height, orientation):
+    if note == _TURNED:
         boxes = [_turned(box, orientation) for box in boxes]
-    elif boxes and not _same_ratio(sides, (width, height)):
-        raise ValueError(f"their picture is of {sides[0]:g} x {sides[1]:g}, this one of {width} x {height}")
-    return write(boxes)
+    return Canonical(write(boxes), note)
 
 
-def lie_turned(stated: tuple[float, float] | None, width: int, height: int, orientation: int) -> bool:
-    """Whether the stated sides are not those of the picture as shown, but of it as it lies in the file."""
-    return (
-        stated is not None
-        and orientation in _SIDEWAYS
-        and not _same_ratio(stated, (width, height))
-        and _same_ratio(stated, (height, width))
-    )
+def _in_pixels(said: Any) -> bool:
+    return isinstance(said, dict) and "pixels" in said
+
+
+def _fits(place: tuple[float, float, float, float], sides: tuple[float, float]) -> bool:
+    """Whether a box in pixels lies in a picture of these sides, but for a pixel."""
+    return place[0] + place[2] <= sides[0] + 1 and place[1] + place[3] <= sides[1] + 1
 
 
 def _same_ratio(one: tuple[float, float], other: tuple[float, float]) -> bool:
@@ -109,7 +128,11 @@ def _entries(said: Any) -> list[tuple[Any, Any]]:
     """(label, place) of each."""
     if isinstance(said, list):
         return [(_one_of(entry, _LABELS), _one_of(entry, _PLACES)) for entry in said]
-    if isinstance(said, dict) and len(said) == 1 and (name := next(iter(said))) in ("boxes", "objects"):
+    if (
+        isinstance(said, dict)
+        and len(said) == 1
+        and (name := next(iter(said))) in ("boxes", "objects", "pixels")
+    ):
         return _entries(said[name])
     places, labels = _one_of(said, _PLACES), _one_of(said, _LABELS)
     if not isinstance(places, list) or not isinstance(labels, list) or len(places) != len(labels):

@@ -47,7 +47,7 @@ def from_texts(texts: Mapping[str, File], pictures: Sequence[str]) -> Found:
         language, described = described_by(text, named)
         if not described:
             rejected.append(
-                Rejected(_shown(text), f"a caption without its picture (expected {expected_by(text)})")
+                Rejected(_shown(text), f"a caption without its picture (expected {expected_by(text)!r})")
             )
             continue
         try:

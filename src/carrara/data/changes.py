@@ -20,6 +20,7 @@ from carrara.data.derive import made_from
 from carrara.data.known import AMENDED, IDS, ORIGIN, Record, is_said
 from carrara.data.owners import Owners
 from carrara.data.rows import CAPTIONED_BY, FLAGS, MORE_CAPTIONS, caption_language
+from carrara.data.sentence import column_of
 from carrara.data.store import Store, newest
 
 if TYPE_CHECKING:
@@ -97,6 +98,10 @@ def _said_now(name: str, row: Record, what: Import) -> Record:
 
     if (record := what.records.get(name)) is not None:
         alone = owners.are_all(what.source)
+        if (made := column_of(record)) and any(
+            text and owners[column] != what.source for column, text in row.items() if caption_language(column)
+        ):  # another source has words of it
+            record = {c: value for c, value in record.items() if c not in (made, CAPTIONED_BY)}
         for column in {*now, *filter(is_said, record)}:
             value = record.get(column)
             if column in _SEVERAL:

@@ -24,7 +24,7 @@ from carrara.data.captions import (
 )
 from carrara.data.metadata import METADATA, Tables
 from carrara.data.pictures import MAX_BYTES, SUFFIXES, looks_like_picture
-from carrara.data.rows import BadPicture, Rejected, Row, nfc, tidy
+from carrara.data.rows import KEPT, BadPicture, Rejected, Row, nfc, tidy
 from carrara.data.splits import Folders
 from carrara.data.words import NOTHING, Words
 
@@ -118,8 +118,9 @@ class Listing:
                 yield from tables.take(
                     os.path.join(where, name), name, file, lambda picture: nfc(picture) in names
                 )
-            yield from self.told(tables, licence, self._folders())
-            yield from tables.unused()
+            folders = self._folders()
+            yield from self.told(tables, licence, folders)
+            yield from (*tables.unused(), *on_numbers(folders))
 
     def told(self, tables: Tables, licence: str | None, folders: Folders) -> Iterator[Row | Rejected]:
         """What cannot be used, then a row per picture. A table goes before what lies beside the picture, and there
@@ -168,6 +169,12 @@ class Listing:
             for picture in named[nfc(of)]:
                 found.setdefault(picture, {})[kind] = Beside(printable(name), file.read)
         return found
+
+
+def on_numbers(folders: Folders) -> Iterator[Rejected]:
+    """Remarks on folders whose numbers were taken for no labels."""
+    reason = f"{KEPT}this folder and those beside it only number their pictures, so they give no labels"
+    yield from (Rejected(printable(name), reason) for name in folders.unsure)
 
 
 class Belongs(NamedTuple):

@@ -8,7 +8,6 @@ import importlib
 import itertools
 import json
 import pkgutil
-from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,19 +21,24 @@ from carrara.console import console
 from carrara.data import ranges, told
 from carrara.data.beside import KINDS
 from carrara.data.boxes import COLUMN
+from carrara.data.class_numbers import CLASSES, remarks_on
 from carrara.data.fetching import fetched
 from carrara.data.files import printable
+from carrara.data.journaled import is_left_out
 from carrara.data.languages import Spoken, spoken_in
 from carrara.data.looking import MANY, looked_at
 from carrara.data.rows import KEPT, LANGUAGE, UNSTATED, Rejected, Row, Survey
+from carrara.data.sentence import Sentence
 from carrara.data.store import Store, store_at
 from carrara.data.summary import Summary as Summary
+from carrara.data.summary import kinds
 from carrara.data.table import ABOUT, FORMAT, TABLE, Dataset, nearest_path, split_version
 from carrara.data.unfinished import UNFINISHED, folder_of, sweep
-from carrara.data.writer import SAME, Writer
+from carrara.data.writer import Writer
 from carrara.errors import UserError, refusal
 from carrara.files import check_writable
 
+_NAMEABLE = ("label", "category", "group", "source", "licence", "url", "width", "height", "mode", "flags")
 _SAMPLE = 2000  # captions that tell in which language a source is
 
 
@@ -55,6 +59,11 @@ class Options(Config):
         default="detect",
         description="the language of captions that state none: 'detect' finds it where it is certain, 'keep' leaves "
         "them so, and a code like 'en' says that all of them are in it",
+    )
+    caption: str | None = Field(
+        default=None,
+        description="a caption for pictures that come without one, with columns in braces: 'a photo of a {label}'; "
+        "remembered for the source, and '' ends it",
     )
     range: tuple[str, ...] = Field(
         default=(),
@@ -100,7 +109,8 @@ def importers() -> dict[str, Any]:
 
 class Job(NamedTuple):
     """What is to be imported: by which importer, from where (``where`` is the source as it is noted), and how;
-    ``spoken`` tells the languages of captions, which stay as given if it is None."""
+    ``spoken`` tells the languages of captions, which stay as given if it is None; ``sentence`` makes those of
+    pictures that have none."""
 
     importer: str
     source: str
@@ -108,6 +118,7 @@ class Job(NamedTuple):
     options: Options
     total: int
     spoken: Spoken | None = None
+    sentence: Sentence | None = None
 
 
 class Engine(Protocol):
@@ -148,9 +159,10 @@ def import_pictures(
     chosen = chosen.model_copy(
         update={"range": tuple(f"{name}={low}..{high}" for name, (low, high) in sorted(spans.items()))}
     )
-    survey = engine.survey(name, source, chosen) if engine is not None else importer.survey(source, chosen)
-    digest = _digest(survey, chosen)
     where = source if name == source else printable(str(Path(source).resolve()))
+    sentence = _sentence(chosen, store, name, where)
+    survey = engine.survey(name, source, chosen) if engine is not None else importer.survey(source, chosen)
+    digest = _digest(survey, chosen, sentence)
     entry: dict[str, Any] = {"importer": name, "source": where, "digest": digest}
     ticket = json.dumps(entry if engine is None else {**entry, "engine": engine.name})
     if not chosen.retry and (same := _same(store, entry)) and not folder_of(store, ticket).exists():
@@ -170,7 +182,8 @@ def import_pictures(
                 f"until it is complete, what tells how to continue it lies on this machine, in {writer.folder}",
                 soft_wrap=True,
             )
-        job = Job(name, source, where, chosen, survey.total, _spoken(importer, source, chosen, survey.total))
+        spoken = _spoken(importer, source, chosen, survey.total)
+        job = Job(name, source, where, chosen, survey.total, spoken, sentence)
         if engine is not None:
             yield from engine.run(job, writer)
         else:
@@ -184,12 +197,12 @@ def import_pictures(
             again = "; --retry asks for them again" if getattr(importer, "DOWNLOADS", False) else ""
             raise UserError(f"no picture in {source} could be read{reason}{again}")
         writer.commit()
-        skipped = len(_left_out(writer.rejected))
         own: dict[str, Any] = (
             {ranges.KEY: {name: list(span) for name, span in spans.items()}} if spans else {}
         )
+        own |= {"caption": f"{sentence.language}: {sentence.text}"} if sentence is not None else {}
         own |= {"shares": sorted(writer.shares), "changed": bool(writer.before)}
-        told.tell(store, {**entry, **own, "rejected": skipped}, writer.rejected)
+        told.tell(store, {**entry, **own, "rejected": writer.skipped}, writer.rejected)
         writer.finish()
         with contextlib.suppress(UserError):  # the import is complete; cleaning says what cannot be removed
             sweep(store, which=lambda other: _of_same_source(other, entry))
@@ -200,7 +213,7 @@ def import_pictures(
             replaced=writer.replaced,
             before=writer.before,
         )
-        yield Progress(survey.total, survey.total, writer.added, skipped, summary)
+        yield Progress(survey.total, survey.total, writer.added, writer.skipped, summary)
     except (OSError, ValueError) as error:  # the disk is full, or the place cannot be reached any more
         if isinstance(error, ValueError) and "LanceError(IO)" not in str(error):
             raise
@@ -211,12 +224,28 @@ def import_pictures(
         writer.close()
 
 
-def _digest(survey: Survey, options: Options) -> str:
+def _sentence(options: Options, store: Store, importer: str, where: str) -> Sentence | None:
+    """What makes captions for pictures that have none: as the options say, or as they did at an earlier import of this
+    source, whose captions it would take back otherwise."""
+    language = "en" if options.languages in ("detect", "keep") else options.languages
+    text = options.caption
+    if text is None:
+        sources = (told.about(store) or {}).get("sources", [])
+        same: dict[str, Any] = next(
+            (s for s in sources if (s["importer"], s["source"]) == (importer, where)), {}
+        )
+        language, _, text = str(same.get("caption", "")).partition(": ")
+        text = text if LANGUAGE.fullmatch(language) else ""
+    return Sentence(text, _NAMEABLE, "an import", language) if text else None
+
+
+def _digest(survey: Survey, options: Options, sentence: Sentence | None) -> str:
     """What is the same for imports that give the same rows."""
     stated = {"detect": "", "keep": " languages as given"}.get(
         options.languages, f" languages {options.languages}"
     )
     stated += "".join(f" {text}" for text in options.range)
+    stated += f" {sentence.language}: {sentence.text}" if sentence is not None else ""
     return hashlib.sha256(f"{survey.digest} {options.held_out}{stated}".encode()).hexdigest()
 
 
@@ -258,7 +287,7 @@ def take_in(items: Iterator[Row | Rejected], job: Job, writer: Writer) -> Iterat
     pictures = 0
     for item in itertools.islice(items, writer.consumed):  # these were written before a kill
         pictures += isinstance(item, Row)
-    items = _with_spans(items, ranges.parse(job.options.range))
+    items = _completed(items, ranges.parse(job.options.range), job.sentence)
     apart = job.total - writer.consumed >= MANY and getattr(importers()[job.importer], "LOOSE", False)
     for item, looked in looked_at(items, spoken=job.spoken, apart=apart):
         if isinstance(looked, Rejected):
@@ -268,19 +297,16 @@ def take_in(items: Iterator[Row | Rejected], job: Job, writer: Writer) -> Iterat
                 writer.note({"file": left.source, "reason": left.reason})
             writer.add(looked.record)
         pictures += isinstance(item, Row)
-        yield Progress(pictures, job.total, writer.added, len(writer.rejected) - writer.duplicates)
+        yield Progress(pictures, job.total, writer.added, writer.skipped)
 
 
-def _with_spans(items: Iterator[Row | Rejected], spans: dict[str, ranges.Span]) -> Iterator[Row | Rejected]:
+def _completed(
+    items: Iterator[Row | Rejected], spans: dict[str, ranges.Span], sentence: Sentence | None
+) -> Iterator[Row | Rejected]:
     for item in items:
         if isinstance(item, Row):
-            item.spans = spans
+            item.spans, item.sentence = spans, sentence
         yield item
-
-
-def _left_out(rejected: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Of what is listed that which did not come in: no further copy, and no remark on what did."""
-    return [entry for entry in rejected if not entry["reason"].startswith((SAME, KEPT))]
 
 
 def _importer(source: str) -> tuple[str, Any]:
@@ -338,7 +364,7 @@ def _summary(
     dataset: Dataset, counts: tuple[int, int, int], rejected: list[dict[str, str]], *, unchanged: bool
 ) -> Summary:
     added, updated, duplicates = counts
-    skipped = _left_out(rejected)
+    skipped = list(filter(is_left_out, rejected))
     remarks = [r["reason"].removeprefix(KEPT) for r in rejected if r["reason"].startswith(KEPT)]
     return Summary(
         added,
@@ -356,8 +382,9 @@ def _summary(
             if name in dataset.columns
         },
         dataset=str(dataset.path),
-        reasons=dict(Counter(r["reason"] for r in skipped).most_common()),
-        remarks=dict(Counter(remarks).most_common()),
+        reasons=kinds(r["reason"] for r in skipped),
+        remarks=kinds(remarks),
         spans=ranges.of(dataset.about),
         unstated=dataset.table.count_rows(filter=ranges.UNSTATED),
+        on_maps=[] if unchanged else [line for name in CLASSES for line in remarks_on(dataset, name)],
     )

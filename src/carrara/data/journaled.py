@@ -6,14 +6,22 @@ import itertools
 import json
 import os
 from array import array
+from collections.abc import Mapping
 from typing import Any
 
-from carrara.data.known import Known, KnownPictures, Names, Record, short
-from carrara.data.owners import source_id
+from carrara.data.known import ORIGIN, Known, KnownPictures, Names, Record, short
+from carrara.data.owners import Owners, source_id
+from carrara.data.rows import KEPT
 from carrara.data.store import TABLE, Store, newest
+from carrara.data.told import about, places_by_id
 from carrara.data.unfinished import JOURNAL, folder_of, fragments_of, whole_lines
 
 SAME = "the same picture as "
+
+
+def is_left_out(entry: Mapping[str, str]) -> bool:
+    """Whether what is listed did not come in: it is no further copy, and no remark on what did."""
+    return not entry["reason"].startswith((SAME, KEPT))
 
 
 class Journaled:
@@ -25,7 +33,7 @@ class Journaled:
         self.source = source_id(source)
         self.held_out = held_out
         self.rejected: list[dict[str, str]] = []
-        self.added = self.updated = self.duplicates = 0
+        self.added = self.updated = self.duplicates = self.skipped = 0
         self.lost = self.replaced = 0  # see `changes.Changes`
         self.before = 0  # the version of the table before words of it were changed; 0 where none were
         self._counted = False
@@ -50,6 +58,7 @@ class Journaled:
 
     def note(self, entry: dict[str, str]) -> None:
         self.rejected.append(entry)
+        self.skipped += is_left_out(entry)
         self._pending.append(entry)
 
     def mark(self, row: int, how: int) -> None:
@@ -97,9 +106,12 @@ class Journaled:
         """Says of those of rows in the table what these are called: all at once, since the table is opened for it."""
         if self._nameless:
             rows = [row for _, row in self._nameless]
-            sources = newest(self.store).take(rows, columns=["source"])["source"].to_pylist()
-            for (entry, _), source in zip(self._nameless, sources, strict=True):
-                entry["reason"] = f"{SAME}{source}"
+            found = newest(self.store).take(rows, columns=["source", ORIGIN]).to_pylist()
+            places = places_by_id(about(self.store) or {})
+            for (entry, _), row in zip(self._nameless, found, strict=True):
+                entry["reason"] = f"{SAME}{row['source']}"
+                if (place := places.get(Owners(row[ORIGIN])["source"])) is not None:
+                    entry["of"] = place
             self._nameless = []
 
     def _read_journal(self) -> None:
@@ -116,6 +128,7 @@ class Journaled:
             self.consumed = line["consumed"]
             self.added, self.updated, self.duplicates = line["counts"]
             self.rejected += line["rejected"]
+            self.skipped += sum(map(is_left_out, line["rejected"]))
             self._later += line["updates"]
             self._first = tuple(line["first"]) if line["first"] else None
             for name, source in line.get("ids", {}).items():

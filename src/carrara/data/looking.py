@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from carrara.data.apart import Lookers
 from carrara.data.beside import check, id_column
-from carrara.data.boxes import COLUMN, canonical, lie_turned
+from carrara.data.boxes import COLUMN, canonical
 from carrara.data.captions import MAX_TEXT
 from carrara.data.fetching import Unkept
 from carrara.data.known import Record
@@ -34,6 +34,7 @@ from carrara.data.rows import (
     content_id,
     tidy,
 )
+from carrara.data.sentence import BY
 from carrara.data.table_files import size_of
 
 THREADS = max(
@@ -44,7 +45,6 @@ TOGETHER = 8  # handing over costs about as much as a small picture
 TOGETHER_APART = 32  # … and to another process twice that
 MANY = 4000  # pictures, from which starting processes for them is worth it
 HELD = 256 * 2**20  # bytes of pictures that wait for their turn, from which no further one is read
-TURNED = "its boxes were turned with it: the sides that are stated for it are those before EXIF's turn"
 PART = 32 * 2**20  # bytes of those that are looked at together, from which the others wait
 
 
@@ -191,12 +191,10 @@ def look_at(item: Row | Rejected) -> Looked | Rejected:
     if item.boxes is not None:
         turn = orientation(data) if item.sides and "rotated" in measured else 1
         try:
-            more[COLUMN] = canonical(item.boxes, width, height, item.box_names, item.sides, turn)
+            more[COLUMN], note = canonical(item.boxes, width, height, item.box_names, item.sides, turn)
+            notes += (note,) if note else ()
         except ValueError as error:
             left_out.append(Rejected(item.source, f"its boxes: {str(error)[:200]}"))
-        else:
-            if lie_turned(item.sides, width, height, turn) and more[COLUMN] != "[]":
-                left_out.append(Rejected(item.source, TURNED))
     left_out += [Rejected(item.source, f"{KEPT}{note}") for note in notes]
     captions = {}
     for language, text in ((language, tidy(raw)) for language, raw in item.captions.items()):
@@ -230,6 +228,9 @@ def look_at(item: Row | Rejected) -> Looked | Rejected:
         **captions,
         **more,
     }
+    if item.sentence is not None and not captions and (text := tidy(item.sentence.filled(record))):
+        language = item.sentence.language
+        record |= {caption_column(language): text[:MAX_TEXT], CAPTIONED_BY: f"{language}:{BY}"}
     return Looked(record, left_out)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from carrara.data.beside import Beside
+    from carrara.data.sentence import Sentence
 
 UNSTATED = "und"  # BCP 47's word for a language that nobody named
 # ASCII alone: other letters without regard to case are among [a-z] too, and İ is two characters as a small letter.
@@ -40,7 +41,8 @@ class Row:
     that the source states; ``beside`` maps a word of `beside.KINDS` to a picture. ``url`` is
     where it was downloaded from; ``flags`` are single words that one may want to filter by. ``more`` are further
     captions, in the language of the first; ``captioned_by`` is as CAPTIONED_BY has it; ``settled`` says
-    that nobody knows the language of an UNSTATED one. ``spans`` are those of `ranges`, by column.
+    that nobody knows the language of an UNSTATED one. ``spans`` are those of `ranges`, by column; ``sentence`` makes
+    a caption where there is none.
     """
 
     source: str
@@ -61,6 +63,7 @@ class Row:
     captioned_by: str | None = None
     settled: bool = False
     spans: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    sentence: Sentence | None = None
 
 
 @dataclass(frozen=True)

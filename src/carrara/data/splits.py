@@ -14,7 +14,11 @@ from carrara.data.words import HELD_OUT
 
 _NAMED = re.compile(rf"(train|{'|'.join(HELD_OUT)})(?![a-z])(.*)", re.DOTALL)
 _NUMBERING = re.compile(r"([^a-z]|of|part|shard|chunk|batch|split|set|data|images?)*")
-_PIECE = re.compile(r"[a-z]*[-_ ]?(part|shard|chunk|batch)[-_ ]?\d+([-_ ]of[-_ ]?\d+)?", re.IGNORECASE)
+_PIECE = re.compile(
+    r"[a-z]*[-_ ]?(part|shard|chunk|batch|images?|imgs?|dir|folder)[-_ ]?\d+([-_ ]of[-_ ]?\d+)?",
+    re.IGNORECASE,
+)
+_COUNTED = re.compile(r"([a-z]+[-_ ]?)?\d+", re.IGNORECASE)  # a file as one of many: 0001, IMG_0001
 _DIGITS = 3  # of a folder's number, from which it may be one of a shard
 
 
@@ -72,6 +76,7 @@ class Folders:
         self, inside: Callable[[str], Collection[str]], files: Callable[[str], Iterable[str]]
     ) -> None:
         self._inside, self._files = inside, files
+        self.unsure = dict[str, None]()  # the first of folders whose numbers might have been meant for labels
         self.said = functools.lru_cache(maxsize=64)(self._said)  # pictures of a folder come together
         self._splits = functools.lru_cache(maxsize=64)(self._splits_in)
         self._numbers = functools.lru_cache(maxsize=64)(self._are_numbers)
@@ -95,18 +100,23 @@ class Folders:
 
     def _are_numbers(self, folder: str) -> bool:
         """Whether the folders in this one are shards of one row of pictures: so called, or numbers of one length whose
-        pictures are numbered, in none as in another (as those of classes often are)."""
+        pictures are numbered, on from folder to folder or in each anew. These must be numbers without a gap from 0 or
+        1 on: the numbers of classes and of people often have some."""
         names = sorted(self._inside(folder))
         if all(_PIECE.fullmatch(name) for name in names):
             return True
         if len({len(name) for name in names}) > 1 or not all(
-            n.isdigit() and len(n) >= _DIGITS for n in names
+            n.isdecimal() and len(n) >= _DIGITS for n in names
         ):
             return False
         some = [self._stems(f"{folder}/{name}".lstrip("/")) for name in names[:2]]
-        return all(stem.isdigit() for stem in set().union(*some)) and len(set().union(*some)) == sum(
-            map(len, some)
-        )
+        stems, first = set[str]().union(*some), int(names[0])
+        anew = len(stems) < sum(map(len, some))
+        without_gap = first in (0, 1) and int(names[-1]) - first == len(names) - 1
+        shards = all(map(_COUNTED.fullmatch, stems)) and (without_gap or not anew)
+        if shards and anew:
+            self.unsure[f"{folder}/{names[0]}".lstrip("/")] = None
+        return shards
 
     def _stems(self, folder: str) -> set[str]:
         parted = (os.path.splitext(name) for name in self._files(folder))

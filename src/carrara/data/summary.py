@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from carrara.data import ranges
 from carrara.data.told import REJECTED
+
+# What a reason says of one file alone: numbers and what stands in quotes. Bits and a server's answers are kinds.
+_OWN = re.compile(
+    r"""(?<!\w)(?:'[^']*'|"[^"]*"|-?inf(?!\w))|(?<!answered )(?<![\w.])-?\d+(?:\.\d+)*(?:e[+-]?\d+)?(?!\w|-bit)"""
+)
+
+
+def kinds(reasons: Iterable[str]) -> dict[str, int]:
+    """How often there was which kind of reason, the most frequent first: those that differ only in numbers and quoted
+    names are one, with "…" where they differ."""
+    shared: dict[str, list[str]] = {}
+    counts = Counter[str]()
+    for reason in reasons:
+        own = _OWN.findall(reason)
+        kind = _OWN.sub("\0", reason)
+        counts[kind] += 1
+        before = shared.setdefault(kind, own)
+        shared[kind] = [a if a == b else "…" for a, b in zip(before, own, strict=True)]
+    return {_filled(kind, shared[kind]): count for kind, count in counts.most_common()}
+
+
+def _filled(kind: str, own: Iterable[str]) -> str:
+    left = iter(own)
+    return re.sub("\0", lambda _: next(left), kind)
 
 
 @dataclass(frozen=True)
@@ -26,6 +53,7 @@ class Summary:
     remarks: dict[str, int] = field(default_factory=dict)
     spans: dict[str, ranges.Span] = field(default_factory=dict)
     unstated: int = 0
+    on_maps: list[str] = field(default_factory=list)  # sentences on maps that are hardly of classes
     lost: int = 0  # of those updated, how many lost a caption
     replaced: int = 0
     before: int = field(default=0, compare=False)  # the version with the words of before
@@ -60,8 +88,8 @@ class Summary:
         if self.duplicates:
             were, their = ("was", "its") if self.duplicates == 1 else ("were", "their")
             lines.append(
-                f"{self.duplicates} {were} already there under another name; {their} captions were added to that "
-                "picture, further ones in a language to its captions_more"
+                f"{self.duplicates} {were} already there under another name (listed in {REJECTED}, too); {their} "
+                "captions were added to that picture, further ones in a language to its captions_more"
             )
         if self.rejected and self.unchanged:
             lines.append(
@@ -84,6 +112,7 @@ class Summary:
         if self.remarks:
             why = "; ".join(f"{count} x {remark}" for remark, count in list(self.remarks.items())[:3])
             lines.append(f"with a remark in {REJECTED}: {why}")
+        lines += self.on_maps
         if self.unstated and "image" not in self.spans:
             lines.append(
                 f"{self.unstated} pictures hold floats or whole numbers of more than 16 bits: white is 1 or the "

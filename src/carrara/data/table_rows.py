@@ -1,10 +1,12 @@
 """Table rows as texts: CSV, TSV, JSON lines and Arrow are read in this one way, whoever wants their rows.
 
-Text is UTF-8, or UTF-16 that begins with its mark; a row with other bytes is none, whatever a code page makes of it.
+Text is UTF-8, or UTF-16 or UTF-32 that begins with its mark; a row with other bytes is none, whatever a code page
+makes of it.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
@@ -18,7 +20,12 @@ if TYPE_CHECKING:
 
 MAX_LINE = 16 * 2**20  # letters of a line, and of a field
 NOT_UTF8 = "not UTF-8; save it as UTF-8"
-UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # Windows' programs put one before
+_MARKS = {  # which programs of Windows put before; the longer ones first, as one of them begins like a shorter one
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 Row = dict[str, str | None]
 
@@ -35,7 +42,8 @@ class Line(NamedTuple):
 def text_of(file: BinaryIO, errors: str = "surrogateescape") -> TextIO:
     """The text in a file, whose ends of lines stay. Bytes that are none become half surrogate pairs, which
     `is_text` tells from letters."""
-    encoding = "utf-16" if file.read(2) in UTF16_MARKS else "utf-8-sig"
+    head = file.read(4)
+    encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8-sig")
     file.seek(0)
     return io.TextIOWrapper(file, encoding=encoding, errors=errors, newline="")
 
@@ -56,7 +64,7 @@ def lines_of(text: TextIO) -> Iterator[str]:
             while len(rest) > MAX_LINE and not rest.endswith("\n"):
                 rest = text.readline(MAX_LINE + 1)
             yield line
-    except UnicodeDecodeError:  # half of a letter of UTF-16
+    except UnicodeDecodeError:  # half of a letter of UTF-16, or a number of UTF-32 that is none
         yield "\0"  # a line that `is_text` knows for none
 
 

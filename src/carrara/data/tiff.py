@@ -147,8 +147,8 @@ class Tiff:
         brightest = white - low if kind.meaning == 0 else high
         if low < 0 or high > white or (kind.form < 3 and kind.bits > 16 and 0 < brightest < white / _DIM):
             raise BadPicture(
-                f"holds numbers from {low:g} to {high:g}; {self._words()} are read as 0 … {white:g}: "
-                "say what is black and white at the import, with --range LOW..HIGH"
+                f"holds numbers from {low:g} to {high:g}, out of the range: {self._words()} are read as "
+                f"0 … {white:g}; say what is black and white at the import, with --range LOW..HIGH"
             )
         return 0.0, white
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
 from carrara.console import note
-from carrara.data.owners import UNKNOWN, source_id
+from carrara.data.known import ORIGIN
+from carrara.data.owners import UNKNOWN, Owners, source_id
 from carrara.data.store import Store
 from carrara.data.unfinished import UNFINISHED
 from carrara.errors import UserError
 from carrara.files import json_object
+
+if TYPE_CHECKING:
+    from carrara.data.table import Dataset
 
 ABOUT = "dataset.toml"
 REJECTED = "rejected.jsonl"
@@ -75,6 +80,25 @@ def rejected(store: Store) -> list[dict[str, str]]:
     if lost := len(lines) - len(parsed):
         note(f"{lost} of {len(lines)} lines in {REJECTED} of {store.path} are damaged and are left out")
     return parsed
+
+
+def sources_of(about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a data set tells of its sources, and of those of the one that it is a part of."""
+    return [*about.get("sources", []), *about.get("subset", {}).get("sources", [])]
+
+
+def places_by_id(about: Mapping[str, Any]) -> dict[str, str]:
+    """The places of its sources by `owners.source_id`."""
+    return {source_id(told["source"]): told["source"] for told in sources_of(about)}
+
+
+def places_of(dataset: Dataset, rows: Sequence[int]) -> list[str | None]:
+    """Where the sources of rows lie or lay; None where nobody knows."""
+    if ORIGIN not in dataset.table.schema.names or not len(rows):
+        return [None] * len(rows)
+    places = places_by_id(dataset.about)
+    origins = dataset.table.take(list(rows), columns=[ORIGIN])[ORIGIN].to_pylist()
+    return [places.get(Owners(origin)["source"]) for origin in origins]
 
 
 def overtaken(source: dict[str, Any], sources: list[dict[str, Any]]) -> bool:

@@ -31,6 +31,7 @@ from carrara.data.journaled import Journaled
 from carrara.data.known import AMENDED, IDS, ORIGIN, Known, Record, is_said, short
 from carrara.data.owners import UNKNOWN, Owners, source_id
 from carrara.data.rows import caption_language, chosen_by_hash, group_hash
+from carrara.data.sentence import column_of
 from carrara.data.store import Store, lock, newest, release
 from carrara.data.table import DERIVED_KEY
 from carrara.data.table_files import add_origin, add_said, files_of, misfit, opened, size_of, written
@@ -100,7 +101,8 @@ class Writer(Journaled):
             self.duplicates += 1
             if not known.fresh:
                 self.mark(known.row, 2)
-            said = {k: v for k, v in record.items() if caption_language(k) is not None and v}
+            made = column_of(record)
+            said = {k: v for k, v in record.items() if v and k != made and caption_language(k) is not None}
             entry = {"file": record["source"], "reason": f"{SAME}{record['source']}", "id": name, **said}
             if known.fresh and not same:
                 entry["reason"] = f"{SAME}{self._sources[-1 - known.row]}"

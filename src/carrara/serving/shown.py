@@ -14,6 +14,7 @@ from carrara.data import beside, boxes
 from carrara.data.pictures import Span, class_ids, decode, is_heic
 from carrara.data.rows import MORE_CAPTIONS, UNSTATED
 from carrara.data.table import DERIVED_KEY, DERIVED_SHAPE
+from carrara.data.told import places_of
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def record(dataset: Dataset, row: int) -> dict[str, Any]:
     further = told.get(MORE_CAPTIONS)
     captions += [{"language": UNSTATED, "text": text} for text in (json.loads(further) if further else [])]
     found = boxes.parse(told.get(boxes.COLUMN))
+    (told["from"],) = places_of(dataset, [row])
     return {
         "row": row,
         "id": told["id"],
@@ -118,7 +120,7 @@ def record(dataset: Dataset, row: int) -> dict[str, Any]:
         "beside": [name for name in pictures if told[beside.id_column(name)] is not None],
         "columns": [
             {"name": name, "value": value if isinstance(value, str | int) else str(value)}
-            for name in plain
+            for name in [*plain, "from"]
             if (value := told[name]) is not None
             and not isinstance(value, bytes | list | dict)
             and value != told["id"]

@@ -9,11 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import numpy as np
-import numpy.typing as npt
-
-from carrara.data.search.contract import Found, Hit, Query
-from carrara.data.search.search import search
+from carrara.data.search.contract import Found, Query
+from carrara.data.search.fusion import Fused
+from carrara.data.search.search import hits_of, search
 from carrara.data.search.words import index_words, unindexed
 from carrara.data.table import Dataset
 from carrara.errors import UserError
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from carrara.data.search.vectors import VectorColumn
 
 _KEPT = 32  # answers about one version
-_LISTED = ("id", "source", "label", "width", "height")  # columns of a hit that nobody searched for
 T = TypeVar("T")
 
 
@@ -62,7 +59,8 @@ class Standing:
         dataset = self.dataset
         rows = self._once(("rows", dataset.version, where), lambda: dataset.indices(None, where))
         part, more = rows[offset : offset + limit], len(rows) > offset + limit
-        return Found(_listed(dataset, part), [], dataset.version, len(dataset), more, 0.0), len(rows)
+        hits = hits_of(dataset, [Fused(int(row), 0.0, []) for row in part])
+        return Found(hits, [], dataset.version, len(dataset), more, 0.0), len(rows)
 
     def found(self, query: Query) -> Found:
         """The answer to a search. UserError as `search` raises it."""
@@ -92,13 +90,3 @@ class Standing:
 def _lacks_index(dataset: Dataset) -> bool:
     """Also where it is not fresh: the search would make it in the handle that others are reading from."""
     return not dataset.pinned and bool(unindexed(dataset))
-
-
-def _listed(dataset: Dataset, rows: npt.NDArray[np.int64]) -> list[Hit]:
-    names = [*_LISTED, *dataset.captions.values()]
-    told = dataset.take(rows, names) if len(rows) else {}
-    hits = []
-    for place, row in enumerate(rows.tolist()):
-        values = {name: told[name][place] for name in names if told[name][place] is not None}
-        hits.append(Hit(row, values.pop("id"), 0.0, [], values))
-    return hits

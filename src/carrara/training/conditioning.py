@@ -6,15 +6,13 @@ import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from carrara.conditions.contract import Derivation, Latent
 from carrara.data.beside import id_column
+from carrara.data.class_numbers import numbers
 from carrara.data.derive import Progress, derive, derived
-from carrara.data.pictures import class_ids
-from carrara.data.rows import BadPicture
 from carrara.errors import UserError
 from carrara.generation.model import ModelConfig
 
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     from carrara.data.table import Dataset
 
 _AT_A_TIME = 4096
-_MAPS_AT_A_TIME = 64
 _LOOKED_AT = 10_000
 
 
@@ -57,18 +54,8 @@ class TrainingRows:
         return len(self.dataset.indices(None, f"{asked} IS NULL")), len(self.dataset)
 
     def numbers(self, column: str, most: int) -> Iterator[tuple[str, Sequence[int]]]:
-        """For at most so many rows, evenly from all, the picture's name and the different numbers in its map."""
-        count = len(self.dataset)
-        rows = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
-        for first in range(0, len(rows), _MAPS_AT_A_TIME):
-            found = self.dataset.take(rows[first : first + _MAPS_AT_A_TIME], ["source", column])
-            for name, data in zip(found["source"], found[column], strict=True):
-                if data is not None:
-                    try:
-                        counts = np.bincount(class_ids(data).ravel())
-                    except BadPicture as error:
-                        raise UserError(f"the {column} of {name!r} cannot be used: {error}") from None
-                    yield str(name), np.flatnonzero(counts).tolist()
+        """As `class_numbers.numbers`."""
+        return numbers(self.dataset, column, most)
 
     def _values(self, column: str, split: str) -> Iterator[Any]:
         rows = self.dataset.indices(split)

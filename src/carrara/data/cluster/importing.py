@@ -237,8 +237,7 @@ class _Run:
 
     def _progress(self) -> Progress:
         done = self.notes.pictures + sum(self.seen.values())
-        rejected = len(self.writer.rejected) - self.writer.duplicates
-        return Progress(done, max(done, self.job.total), self.writer.added, rejected)
+        return Progress(done, max(done, self.job.total), self.writer.added, self.writer.skipped)
 
 
 class _Notes:

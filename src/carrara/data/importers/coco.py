@@ -28,6 +28,7 @@ from carrara.errors import UserError
 _NAMES = re.compile(r"(instances|captions)_?(.*)\.json|(_annotations)\.coco\.json")
 _HEAD = 4096  # bytes by which a lone file is known
 _LISTED, _CAPTION, _BOX = "picture", "caption", "box"  # kinds of notes
+_LARGEST = 1e9  # a side that a picture may be said to have
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Said:
     sides: tuple[float, float] = (0.0, 0.0)
     captions: list[str] = field(default_factory=list)
     boxes: list[dict[str, Any]] | None = None  # None where no file with boxes knows the picture
+    fault: str = ""  # why there is no picture
 
 
 @dataclass
@@ -102,7 +104,7 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
                     yield from _row(one, _merged(name, notes, documents), splits.get(one.name), options)
             for document in documents:
                 for name, first in document.second.items():
-                    reason = f"not taken: {document.name} lists it under the id of {printable(first)}"
+                    reason = f"not taken: {document.name} lists it under the id of {printable(first)!r}"
                     yield Rejected(f"{one.name}/{printable(name)}".lstrip("/"), reason)
                 for reason, count in document.strange.items():
                     yield Rejected(document.name, f"{count} annotations that cannot be used: {reason}")
@@ -110,7 +112,7 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
 
 def _row(one: Set, said: Said, split: str | None, options: Options) -> Iterator[Row | Rejected]:
     name = f"{one.name}/{printable(said.name)}".lstrip("/")
-    if reason := unsafe(said.name):
+    if reason := said.fault or unsafe(said.name):
         yield Rejected(name, reason)
     elif (found := _picture(one, said.name)) is None:
         yield Rejected(name, f"the picture is not there (looked in {_places_shown(one)})")
@@ -153,6 +155,7 @@ def _looks_like_one(path: Path) -> bool:
             head += file.read(_HEAD)
     except OSError:
         return False
+    head = head.replace(b"\0", b"")  # of UTF-16 and UTF-32
     return any(f'"{key}"'.encode() in head for key in ("images", "annotations", "categories"))
 
 
@@ -183,15 +186,15 @@ def _read(one: Set, annotated: Annotated, *, words: bool) -> list[Document]:
                         if key in ("images", "annotations"):
                             raise TypeError(f"its {key} are no list")
                     elif key == "images":
-                        known_by, (name, *more) = value["id"], _listing(value)
+                        known_by, name = value["id"], _name(value)
                         if (first := annotated.list(number, known_by, name)) == name:
-                            annotated.note(number, known_by, [_LISTED, *more])
+                            annotated.note(number, known_by, [_LISTED, *_listing(value)])
                         else:
                             document.second[name] = first
                     elif key == "licenses":
-                        document.licences[value["id"]] = str(value.get("url") or value.get("name") or "")
+                        document.licences[value["id"]] = _text(value, "url", "name")
                     elif key == "categories":
-                        if (category := value["name"]) is not None:
+                        if isinstance(category := value["name"], int | str):
                             document.categories[value["id"]] = str(category)
                     elif key == "annotations" and words:
                         _take(value, number, annotated, document)
@@ -215,12 +218,26 @@ def _read(one: Set, annotated: Annotated, *, words: bool) -> list[Document]:
     return documents
 
 
-def _listing(image: dict[str, Any]) -> tuple[str, Any, str, float, float]:
-    """What a list of pictures says of one."""
-    url = str(image.get("coco_url") or image.get("flickr_url") or "")
-    sides = (float(image.get("width") or 0), float(image.get("height") or 0))
-    licence = image.get("license")
-    return str(image["file_name"]), licence if isinstance(licence, int | str) else None, url, *sides
+def _name(image: dict[str, Any]) -> str:
+    """What a list of pictures calls one: by its number where its name is no text, so that it is listed once."""
+    return _text(image, "file_name") or f"id {json.dumps(image['id'])}"
+
+
+def _listing(image: dict[str, Any]) -> tuple[Any, str, float, float, str]:
+    """What else a list of pictures says of one, and at last what is wrong with its name."""
+    sides = (image.get("width"), image.get("height"))
+    stated = all(isinstance(side, int | float) and 0 < side < _LARGEST for side in sides)
+    width, height = map(float, sides) if stated else (0.0, 0.0)  # type: ignore[arg-type]
+    licence, url = image.get("license"), _text(image, "coco_url", "flickr_url")
+    named = json.dumps(image.get("file_name"))[:80]
+    fault = "" if _text(image, "file_name") else f"its file_name is {named}; expected the name of a file"
+    return licence if isinstance(licence, int | str) else None, url, width, height, fault
+
+
+def _text(entry: dict[str, Any], *names: str) -> str:
+    """The first of these that is a text."""
+    texts = (entry.get(name) for name in names)
+    return next((text for text in texts if isinstance(text, str) and text.strip()), "")
 
 
 def _take(entry: Any, number: int, annotated: Annotated, document: Document) -> None:
@@ -249,7 +266,7 @@ def _merged(name: str, notes: list[tuple[int, Any]], documents: list[Document]) 
     for number, (kind, *what) in notes:
         document = documents[number]
         if kind == _LISTED:
-            licence, url, width, height = what
+            licence, url, width, height, said.fault = what
             said.licence = said.licence or tidy(document.licences.get(licence))
             said.url = said.url or url or None
             said.sides = (width, height)
@@ -268,7 +285,7 @@ def _merged(name: str, notes: list[tuple[int, Any]], documents: list[Document]) 
 
 
 def _boxes(said: Said) -> tuple[list[str], str | None]:
-    """The boxes as fractions of the sides, and why others are none."""
+    """The boxes in pixels of the stated sides, and why others are none."""
     if said.boxes is None:
         return [], None
     width, height = said.sides
@@ -277,13 +294,12 @@ def _boxes(said: Said) -> tuple[list[str], str | None]:
     good, faults = [], []
     for entry in said.boxes:
         left, top, across, down = entry["box"]
-        right, bottom = min(1.0, (left + across) / width), min(1.0, (top + down) / height)
-        left, top = max(0.0, left / width), max(0.0, top / height)
-        if right > left and bottom > top:
-            good.append({"label": entry["label"], "box": [left, top, right - left, bottom - top]})
+        # Of a picture that EXIF turns it may be that only the sides are those before.
+        if across > 0 < down and left + across > 0 < top + down and max(left, top) < max(width, height):
+            good.append(entry)
         else:
             faults.append(f"a box of {entry['label']!r} without area in the picture")
-    return faults, json.dumps(good)
+    return faults, json.dumps({"pixels": good})
 
 
 def _picture(one: Set, name: str) -> File | None:

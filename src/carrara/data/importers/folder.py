@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from carrara.data.captions import Strays
-from carrara.data.files import DATASETS_FILE, File, Listing, any_below, hidden, natural, on_disk, printable
+from carrara.data.files import (
+    DATASETS_FILE,
+    File,
+    Listing,
+    any_below,
+    hidden,
+    natural,
+    on_disk,
+    on_numbers,
+    printable,
+)
 from carrara.data.importing import Options
 from carrara.data.metadata import METADATA, Tables
 from carrara.data.pictures import SUFFIXES
@@ -74,6 +84,7 @@ def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
                 yield from tables.take(os.path.join(source, name), name, file, is_picture)
             yield from listing.told(tables, options.licence, folders)
         yield from tables.unused()
+        yield from on_numbers(folders)
 
 
 def file_at(path: str, about: os.stat_result) -> File:

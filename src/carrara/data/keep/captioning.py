@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import string
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ from carrara.data.amend import amend
 from carrara.data.keep.neighbours import Index
 from carrara.data.pictures import decode
 from carrara.data.rows import CAPTIONED_BY, BadPicture, caption_column, tidy
+from carrara.data.sentence import BY, Sentence
 from carrara.data.store import lock, release
 from carrara.data.unfinished import whole_lines
-from carrara.errors import UserError, nearest
+from carrara.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -99,36 +99,16 @@ class OfColumns:
     def __init__(self, dataset: Dataset, sentence: str) -> None:
         from carrara.data.condition import nameable
 
-        try:
-            fields = [
-                (name, spec, how)
-                for _, name, spec, how in string.Formatter().parse(sentence)
-                if name is not None
-            ]
-        except ValueError as error:
-            raise UserError(f"the sentence {sentence!r} cannot be read: {error}") from None
-        known = nameable(dataset.table.schema)
-        for name, spec, how in fields:
-            if name not in known:
-                raise UserError(
-                    f"{dataset.path} has no column {name!r} for the sentence{nearest(name, known)}"
-                )
-            if spec or how:
-                raise UserError(f"in the sentence {sentence!r}, expected a column's name alone in braces")
-        if not fields:
-            raise UserError(f"the sentence {sentence!r} names no column in braces, like {{label}}")
-        self._dataset, self._sentence = dataset, sentence
-        self._columns = list(dict.fromkeys(name for name, _, _ in fields))
-        self.name, self.key = "columns", sentence
+        self._dataset = dataset
+        self._sentence = Sentence(sentence, nameable(dataset.table.schema), dataset.path)
+        self.name, self.key = BY, sentence
 
     def caption(self, rows: Index) -> list[str | None]:
         """The sentence with each row's values."""
-        taken = self._dataset.take(rows, self._columns)
-        lines = zip(*(taken[name] for name in self._columns), strict=True)
-        return [
-            None if None in values else self._sentence.format(**dict(zip(self._columns, values, strict=True)))
-            for values in lines
-        ]
+        columns = self._sentence.columns
+        taken = self._dataset.take(rows, columns)
+        lines = zip(*(taken[name] for name in columns), strict=True)
+        return [self._sentence.filled(dict(zip(columns, values, strict=True))) for values in lines]
 
 
 def from_python(dataset: Dataset, place: str) -> OfPictures:

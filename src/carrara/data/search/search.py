@@ -22,6 +22,7 @@ from carrara.data.search.nearest import nearest
 from carrara.data.search.picture import by_bytes_and_hash
 from carrara.data.search.vectors import VectorColumn, lacking, newest, vector_columns
 from carrara.data.search.words import by_spelling, by_words, index_words, indexed
+from carrara.data.told import places_of, sources_of
 from carrara.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def search(dataset: Dataset, query: Query, embedder_of: EmbedderOf) -> Found:
     else:
         fused = [one for one in in_depths(rankings, _DEPTH, asking.depth) if _wanted(query, one)]
         fused = fused[query.offset : query.offset + query.limit + 1]
-    hits = _hits(dataset, fused[: query.limit])
+    hits = hits_of(dataset, fused[: query.limit])
     return Found(
         hits,
         [ranking.way for ranking in rankings or ()],
@@ -316,11 +317,16 @@ def _row_of(dataset: Dataset, like: int | str) -> int:
     return int(rows[0])
 
 
-def _hits(dataset: Dataset, fused: Sequence[Fused]) -> list[Hit]:
+def hits_of(dataset: Dataset, fused: Sequence[Fused]) -> list[Hit]:
+    """The rows that were found, with what is to be shown of each."""
     names = [name for name in (*_SHOWN, *dataset.captions.values()) if name in dataset.columns]
     told = dataset.take([f.row for f in fused], names) if fused else {}
-    hits = []
+    several = len(sources_of(dataset.about)) > 1  # so that two may have a file of one name
+    places, hits = places_of(dataset, [f.row for f in fused] if several else []), []
+    places += [None] * (len(fused) - len(places))
     for place, found in enumerate(fused):
         values = {name: told[name][place] for name in names if told[name][place] is not None}
+        if places[place] is not None:
+            values["from"] = places[place]
         hits.append(Hit(found.row, values.pop("id"), found.score, found.reasons, values))
     return hits
