@@ -13,9 +13,10 @@ import torch
 from diffusers_cases import diffusers, enlivened, trunk
 from torch import Tensor
 
+from carrara.diffusion.schedules import SCHEDULES, logsnr
 from carrara.errors import UserError
 from carrara.generation.generate import denoise, settings_for
-from carrara.generation.model import Model, load_model
+from carrara.generation.model import Model, Released, load_model
 from carrara.interop import diffusers_pipeline, diffusers_pipeline_export
 from carrara.interop.diffusers_pipeline_scheduler import process_of
 from carrara.tensors import PictureNoise
@@ -26,6 +27,7 @@ STEPS = 8  # of 1000 a whole share: else DDIM there aims at other steps than it 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 PLAIN = {"clip_sample": False}
 KEPT = {**PLAIN, "set_alpha_to_one": False}
+KARRAS = {"use_karras_sigmas": True}
 END = {"final_sigmas_type": "sigma_min", "lower_order_final": False}
 SCHEDULERS: list[tuple[str, dict[str, Any]]] = [
     ("DDIMScheduler", PLAIN),
@@ -42,12 +44,19 @@ SCHEDULERS: list[tuple[str, dict[str, Any]]] = [
     ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "leading"}),
     ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
     ("EulerDiscreteScheduler", {}),
+    ("EulerDiscreteScheduler", {"use_exponential_sigmas": True, "timestep_spacing": "trailing"}),
+    ("HeunDiscreteScheduler", {**KARRAS, "timestep_spacing": "leading", "steps_offset": 1}),
+    ("LMSDiscreteScheduler", {**KARRAS, "timestep_spacing": "leading"}),
+    ("DPMSolverMultistepScheduler", {**KARRAS, "timestep_spacing": "leading"}),
+    ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}),
+    ("DEISMultistepScheduler", {}),
     ("DPMSolverMultistepScheduler", {}),
     ("DPMSolverMultistepScheduler", {"timestep_spacing": "leading", **END}),
     ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     ("UniPCMultistepScheduler", {"solver_order": 3, "timestep_spacing": "trailing"}),
 ]  # fmt: skip
-EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+# They walk with z / alpha.
+EXPLODING = [f"{name}DiscreteScheduler" for name in ("Euler", "EulerAncestral", "Heun", "LMS")]
 
 
 def pipeline(folder: Path, name: str, said: dict[str, Any]) -> Any:
@@ -108,6 +117,32 @@ def test_as_it_was_released(
     assert back == {key: value for key, value in came.items() if value not in (None, -math.inf)}
 
 
+@pytest.mark.parametrize("kind", ["plain", "use_karras_sigmas", "use_exponential_sigmas"])
+@pytest.mark.parametrize(
+    "name", [*EXPLODING, "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"]
+)
+def test_levels_of_every_spacing(name: str, kind: str) -> None:
+    if name.startswith("EulerAncestral") and kind != "plain":
+        return
+    for spacing in ({"timestep_spacing": "linspace"}, {"timestep_spacing": "trailing"}, {"timestep_spacing": "leading"},
+                    {"timestep_spacing": "leading", "steps_offset": 1}):  # fmt: skip
+        scheduler = getattr(diffusers, name)(**SD, **spacing, **({} if kind == "plain" else {kind: True}))
+        scheduler.set_timesteps(STEPS)
+        expected = torch.unique_consecutive(scheduler.sigmas.double())
+        process = process_of({"_class_name": name, **scheduler.config}, "it")
+        schedule = SCHEDULES[process.schedule](**process.options)
+        times = Released(**process.sampling | {"steps": STEPS}).times(schedule)
+        torch.testing.assert_close((-logsnr(schedule, times) / 2).exp(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_levels_that_the_file_states() -> None:
+    said = {"_class_name": "EulerDiscreteScheduler", **SD, **KARRAS, "sigma_min": 0.1, "sigma_max": 10.0}
+    process = process_of(said, "it")
+    schedule = SCHEDULES[process.schedule](**process.options)
+    levels = (-logsnr(schedule, Released(**process.sampling).times(schedule)) / 2).exp()
+    torch.testing.assert_close(levels[[0, -2]], torch.tensor([10.0, 0.1]).double(), rtol=1e-3, atol=0)
+
+
 def test_what_is_chosen_goes_before_what_was_released(tmp_path: Path) -> None:
     pipeline(tmp_path / "theirs", "DDPMScheduler", {**PLAIN, "steps_offset": 1})
     model = diffusers_pipeline.read(tmp_path / "theirs").model
@@ -125,6 +160,9 @@ def test_what_is_chosen_goes_before_what_was_released(tmp_path: Path) -> None:
         ({"_class_name": "PNDMScheduler"}, "plms stands in for it"),
         ({"_class_name": "DDPMScheduler", "variance_type": "learned"}, "ancestral stands in for it"),
         ({"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True}, "beta distribution"),
+        ({"_class_name": "EulerDiscreteScheduler", "interpolation_type": "log_linear"}, "interpolation"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", **KARRAS}, "Karras' spacing"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}, "size of the"),
     ],
 )
 def test_what_has_no_form_is_told(said: dict[str, Any], remark: str) -> None:

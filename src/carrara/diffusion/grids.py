@@ -6,6 +6,7 @@ sigma of Karras et al. 2022.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -78,13 +79,18 @@ def karras(
     rho: float = 7.0,
     lowest: float | None = None,
     highest: float | None = None,
+    between: str | None = None,
+    offset: int = 0,
 ) -> Tensor:
-    """Equal steps in the rho-th root of the level (Karras et al. 2022, eq. 5)."""
-    low, high = _range(schedule, lowest, highest)
+    """Equal steps in the rho-th root of the level (Karras et al. 2022, eq. 5).
+
+    ``between`` names a grid whose first and last levels it keeps, ``offset`` is that grid's (diffusers).
+    """
+    low, high, first = _range(steps, schedule, lowest, highest, between, offset)
     if not rho > 0:
         raise UserError(f"rho must be greater than 0, got {rho}")
     roots = high ** (1 / rho) + _ramp(steps) * (low ** (1 / rho) - high ** (1 / rho))
-    return _at_levels(schedule, roots**rho, whole=highest is None)
+    return _at_levels(schedule, roots**rho, first)
 
 
 @GRIDS.add
@@ -95,13 +101,18 @@ def exponential(
     rho: float = 1.0,
     lowest: float | None = None,
     highest: float | None = None,
+    between: str | None = None,
+    offset: int = 0,
 ) -> Tensor:
-    """log(level) = low + (high - low) * (1 - ramp)^rho (k-diffusion; rho = 1 is equal steps in log-SNR)."""
-    low, high = (torch.tensor(x, dtype=torch.float64).log() for x in _range(schedule, lowest, highest))
+    """log(level) = low + (high - low) * (1 - ramp)^rho (k-diffusion; rho = 1 is equal steps in log-SNR).
+
+    ``between`` and ``offset`` as of `karras`.
+    """
+    low, high, first = _range(steps, schedule, lowest, highest, between, offset)
     if not rho > 0:
         raise UserError(f"rho must be greater than 0, got {rho}")
-    levels = (low + (high - low) * (1 - _ramp(steps)) ** rho).exp()
-    return _at_levels(schedule, levels, whole=highest is None)
+    levels = low * (high / low) ** (1 - _ramp(steps)) ** rho
+    return _at_levels(schedule, levels, first)
 
 
 @GRIDS.add
@@ -130,7 +141,7 @@ def explicit(
     place = torch.linspace(0, len(listed) - 1, _steps(steps) + 1, dtype=torch.float64)[:-1]
     below = place.floor().long()
     logs = listed.log()
-    return _at_levels(schedule, (logs[below] + (place - below) * logs.diff()[below]).exp(), whole=False)
+    return _at_levels(schedule, (logs[below] + (place - below) * logs.diff()[below]).exp(), None)
 
 
 def check_times(times: Tensor) -> None:
@@ -170,27 +181,37 @@ def _of_table(places: Tensor, total: int) -> Tensor:
     return _checked(torch.cat([(places + 1) / total, places.new_zeros(1)]))
 
 
-def _range(schedule: NoiseSchedule, lowest: float | None, highest: float | None) -> tuple[float, float]:
-    """Levels between which a grid is spread: a table's own first and last, else what Karras et al. use.
+def _range(
+    steps: int,
+    schedule: NoiseSchedule,
+    lowest: float | None,
+    highest: float | None,
+    between: str | None,
+    offset: int,
+) -> tuple[float, float, float | None]:
+    """Levels between which a grid is spread, and the time that it begins at, where that is not the level's own.
 
-    Where alpha(1) = 0 the level is infinite and 80 stands in for it: no picture is visible beyond.
+    They are those of the grid ``between`` and else a table's own first and last, or what Karras et al. use. Where
+    alpha(1) = 0 the level is infinite and 80 stands in for it: no picture is visible beyond.
     """
-    first = 1 / schedule.steps if isinstance(schedule, Discrete) else 0.0
-    ends = (-logsnr(schedule, torch.tensor([first, 1.0], dtype=torch.float64)) / 2).exp()
-    low = lowest if lowest is not None else max(ends[0].item(), 0.002 if first == 0 else 0.0)
-    high = (
-        highest if highest is not None else min(ends[1].item(), 80.0 if ends[1].isinf() else ends[1].item())
-    )
+    ends = torch.tensor([1 / schedule.steps if isinstance(schedule, Discrete) else 0.0, 1.0]).double()
+    if between:
+        ends = GRIDS[between](steps, schedule, **({"offset": offset} if offset else {}))[[-2, 0]]
+    levels = (-logsnr(schedule, ends) / 2).exp()
+    low = lowest if lowest is not None else max(levels[0].item(), 0.002 if ends[0] == 0 else 0.0)
+    high = highest if highest is not None else min(levels[1].item(), 80.0 if levels[1].isinf() else math.inf)
+    if low == high and between and steps == 1:  # one step has one level
+        low = high / 2
     if not 0 < low < high:
         raise UserError(f"levels must satisfy 0 < lowest < highest, got {low:g} and {high:g}")
-    return low, high
+    return low, high, ends[1].item() if highest is None else None
 
 
-def _at_levels(schedule: NoiseSchedule, levels: Tensor, *, whole: bool) -> Tensor:
-    """The times of falling levels, then 0; with ``whole`` the first is t = 1 itself."""
+def _at_levels(schedule: NoiseSchedule, levels: Tensor, first: float | None) -> Tensor:
+    """The times of falling levels, then 0; ``first``, where it is given, is the first time itself."""
     times = torch.cat([time_of_level(schedule, levels), levels.new_zeros(1)])
-    if whole:
-        times[0] = 1
+    if first is not None:
+        times[0] = first
     return _checked(times)
 
 

@@ -47,7 +47,7 @@ class Sampling(Config):
     grid: OneOf("time grid", GRIDS) = Field(  # type: ignore[valid-type]
         "shifted", description="Where the steps are."
     )
-    grid_options: dict[str, int | float] | None = Field(
+    grid_options: dict[str, int | float | str] | None = Field(
         None, description="The grid's own, for example offset."
     )
     end: float | None = Field(None, ge=0, lt=1, description="The time to stop at; none is 0, the data.")
@@ -58,7 +58,7 @@ class Sampling(Config):
         times = GRIDS[self.grid](self.steps, schedule, **(self.grid_options or {}))
         if not self.end:
             return times
-        return torch.cat([times[times > self.end], times.new_tensor([self.end])])
+        return torch.cat([times[times > self.end + 1e-9], times.new_tensor([self.end])])  # each once
 
 
 class Released(Sampling):

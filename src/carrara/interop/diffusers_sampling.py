@@ -33,6 +33,8 @@ class _Said(Config):
     solver_order: Annotated[int, Field(ge=1)] = 2
     algorithm_type: str = "dpmsolver++"
     skip_prk_steps: bool = True
+    sigma_min: Annotated[float | None, Field(gt=0)] = None
+    sigma_max: Annotated[float | None, Field(gt=0)] = None
     use_flow_sigmas: bool = False
     flow_shift: Annotated[float, Field(gt=0)] = 1.0
     shift: Annotated[Number, Field(gt=0)] = 1.0
@@ -44,6 +46,7 @@ class _Class(NamedTuple):
     sampler: str
     absent: Mapping[str, Any]
     exact: bool = True
+    ends_early: bool = False
 
 
 # Which lay their steps out by the table's own numbers, by numbers between, or with one more than there are steps.
@@ -70,12 +73,20 @@ _CLASSES: Mapping[str, _Class] = {
     "DPMSolverMultistepScheduler": _Class("dpmpp_2m", _SPARE),
     "DPMSolverSinglestepScheduler": _Class("dpmpp_2s_ancestral", _SPARE, exact=False),
     "UniPCMultistepScheduler": _Class("unipc", _SPARE),
-    "DEISMultistepScheduler": _Class("deis", _SPARE),
-    "SASolverScheduler": _Class("dpmpp_2m_sde", _SPARE, exact=False),
+    "DEISMultistepScheduler": _Class("deis", _SPARE, ends_early=True),
+    "SASolverScheduler": _Class("dpmpp_2m_sde", _SPARE, exact=False, ends_early=True),
     "FlowMatchEulerDiscreteScheduler": _Class("euler", _BETWEEN),
     "FlowMatchHeunDiscreteScheduler": _Class("heun", _BETWEEN),
     "FlowMapEulerDiscreteScheduler": _Class("euler", _BETWEEN),
 }
+
+_FORMLESS = {
+    "use_beta_sigmas": "spacing by a beta distribution",
+    "use_dynamic_shifting": "shift by the size of the picture",
+    "shift_terminal": "stretch to a last level",
+    "interpolation_type": "interpolation between levels",
+}
+_FORMLESS_FLOW = {"use_karras_sigmas": "Karras' spacing", "use_exponential_sigmas": "exponential spacing"}
 
 
 def read_sampling(name: str, values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
@@ -89,9 +100,11 @@ def read_sampling(name: str, values: Mapping[str, Any], where: str) -> tuple[dic
     if not exact:
         remarks.append(f"its sampler ({name}) has no form here: {sampler} stands in for it")
     grid = _grid(name, known, said)
-    if said.use_beta_sigmas:
-        remarks.append("its levels by a beta distribution have no form here: steps are as without")
-    ends_early = not said.set_alpha_to_one or said.final_sigmas_type == "sigma_min"
+    formless = _FORMLESS | (_FORMLESS_FLOW if name.startswith("Flow") else {})
+    for key, what in formless.items():
+        if values.get(key) not in (None, False, "linear"):
+            remarks.append(f"its {what} ({key}) has no form here: steps are as without")
+    ends_early = known.ends_early or not said.set_alpha_to_one or said.final_sigmas_type == "sigma_min"
     released = {
         "sampler": sampler,
         "sampler_options": options or None,
@@ -145,7 +158,7 @@ def _grid(name: str, known: _Class, said: _Said) -> dict[str, Any]:
         (said.use_lu_lambdas, "log_snr"),
     ):
         if asked:
-            return {"grid": name, "grid_options": None}
+            return {"grid": name, "grid_options": _spread(known, said) if name != "log_snr" else None}
     options: dict[str, float] = {}
     if said.timestep_spacing != "trailing" and known.absent is _SPARE:
         options |= {"spare": 1}
@@ -154,3 +167,14 @@ def _grid(name: str, known: _Class, said: _Said) -> dict[str, Any]:
     if said.timestep_spacing == "leading" and said.steps_offset:
         options |= {"offset": said.steps_offset}
     return {"grid": said.timestep_spacing, "grid_options": options or None}
+
+
+def _spread(known: _Class, said: _Said) -> dict[str, Any] | None:
+    """Between which levels: k-diffusion's samplers keep the ends of their spacing, others take the whole table."""
+    levels = {"lowest": said.sigma_min, "highest": said.sigma_max}
+    options: dict[str, Any] = {key: value for key, value in levels.items() if value is not None}
+    if known.absent is _BETWEEN and said.timestep_spacing != "linspace":
+        options["between"] = said.timestep_spacing
+        if said.timestep_spacing == "leading" and said.steps_offset:
+            options["offset"] = said.steps_offset
+    return options or None
