@@ -53,12 +53,13 @@ def is_diffusion(path: Path) -> bool:
     return (found / ABOUT).is_file() and read_about(found).get("kind") == "diffusion"
 
 
-def open_model(path: Path) -> Model:
-    """A diffusion model from its folder or its run, on the GPU where there is one."""
+def open_model(path: Path, device: str = "auto") -> Model:
+    """A diffusion model from its folder or its run, on the GPU where there is one; UserError of an absent device."""
     from carrara.generation.model import load_model
     from carrara.training.parallel import Placement
 
-    return load_model(model_in(path)).to(Placement.choose().device)
+    placement = Placement.choose(device)
+    return load_model(model_in(path)).to(placement.device)
 
 
 def say_about(model: Model, prompt: str) -> None:

@@ -54,7 +54,7 @@ def plan(
     """Say before the first step what a training needs, and whether this machine has it (status 2 if not)."""
     from carrara.cli_models import open_autoencoder
     from carrara.data.table import Dataset
-    from carrara.interop.exportable import exportable
+    from carrara.interop.exportable import exportable, stand_in
     from carrara.recipes.catalogue import named
     from carrara.training.autoencoding import AutoencoderRecipe, with_network
     from carrara.training.conditioning import TrainingRows
@@ -80,15 +80,21 @@ def plan(
         raise UserError(
             "--latent stands in for an autoencoder: omit it where there is one, or where none is needed"
         )
-    found = make(Subject.of(chosen, pictures, opened, _shape(latent)), seconds=seconds)
+    shape = _shape(latent)
+    found = make(Subject.of(chosen, pictures, opened, shape), seconds=seconds)
     if as_json:
         typer.echo(json.dumps(found.document(), indent=2, ensure_ascii=False))
     else:
         for name, value in _rows(found):
             console.print(f"{name:22} {value}", soft_wrap=True)
-        if not isinstance(chosen, ContrastiveRecipe) and (opened or no_latent):
+        if not isinstance(chosen, ContrastiveRecipe):
             columns = TrainingRows(pictures) if pictures else MadeUp()
-            console.print(f"{'export':22} {exportable(chosen, opened, columns)}", soft_wrap=True)
+            worked_on, which = opened, ""
+            if shape:
+                worked_on = stand_in(shape[0], 8 * shape[1])
+                which = ", if its autoencoder can be"
+            can = exportable(chosen, worked_on, columns)
+            console.print(f"{'export':22} {can}{which if can.startswith('as') else ''}", soft_wrap=True)
         for note in found.notes:
             console.print(f"note: {note}", soft_wrap=True)
     if found.refusals:
@@ -145,10 +151,14 @@ def _fits(plan: Plan) -> str:
 def _shape(text: str | None) -> tuple[int, int, int] | None:
     if text is None:
         return None
-    if not (match := re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)) or not all(int(n) for n in match.groups()):
-        raise UserError(f"--latent is {text!r}; expected channels x height x width, e.g. 4x64x64")
-    channels, height, width = map(int, match.groups())
-    return channels, height, width
+    from carrara.config import parse
+    from carrara.interop.exportable import LatentShape
+
+    if not (match := re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})x([0-9]{1,9})", text)):
+        raise UserError(f"--latent is {text[:40]!r}; expected channels x height x width, e.g. 4x64x64")
+    sides = dict(zip(LatentShape.model_fields, map(int, match.groups()), strict=True))
+    shape = parse(LatentShape, sides, where=f"--latent {text}")
+    return shape.channels, shape.height, shape.width
 
 
 def _time(seconds: float) -> str:

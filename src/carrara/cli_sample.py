@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,7 +16,18 @@ from carrara.console import Bar, console
 from carrara.errors import UserError
 from carrara.model_folder import STARTER
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from carrara.generation.generate import Settings
+    from carrara.generation.model import Model
+    from carrara.generation.requests import Asked, Request
+
 _LARGE = 4  # times the area that a model learned at: from here on the user is told
+_BATCH = 16  # pictures at once
+_MOST = 100_000  # pictures of a command
+_NOTES = 10  # on the prompts of a file
+_ANY = "random"
 
 
 def sample(
@@ -28,8 +40,19 @@ def sample(
     prompt: Annotated[
         str, typer.Argument(help="What to show; may be omitted for a model without captions.")
     ] = "",
-    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
-    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 4,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with a prompt per line; in .jsonl each line has columns, e.g. caption, negative, label."
+        ),
+    ] = None,
+    seed: Annotated[
+        str, typer.Option(help="The same seed gives the same pictures; random draws one and says it.")
+    ] = "0",
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many pictures of each prompt; by default 4, with --prompts 1."),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -85,12 +108,18 @@ def sample(
         Literal["auto", "fp32", "bf16"],
         typer.Option(help="Arithmetic of the network: fp32, bf16, or auto for what is faster here."),
     ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …; by default a GPU where there is one.")
+    ] = "auto",
+    sheet: Annotated[
+        bool, typer.Option("--sheet", help="Also make one picture of all, each with its words below.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for the PNGs.", callback=writable)] = Path("pictures"),
 ) -> None:
     """Make pictures from a prompt, a class, a picture …; each PNG carries the recipe that made it."""
-    from carrara.generation.generate import decode, denoise, settings_for
-    from carrara.generation.pictures import picture_recipe, png_note, save_png, short_hash
-    from carrara.generation.requests import Asked, read
+    from carrara.generation.generate import settings_for
+    from carrara.generation.pictures import png_note
+    from carrara.generation.requests import Asked
     from carrara.training.fastest import fastest_sampling
 
     if model is None:
@@ -98,43 +127,120 @@ def sample(
             f"which model? Give its folder, the run that made it, or {STARTER}, which comes with Carrara: "
             f'carrara sample {STARTER} "red heart"'
         )
-    opened = open_model(model)
-    note = png_note(opened.autoencoder.config.image_channels, opened.autoencoder.bits)
+    opened = open_model(model, device)
+    notes = [png_note(opened.autoencoder.config.image_channels, opened.autoencoder.bits)]
     width, height = _sides(size) if size else (None, None)
-    given = {"seed": seed, "steps": steps, "sampler": sampler, "grid": grid, "guidance": guidance}
+    given = {"seed": _seed(seed), "steps": steps, "sampler": sampler, "grid": grid, "guidance": guidance}
     settings = settings_for(opened, {**given, "width": width, "height": height})
     opened.latent_of(settings.size(opened))  # says where the size does not fit
     asked = Asked(prompt, negative, label, tuple(picture or ()), mask, boxes, original)
-    request = read(opened, asked, settings.guidance)
-    for remark in request.remarks:
-        sys.stderr.write(f"note: {remark}\n")
-    if note:
-        sys.stderr.write(f"note: {note}\n")
+    requests = _requests(opened, asked, prompts, settings.guidance)
     if (areas := math.prod(settings.size(opened)) / opened.size**2) > _LARGE:
-        sys.stderr.write(
-            f"note: this model was trained at {opened.size} pixels; pictures {areas:.0f} times as large take at least "
-            "as many times as long, and show things at their original scale\n"
+        notes.append(
+            f"this model was trained at {opened.size} pixels; pictures {areas:.0f} times as large take at least "
+            "as many times as long, and show things at their original scale"
         )
+    if seed == _ANY:
+        notes.append(f"the seed is {settings.seed}")
+    for note in filter(None, notes):
+        sys.stderr.write(f"note: {note}\n")
+    each = count or (1 if prompts else 4)
+    if (total := each * len(requests)) > _MOST:
+        raise UserError(f"that would be {total} pictures; expected at most {_MOST} in one command")
     make_folder(out)
-    shown = request.told.get("caption") or label or ""
-    hash_, written = opened.hash, []
-    batch = 16
-    opened = fastest_sampling(opened, [request.row] * min(count, batch), settings, precision)
-    exact = {"precision": "bf16"} if opened.bf16 else {}
+    work = [(request, number) for request in requests for number in range(each)]
+    hash_, whole = opened.hash, model.resolve()
+    about = {"model": hash_, "name": whole.parent.name if whole.name == "model" else whole.name}
+    opened = fastest_sampling(opened, [request.row for request, _ in work[:_BATCH]], settings, precision)
+    _make(opened, work, settings, about, out, sheet)
+
+
+def _make(
+    model: Model,
+    work: list[tuple[Request, int]],
+    settings: Settings,
+    about: dict[str, str],
+    out: Path,
+    sheet: bool,
+) -> None:
+    """Draws and saves the pictures of requests by number, and the sheet of all; prints their paths."""
+    from carrara.evaluation.plates import contact_sheet
+    from carrara.generation.generate import decode, denoise
+    from carrara.generation.pictures import (
+        parameters,
+        picture_recipe,
+        save_png,
+        short_hash,
+        to_image,
+        write_png,
+    )
+
+    exact = {"precision": "bf16"} if model.bf16 else {}
+    size, seed = settings.size(model), settings.seed
+    written: list[Path] = []
+    shown: list[tuple[Image.Image, str]] = []
     with Bar("sampling") as bar:
-        for first in range(0, count, batch):
-            numbers = list(range(first, min(first + batch, count)))
-            for moment in denoise(opened, [request.row] * len(numbers), numbers, settings):
-                done = (first + len(numbers) * moment.step / moment.steps) / count
+        for first in range(0, len(work), _BATCH):
+            part = work[first : first + _BATCH]
+            for moment in denoise(model, [r.row for r, _ in part], [n for _, n in part], settings):
+                done = (first + len(part) * moment.step / moment.steps) / len(work)
                 words = f"step {moment.step} of {moment.steps}"
-                bar.show(done, words, total=count * moment.steps, unit="denoisings")
-            for number, made in zip(numbers, decode(opened, moment.z), strict=True):
-                recipe = picture_recipe(hash_, settings, {**request.told, **exact}, number)
-                path = out / f"{_slug(shown)}_{seed}_{number}_{short_hash(recipe)}.png"
-                save_png(request.finish(made), path, recipe)
+                bar.show(done, words, total=len(work) * moment.steps, unit="denoisings")
+            for (request, number), made in zip(part, decode(model, moment.z), strict=True):
+                recipe = picture_recipe(about["model"], settings, {**request.told, **exact}, number)
+                words = str(request.told.get("caption") or request.told.get("label") or "")
+                path = out / f"{_slug(words)}_{seed}_{number}_{short_hash(recipe)}.png"
+                picture = request.finish(made)
+                save_png(picture, path, recipe, parameters(recipe, size, about["name"]))
                 written.append(path)
+                if sheet:
+                    small = to_image(picture)
+                    small.thumbnail((256, 256))
+                    shown.append((small, words))
+    if sheet:
+        names = {"pictures": [path.name for path in written]}
+        path = out / f"sheet_{seed}_{short_hash(names)}.png"
+        write_png(contact_sheet([p for p, _ in shown], [words for _, words in shown]), path, names)
+        written.append(path)
     for path in written:
         console.print(str(path), soft_wrap=True)
+
+
+def _requests(model: Model, usual: Asked, prompts: Path | None, guidance: float) -> list[Request]:
+    """What is asked for, by the command or by each line of a file; says what should be known of it."""
+    from carrara.generation.prompt_file import read_prompts
+    from carrara.generation.requests import read
+
+    asked = [(0, usual)]
+    if prompts:
+        if usual.prompt:
+            raise UserError("a prompt and --prompts are both given; expected one of them")
+        columns = [str(e.column) for e in model.conditions.values() if e.form == "picture"]
+        asked = read_prompts(prompts, usual, columns)
+    requests: list[Request] = []
+    remarks: dict[str, list[int]] = {}
+    for line, one in asked:
+        try:
+            requests.append(read(model, one, guidance))
+        except UserError as error:
+            raise UserError(f"{prompts}, line {line}: {error}" if prompts else str(error)) from None
+        for remark in requests[-1].remarks:
+            remarks.setdefault(remark, []).append(line)
+    for remark, lines in list(remarks.items())[:_NOTES]:
+        where = f"line {lines[0]}: " if prompts and len(lines) < len(asked) else ""
+        sys.stderr.write(f"note: {where}{remark}\n")
+    if len(remarks) > _NOTES:
+        sys.stderr.write(f"note: and {len(remarks) - _NOTES} more notes of this kind\n")
+    return requests
+
+
+def _seed(text: str) -> int:
+    """The number, or one drawn now; UserError of anything else."""
+    if text == _ANY:
+        return secrets.randbelow(2**32)
+    if not re.fullmatch(r"-?[0-9]{1,19}", text):
+        raise UserError(f"--seed is {text[:40]!r}; expected a whole number from 0 to 2^63 - 1, or {_ANY}")
+    return int(text)
 
 
 def _sides(size: str) -> tuple[int, int]:

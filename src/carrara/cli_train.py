@@ -146,6 +146,6 @@ def run_diffusion(
     from carrara.training.conditioning import TrainingRows
     from carrara.training.stages import fitted, train_diffusion
 
-    words = exportable(fitted(recipe, dataset), autoencoder, TrainingRows(dataset))
+    words = exportable(fitted(recipe, dataset), autoencoder, TrainingRows(dataset), start=start)
     console.print(f"export: {words}", soft_wrap=True)
     follow(train_diffusion(recipe, dataset, autoencoder, out, start=start), "diffusion", out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -323,3 +324,34 @@ def test_writing_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert "No space left on device" in refusal(lambda: write(stored, tmp_path / "theirs"))
     assert [p.name for p in tmp_path.iterdir()] == ["theirs"]
     assert {p.name: p.read_bytes() for p in (tmp_path / "theirs").iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKL", "AutoencoderTiny"])
+def test_weights_that_are_damaged(name: str, folder: Path, tmp_path: Path) -> None:
+    if name == "AutoencoderTiny":
+        folder = tmp_path / "tiny"
+        widths = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+        blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+        diffusers.AutoencoderTiny(**widths, **blocks).save_pretrained(folder)
+    assert read(folder).config.factor == 2
+    sound = load_file(folder / WEIGHTS)
+    first = next(iter(sound))
+    for number in (math.nan, -math.inf):
+        save_file({**sound, first: sound[first].clone().fill_(number)}, folder / WEIGHTS)
+        assert f"{first} of its weights has values that are no finite numbers" in refusal(
+            lambda: read(folder)
+        )
+    save_file({**sound, first: sound[first][:-1].clone()}, folder / WEIGHTS)
+    assert f"the weights do not fit {CONFIG}: {first} is" in refusal(lambda: read(folder))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"encoder_block_out_channels": [10**7] * 4},
+        {"decoder_block_out_channels": [10**7] * 4},
+    ],
+)
+def test_a_tiny_autoencoder_larger_than_memory(said: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / CONFIG).write_text(json.dumps({"_class_name": "AutoencoderTiny", **said}))
+    assert "is larger than this machine's memory" in refusal(lambda: read(tmp_path))

@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from diffusers_cases import diffusers
 from test_diffusers_pipeline_parts import SMALL, classes, model
+from torch import nn
 
 import tiny_encoders
-from carrara.autoencoders import kl
+from carrara.autoencoders import kl, vq
+from carrara.autoencoders.scale import LatentScale
+from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.conditions import label, pretrained_text
 from carrara.conditions import text as own_text
-from carrara.config import Config
+from carrara.config import Config, to_toml
 from carrara.denoisers import dit, unet
 from carrara.errors import UserError
-from carrara.generation.model import ModelConfig
+from carrara.generation.model import Model, ModelConfig, build_network
 from carrara.interop import diffusers_pipeline_export
 from carrara.interop.exportable import exportable
 from carrara.training.autoencoding import AutoencoderRecipe
@@ -90,3 +94,23 @@ def test_plan_and_train_say_it(here: Here, trained: Trained, tmp_path: Path) -> 
     assert f"export                 {why}" in planned.out
     assert f"export: {why}" in began.out
     assert began.out.index("export: ") < began.out.index("training the diffusion model")
+
+
+def test_a_latent_alone_and_a_model_to_begin_from(here: Here, tmp_path: Path) -> None:
+    """The first stands for the plainest autoencoder; of the second the latent scale stays as it is."""
+    table = DiffusionRecipe(model=ModelConfig(denoiser=unet.Config(**SMALL), **TABLE))
+    (tmp_path / "table.toml").write_text(to_toml(table))
+    for given, words in (
+        ("table.toml", "as LDMPipeline of diffusers: carrara export RUN DEST, if its autoencoder can be"),
+        (recipe_file(small_diffusion(captions=False), tmp_path / "flow.toml"), "not to diffusers: the schedulers for"),
+    ):  # fmt: skip
+        planned = here("plan", given, "--latent", "4x4x4", "--seconds", 0)
+        assert f"export                 {words}" in planned.out, planned
+
+    config = vq.Config(channels=32, multipliers=(1, 2), blocks=1, latent_channels=3, codes=8)
+    coded = StoredAutoencoder.of(config.build(), config, 16, {})
+    plain = coded.with_scale(LatentScale(torch.zeros(3), torch.full((3,), 0.5)))
+    start = Model(table.model, build_network(table.model, nn.ModuleDict(), 3), nn.ModuleDict(), plain, {})
+    assert "cannot take it in" in exportable(table, plain, MadeUp())
+    assert exportable(table, plain, MadeUp(), start=start).startswith("as LDMPipeline of diffusers")
+    diffusers_pipeline_export.write(start, tmp_path / "out")

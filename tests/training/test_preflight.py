@@ -267,6 +267,11 @@ def test_what_cannot_fit_at_all(free: int, words: str) -> None:
         (("text_ldm",), "give its --autoencoder, or their shape as --latent"),
         (("text_ldm", "--latent", "4x64"), "expected channels x height x width"),
         (("text_ldm", "--latent", "4x64x32"), "expected a square one"),
+        (("text_ldm", "--latent", "4x1000000000x1000000000"), "expected channels x height x width"),
+        (("text_ldm", "--latent", "4x2049x2049"), "'height': expected at most 2048, got 2049"),
+        (("text_ldm", "--latent", "99999x8x8"), "'channels': expected at most 4096"),
+        (("text_ldm", "--latent", "0x8x8"), "'channels': expected at least 1"),
+        (("text_ldm", "--latent", "²x8x8"), "expected channels x height x width"),
         (("text_ldn", "--latent", "4x64x64"), "did you mean 'text_ldm'"),
     ],
 )

@@ -14,6 +14,7 @@ from carrara.autoencoders.point import PointEncoding
 from carrara.autoencoders.reconstruction import Reconstruction
 from carrara.autoencoders.trunk import check_size
 from carrara.config import Config as Base
+from carrara.config import check_memory
 
 
 class Config(Base):
@@ -45,6 +46,11 @@ class Config(Base):
                 f"encoder_blocks has {len(self.encoder_blocks)} levels and decoder_blocks "
                 f"{len(self.decoder_blocks)}; expected as many of both"
             )
+        for blocks, width in (
+            (self.encoder_blocks, self.encoder_width),
+            (self.decoder_blocks, self.decoder_width),
+        ):
+            check_memory(27 * sum(blocks) * width**2)
         return self
 
     @property

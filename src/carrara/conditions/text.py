@@ -191,6 +191,41 @@ class TextEncoder(nn.Module):
         return Context(tokens=x, mask=mask, vector=(x * weights[..., None]).sum(1))
 
 
+_TOGETHER = {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
+_MOST = 50_000  # letters of all different words that a model keeps
+
+
+def known_words(captions: Iterable[str]) -> str | None:
+    """Every different word of the captions, by the alphabet, spaces between; None where they are too many to keep."""
+    found, size = set[str](), 0
+    for caption in captions:
+        new = set(_words(caption)) - found
+        found |= new
+        size += sum(len(word) + 1 for word in new)
+        if size > _MOST:
+            return None
+    return " ".join(sorted(found))
+
+
+def unseen_note(prompt: str, known: str) -> list[str]:
+    """A sentence where words of the prompt are none of those that `known_words` found."""
+    strange = list(dict.fromkeys(_words(prompt)))
+    strange = sorted(set(strange) - set(known.split()), key=strange.index)
+    if not strange:
+        return []
+    words = ", ".join(repr(word[:40]) for word in strange[:5])
+    more = f" and {len(strange) - 5} more words" if len(strange) > 5 else ""
+    stand = "stands" if len(strange) == 1 else "stand"
+    return [f"{words}{more} {stand} in no caption that this model was trained on"]
+
+
+def _words(text: str) -> list[str]:
+    """In small letters; where a script has no spaces between its words, each sign is one."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    whole = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text).split()
+    return [part for word in whole for part in (word if scripts(word) & _TOGETHER else [word])]
+
+
 def scripts(text: str) -> set[str]:
     """The scripts of a text's letters, by the first word of their Unicode names: LATIN, CJK, ARABIC …"""
     return {unicodedata.name(c, "UNKNOWN").split()[0] for c in text if c.isalpha()}

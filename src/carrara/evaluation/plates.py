@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
 INK, PALE, ACCENT = "#1d1d1f", "#6b6b70", "#b4552d"
-_GAP, _MARGIN, _LINE = 6, 14, 17  # pixels
+_GAP, _MARGIN, _LINE, _WIDEST = 6, 14, 17, 8192  # pixels
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ def plate(rows: Sequence[Row], columns: Sequence[str] = (), *, side: int = 96, f
     words = [*columns, *(caption for row in rows for caption in row.captions)]
     width_of_cell = max([width, *map(_width, words)])
     head = _LINE * max((name.count("\n") + 1 for name in columns), default=0) + (_GAP if columns else 0)
-    heights = [height + (_LINE if row.captions else 0) + _GAP for row in rows]
+    lines = [max((caption.count("\n") + 1 for caption in row.captions), default=0) for row in rows]
+    heights = [height + _LINE * count + _GAP for count in lines]
     across = max(len(row.pictures) for row in rows)
     canvas = Image.new(
         "RGB",
@@ -69,6 +72,30 @@ def plate(rows: Sequence[Row], columns: Sequence[str] = (), *, side: int = 96, f
         top += below
     write(draw, (_MARGIN, top + _GAP), foot, "la", colour=PALE)
     return canvas
+
+
+def contact_sheet(pictures: Sequence[Image.Image], words: Sequence[str]) -> Image.Image:
+    """All pictures, each with its words below, in about as many rows as columns; large ones are made small.
+
+    Words that Pillow's own font has no letters for are replaced by the picture's number.
+    """
+    columns = min(len(pictures), max(8, math.ceil(math.sqrt(len(pictures)))))
+    side = max(32, min(256, _WIDEST // columns))
+    small, captions = [], []
+    for number, (picture, text) in enumerate(zip(pictures, words, strict=True), 1):
+        copy = picture.convert("RGB")
+        copy.thumbnail((side, side))
+        small.append(copy)
+        text = text[:200] if drawable(text[:200]) else f"picture {number}"
+        captions.append("\n".join(textwrap.wrap(text, max(4, side // 7), max_lines=3, placeholder=" …")))
+    parts = [slice(first, first + columns) for first in range(0, len(small), columns)]
+    return plate([Row("", small[part], captions[part]) for part in parts], side=128)
+
+
+def drawable(text: str) -> bool:
+    """Whether the font of plates has every letter."""
+    missing = bytes(font().getmask("\U0010ffff"))
+    return all(c.isspace() or bytes(font().getmask(c)) != missing for c in set(text))
 
 
 def write(

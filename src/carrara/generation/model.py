@@ -33,6 +33,9 @@ from carrara.model_folder import (
     write_weights,
 )
 
+WORDS = "words"
+"""Of a passport: every word of the captions that the model was trained on, where they are few enough to keep."""
+
 
 class Sampling(Config):
     """The way from noise to data."""

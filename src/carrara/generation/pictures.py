@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from carrara import __version__
 from carrara.config import Config
 from carrara.errors import UserError
 from carrara.tensors import from_pixels, to_pixels
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from carrara.conditions.contract import Size
 
 KEY = "carrara"
 SAMPLES = "samples"  # the folder of a run that `save_samples` fills
@@ -52,19 +56,24 @@ def _image(picture: Tensor) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
-def save_png(picture: Tensor, path: Path, recipe: Mapping[str, Any]) -> None:
+def save_png(picture: Tensor, path: Path, recipe: Mapping[str, Any], parameters: str = "") -> None:
     """Writes the PNG, whole or not at all, with ``recipe`` as JSON under the key "carrara".
 
-    One channel of ``uint16`` keeps its 16 bits; all other pictures are written as `to_image` shows them.
+    ``parameters`` is the text of that name for other programs. One channel of ``uint16`` keeps its 16 bits; all
+    other pictures are written as `to_image` shows them.
     """
-    _write_png(_image(picture) if len(picture) == 1 else to_image(picture), path, recipe)
+    image = _image(picture) if len(picture) == 1 else to_image(picture)
+    write_png(image, path, recipe, parameters)
 
 
-def _write_png(image: Image.Image, path: Path, words: Mapping[str, Any]) -> None:
+def write_png(image: Image.Image, path: Path, words: Mapping[str, Any], parameters: str = "") -> None:
+    """Writes the PNG, whole or not at all, with ``words`` as JSON and, for other programs, ``parameters``."""
     from PIL.PngImagePlugin import PngInfo
 
     about = PngInfo()
     about.add_itxt(KEY, json.dumps(words, ensure_ascii=False, sort_keys=True))
+    if parameters:
+        about.add_text("parameters", parameters)
     part = path.with_name(path.name + ".part")
     try:
         image.save(part, "PNG", pnginfo=about)
@@ -82,7 +91,7 @@ def save_samples(pictures: Sequence[Tensor], run: Path, words: Mapping[str, Any]
     grid = sheet(pictures, columns, zoom=max(1, 64 // pictures[0].shape[-1]))
     path = run / SAMPLES / f"{words['seen']:012d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_png(grid, path, words)
+    write_png(grid, path, words)
 
 
 def picture_recipe(model: str, settings: Config, row: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -93,6 +102,36 @@ def picture_recipe(model: str, settings: Config, row: Mapping[str, Any], number:
         "number": number,
         "model": model,
     }
+
+
+_SAMPLERS = {
+    "ddim": "DDIM", "euler": "Euler", "euler_ancestral": "Euler a", "heun": "Heun", "dpm2": "DPM2", "lms": "LMS",
+    "plms": "PLMS", "unipc": "UniPC", "deis": "DEIS", "restart": "Restart", "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE", "dpmpp_3m_sde": "DPM++ 3M SDE", "dpmpp_sde": "DPM++ SDE",
+    "dpmpp_2s_ancestral": "DPM++ 2S a",
+}  # fmt: skip
+
+
+def parameters(recipe: Mapping[str, Any], size: Size, name: str) -> str:
+    """A recipe as other programs know it: the text of Stable Diffusion web UI's "parameters" in a PNG.
+
+    ``name`` is the model's. Its infotext has the words, what is not wanted, and a line of "key: value".
+    """
+    values = {
+        "Steps": recipe["steps"],
+        "Sampler": _SAMPLERS.get(recipe["sampler"], recipe["sampler"]),
+        "Schedule type": recipe["grid"].capitalize(),
+        "CFG scale": f"{recipe['guidance']:g}",
+        "Seed": recipe["seed"],
+        "Size": f"{size[1]}x{size[0]}",
+        "Model hash": recipe["model"][:10],
+        "Model": json.dumps(name, ensure_ascii=False) if re.search("[,:\n]", name) else name,
+        **({"Picture number": recipe["number"]} if recipe["number"] else {}),
+        "Version": f"Carrara {__version__}",
+    }
+    words = recipe.get("caption") or recipe.get("label") or ""
+    against = f"Negative prompt: {recipe['negative']}" if recipe.get("negative") else ""
+    return "\n".join(filter(None, [words, against, ", ".join(f"{k}: {v}" for k, v in values.items())]))
 
 
 def short_hash(recipe: Mapping[str, Any]) -> str:

@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from carrara.conditions.holes import Masked, blend
+from carrara.conditions.text import unseen_note
 from carrara.data.beside import KINDS
 from carrara.data.pictures import class_ids, whole
 from carrara.data.rows import BadPicture, nfc
 from carrara.errors import UserError, nearest
-from carrara.generation.model import Model
+from carrara.generation.model import WORDS, Model
 
 _WANTED = {
     "text": "a prompt",
@@ -100,6 +101,8 @@ def read(model: Model, asked: Asked, guidance: float) -> Request:
         if value is not None:
             row[str(encoder.column)] = value
         remarks += encoder.remarks(value)
+        if encoder.form == "text":
+            remarks += _unseen(model, asked.prompt)
     return Request(row, told, list(dict.fromkeys(remarks)))
 
 
@@ -140,7 +143,13 @@ def _negative_remarks(model: Model, negative: str, guidance: float) -> list[str]
     used: list[Any] = [e for name, e in texts.items() if model.config.conditions[name].dropout > 0]
     if not used:
         return ["this model never trained without its captions; the negative prompt is not used"]
-    return [f"negative prompt: {remark}" for encoder in used for remark in encoder.remarks(negative)]
+    remarks = [remark for encoder in used for remark in encoder.remarks(negative)]
+    return [f"negative prompt: {remark}" for remark in remarks + _unseen(model, negative)]
+
+
+def _unseen(model: Model, prompt: str) -> list[str]:
+    words = model.passport.get(WORDS)
+    return unseen_note(prompt, words) if isinstance(words, str) else []
 
 
 def _value(

@@ -17,11 +17,20 @@ _STEM = "diffusion_pytorch_model"
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The weights of a folder: in one file or in several with an index, in the widest precision there is."""
+    """The weights of a folder: in one file or in several with an index, in the widest precision there is.
+
+    UserError where there are none, or where one of them is no finite number.
+    """
     found = weight_files(folder, _STEM)
     if found is None:
         raise UserError(_no_weights(folder))
-    return found.read()
+    tensors = found.read()
+    for name, values in tensors.items():
+        if values.is_floating_point() and not values.isfinite().all():
+            raise UserError(
+                f"{folder} is damaged: {name} of its weights has values that are no finite numbers"
+            )
+    return tensors
 
 
 def remark_on_weights(folder: Path) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import nn
 
+from carrara.autoencoders import kl
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder
+from carrara.config import Config
 from carrara.errors import UserError
 from carrara.generation.model import Model, ModelConfig, build_network
 from carrara.interop import diffusers_autoencoder, diffusers_pipeline_export
@@ -16,12 +19,25 @@ from carrara.training.autoencoding import AutoencoderRecipe
 from carrara.training.diffusing import DiffusionRecipe
 
 
+class LatentShape(Config):
+    """The shape of a latent that stands for an autoencoder of factor 8."""
+
+    channels: int = Field(ge=1, le=4096, description="Numbers at each position.")
+    height: int = Field(ge=1, le=2048, description="Positions, 8 pixels each.")
+    width: int = Field(ge=1, le=2048, description="Positions, 8 pixels each.")
+
+
 def exportable(
-    recipe: AutoencoderRecipe | DiffusionRecipe, autoencoder: StoredAutoencoder | None, data: Any
+    recipe: AutoencoderRecipe | DiffusionRecipe,
+    autoencoder: StoredAutoencoder | None,
+    data: Any,
+    *,
+    start: Model | None = None,
 ) -> str:
     """One line. ``data`` are the `Columns` that conditions learn from; nothing big is built.
 
-    A latent scale that is measured only in training counts as another for each channel.
+    A latent scale that is measured only in training counts as another for each channel; that of ``start``, a model
+    to begin from, stays.
     """
     try:
         if isinstance(recipe, AutoencoderRecipe):
@@ -29,6 +45,8 @@ def exportable(
                 module: nn.Module = recipe.network.build()
             stored = StoredAutoencoder(module, recipe.network, recipe.size, None, "", {})
             return _as(type(diffusers_autoencoder.described(stored)).__name__)
+        if start:
+            return _as(diffusers_pipeline_export.check(start))
         worked_on = recipe.pixels.autoencoder() if recipe.pixels else autoencoder
         assert worked_on is not None
         if not recipe.pixels:
@@ -38,6 +56,13 @@ def exportable(
         return _as(diffusers_pipeline_export.check(_sketch(recipe.model, worked_on, data)))
     except UserError as error:
         return f"not to diffusers: {str(error).removeprefix('diffusers cannot express it: ')}"
+
+
+def stand_in(channels: int, size: int) -> StoredAutoencoder:
+    """For latents of so many channels and pictures of ``size`` pixels the plainest autoencoder, without a number."""
+    config = kl.Config(channels=32, multipliers=(1, 2, 4, 4), latent_channels=channels)
+    with torch.device("meta"):
+        return StoredAutoencoder(config.build(), config, size, None, "", {})
 
 
 def _as(name: str) -> str:

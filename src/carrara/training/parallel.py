@@ -39,6 +39,7 @@ class Placement:
         """The GPU where there is one; with "auto" bfloat16 on a GPU that has it, else float32, until `fastest` says."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_device(device)
         able = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
         return Placement(torch.device(device), precision == "bf16" or (precision == "auto" and able))
 
@@ -61,6 +62,14 @@ class Placement:
         layout = "" if self.channels_last else ", channels first"
         kernels = "" if self.own_kernels else ", PyTorch's kernels"
         return f"{name}, {'bfloat16' if self.bf16 else 'float32'}{parts}{layout}{kernels}"
+
+
+def check_device(device: str) -> None:
+    """UserError where torch knows no such device, or this machine has none."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    there = ["cpu", *(f"{found.type}:{n}" for n in range(torch.accelerator.device_count()) if found)]
+    if device not in (*there, *(name.partition(":")[0] for name in there)):
+        raise UserError(f"this machine has no device {device!r}; it has {', '.join(there)}")
 
 
 # --- blocks: what is compiled, and computed twice ---

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from carrara import __version__
+from carrara.conditions.text import known_words
 from carrara.data import ranges
+from carrara.generation.model import WORDS
+from carrara.training.conditioning import TrainingRows
 
 if TYPE_CHECKING:
     from carrara.autoencoders.stored import StoredAutoencoder
     from carrara.data.table import Dataset
+    from carrara.generation.model import Model
     from carrara.training.loop import TrainingState
 
 
@@ -32,3 +37,18 @@ def passport_of(
         "steps": state.step,
         "seconds": round(state.spent, 1),
     }
+
+
+def words_of(
+    conditions: Any, reads: Mapping[str, Sequence[str]], dataset: Dataset, start: Model | None
+) -> dict[str, str]:
+    """Every word of the captions trained on, with those of the model begun from.
+
+    Nothing where they are too many, or where that model does not know its own.
+    """
+    columns = sorted({c for name, e in conditions.items() if e.form == "text" for c in reads[name]})
+    if not columns or (start and WORDS not in start.passport):
+        return {}
+    captions = [text for column in columns for text in TrainingRows(dataset).values(column) if text]
+    found = known_words([*captions, start.passport[WORDS]] if start else captions)
+    return {} if found is None else {WORDS: found}

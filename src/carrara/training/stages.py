@@ -41,7 +41,7 @@ from carrara.training.feed import Feed, multiple_of
 from carrara.training.held_out import HeldOutJudge
 from carrara.training.loop import Report, TrainConfig, TrainingState
 from carrara.training.parallel import Placement
-from carrara.training.passport import passport_of
+from carrara.training.passport import passport_of, words_of
 from carrara.training.preflight import check_memory
 from carrara.training.run import RECIPE, Run
 from carrara.training.validation import Validation
@@ -204,11 +204,13 @@ def train_diffusion(
     placement = run.placement(task, partial(fed, lambda: 0.0), placement, recipe.train)
     state = TrainingState(task.modules, recipe.train, placement)
     batches = partial(fed, lambda: state.fraction)
+    vocabulary = words_of(conditions, reads, dataset, start)
 
     def save(path: Path, **more: Any) -> None:
         passport = passport_of(dataset, state, autoencoder) | {
             "autoencoder": autoencoder.hash,
             "columns": reads,
+            **vocabulary,
         }
         passport |= ({"start": begun} if begun else {}) | more
         model = Model(recipe.model, network, conditions, autoencoder, passport)
