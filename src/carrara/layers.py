@@ -208,17 +208,22 @@ class _Scores:
         return out
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """Multi-head attention over ``query [b n d]`` and ``key, value [b l d]``; ``mask [b l]`` True where real."""
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None, *, causal: bool = False
+) -> Tensor:
+    """Multi-head attention over ``query [b n d]`` and ``key, value [b l d]``; ``mask [b l]`` True where real.
+
+    ``causal``, without a mask: each place attends to those up to its own.
+    """
     q, k, v = (
         x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value)
     )  # b heads n d/heads
     bias = None if mask is None else mask[:, None, None]
     own = _own_kernels and q.device.type == "cpu" and q.dtype == torch.bfloat16
-    if own and not torch.compiler.is_compiling():
+    if own and not causal and not torch.compiler.is_compiling():
         out = _CachedAttention.apply(q, k, v, None if bias is None else ~bias)  # type: ignore[no-untyped-call]
     else:
-        out = F.scaled_dot_product_attention(q, k, v, bias)
+        out = F.scaled_dot_product_attention(q, k, v, bias, is_causal=causal)
     rows: Tensor = out.transpose(1, 2).flatten(2)
     return rows
 

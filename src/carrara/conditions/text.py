@@ -21,7 +21,7 @@ from carrara.errors import UserError
 from carrara.layers import attend
 from carrara.tensors import sample_uniform
 
-_PAD, _START = "<pad>", "<start>"
+PAD, START = "<pad>", "<start>"
 _TOKENIZER = "tokenizer.json"
 
 
@@ -37,6 +37,9 @@ class Config(Base):
     width: int = Field(256, ge=8, description="Width of the tokens.")
     depth: int = Field(2, ge=1, description="Transformer layers.")
     heads: int = Field(4, ge=1, description="Attention heads.")
+    causal: bool = Field(
+        False, description="Read as CLIP does, each word after those before it, padding too: for diffusers."
+    )
     dropout: float = Field(0.1, ge=0, le=1, description="Share of pictures trained without their caption.")
 
     @model_validator(mode="after")
@@ -84,7 +87,7 @@ def learn_tokenizer(captions: Iterable[str], vocabulary: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[_PAD, _START],
+        special_tokens=[PAD, START],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -102,15 +105,19 @@ class Layer(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """``mask [b l]`` is True where there is a word; without it the places before each are read."""
         query, key, value = self.qkv(self.norm1(x)).chunk(3, -1)
-        x = x + self.out(attend(query, key, value, self.heads, mask))
+        x = x + self.out(attend(query, key, value, self.heads, mask, causal=mask is None))
         out: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
         return out
 
 
 class TextEncoder(nn.Module):
-    """ids [b l] -> Context(tokens [b l d], mask [b l], vector [b d]); the empty caption is the null."""
+    """ids [b l] -> Context(tokens [b l d], mask [b l], vector [b d]); the empty caption is the null.
+
+    With ``causal`` there are tokens alone.
+    """
 
     column = "caption"  # what it reads of a request
     form: Form = "text"
@@ -119,7 +126,8 @@ class TextEncoder(nn.Module):
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
-        self.tokens = self.vector = config.width
+        self.tokens = config.width
+        self.vector = None if config.causal else config.width
         self.embedding = nn.Embedding(tokenizer.get_vocab_size(), config.width)
         self.position = nn.Parameter(torch.randn(config.length, config.width) * 0.02)
         self.layers = nn.ModuleList(Layer(config.width, config.heads) for _ in range(config.depth))
@@ -171,22 +179,25 @@ class TextEncoder(nn.Module):
 
     def prepare(self, captions: Sequence[str | None], size: Size | None = None) -> Tensor:
         """ids [b l], padded with zeros to the longest; no caption is the empty one."""
-        start = self.tokenizer.token_to_id(_START)
+        start = self.tokenizer.token_to_id(START)
         rows = [
             [start, *e.ids][: self.config.length]
             for e in self.tokenizer.encode_batch([c or "" for c in captions])
         ]
-        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        longest = self.config.length if self.config.causal else max(map(len, rows))
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
         for index, row in enumerate(rows):
             ids[index, : len(row)] = torch.tensor(row)
         return ids
 
     def forward(self, ids: Tensor) -> Context:
-        mask = ids != 0
+        mask = None if self.config.causal else ids != 0
         x = self.embedding(ids) + self.position[: ids.shape[1]]
         for layer in self.layers:
             x = layer(x, mask)
         x = self.norm(x)
+        if mask is None:
+            return Context(tokens=x)
         weights = mask / mask.sum(1, keepdim=True)
         return Context(tokens=x, mask=mask, vector=(x * weights[..., None]).sum(1))
 

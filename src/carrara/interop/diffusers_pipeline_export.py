@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.conditions.encoder_folder import EncoderFolder
+from carrara.conditions.text import TextEncoder
 from carrara.denoisers import dit, unet
 from carrara.errors import UserError
 from carrara.generation.model import Model
 from carrara.interop import diffusers_autoencoder
+from carrara.interop.clip_text import write_clip
 from carrara.interop.diffusers_dit import check_dit, write_dit
 from carrara.interop.diffusers_files import write_table
 from carrara.interop.diffusers_pipeline import CLASSES, FORMS, INDEX
@@ -44,11 +46,12 @@ class _Guides(NamedTuple):
     label: Any
     pretrained_text: Any
     size: Any
+    own_text: Any
 
     @property
     def text(self) -> Any:
         """The encoder of captions."""
-        return self.pretrained_text
+        return self.pretrained_text or self.own_text
 
 
 class _Prepared(NamedTuple):
@@ -129,21 +132,20 @@ def write(model: Model, folder: Path) -> list[str]:
 def _guides(model: Model) -> _Guides:
     found: dict[str, Any] = {}
     for name, encoder in model.conditions.items():
-        kind = model.config.conditions[name].kind
-        check_kind(name, kind if kind not in found else f"{kind}, the second", model.path)
-        found[kind] = encoder
-    return _Guides(found.get("label"), found.get("pretrained_text"), found.get("size"))
+        config = model.config.conditions[name]
+        check_condition(name, config, model.path, again=config.kind in found)
+        found[config.kind] = encoder
+    return _Guides(*(found.get(kind) for kind in ("label", "pretrained_text", "size", "text")))
 
 
-def check_kind(name: str, kind: str, path: Path | None = None) -> None:
-    """UserError where no pipeline of diffusers has a place for a condition of this kind; ``path`` is the model's."""
-    if kind in _Guides._fields:
+def check_condition(name: str, config: Any, path: Path | None = None, *, again: bool = False) -> None:
+    """UserError where no pipeline of diffusers has a place for a condition; ``path`` is the model's."""
+    kind = f"{config.kind}, the second" if again else config.kind
+    if kind in ("label", "pretrained_text", "size") or (kind == "text" and config.causal):
         return
-    why = (
-        "its text encoder was trained here, and diffusers has none of this kind (pretrained_text it has)"
-        if kind == "text"
-        else "none of diffusers' pipelines that Carrara writes has a place for it"
-    )
+    why = "none of diffusers' pipelines that Carrara writes has a place for it"
+    if kind == "text":
+        why = "its text encoder reads as none of diffusers' does; to export, train by the recipe text_ldm_exportable"
     raise UserError(
         f"the condition {name!r} ({kind}) cannot be exported: {why}; the autoencoder alone: "
         f"carrara export {(path or Path('MODEL')) / 'autoencoder'} DEST"
@@ -170,6 +172,10 @@ def _pipeline(model: Model, guides: _Guides, pixels: bool) -> str:
         raise UserError(
             "diffusers cannot express it: its pipelines of text work on latents, this model on pixels"
         )
+    if guides.own_text is not None:
+        if guides.size or guides.pretrained_text:
+            raise UserError("diffusers cannot express it: beside a text encoder of ours it has no other")
+        return "StableDiffusionPipeline"
     name = "StableDiffusionPipeline" if guides.size is None else "StableDiffusionXLPipeline"
     wanted, folders = (_ONE, 1) if guides.size is None else (_TWO, 2)
     config = guides.text.config
@@ -341,7 +347,9 @@ def _scaled_inside(stored: StoredAutoencoder, pipeline: str) -> StoredAutoencode
 
 
 def _write_texts(encoder: Any, places: tuple[str, ...], folder: Path) -> dict[str, list[str]]:
-    """Copies encoders and tokenizers; returns their lines of the index."""
+    """Copies encoders and tokenizers, or writes the one trained here; returns their lines of the index."""
+    if isinstance(encoder, TextEncoder):
+        return write_clip(encoder, folder)
     index = {}
     for place, source in zip(places, encoder.folders, strict=True):
         beside = place.replace("text_encoder", "tokenizer")

@@ -73,7 +73,7 @@ def _sketch(config: ModelConfig, autoencoder: StoredAutoencoder, data: Any) -> M
     """The model without a number in it. UserError of a condition that cannot be exported, before it learns."""
     encoders = nn.ModuleDict()
     for name, condition in config.conditions.items():
-        diffusers_pipeline_export.check_kind(name, condition.kind)
+        diffusers_pipeline_export.check_condition(name, condition)
         encoders[name] = (
             condition.opened() if condition.kind == "pretrained_text" else condition.learn(data, None)
         )
