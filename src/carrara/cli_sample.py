@@ -129,7 +129,7 @@ def sample(
         )
     opened = open_model(model, device)
     notes = [png_note(opened.autoencoder.config.image_channels, opened.autoencoder.bits)]
-    width, height = _sides(size) if size else (None, None)
+    width, height = _sides(size) if size is not None else (None, None)
     given = {"seed": _seed(seed), "steps": steps, "sampler": sampler, "grid": grid, "guidance": guidance}
     settings = settings_for(opened, {**given, "width": width, "height": height})
     opened.latent_of(settings.size(opened))  # says where the size does not fit
@@ -245,9 +245,9 @@ def _seed(text: str) -> int:
 
 def _sides(size: str) -> tuple[int, int]:
     """Width and height from "96x64" or "64"; UserError of anything else."""
-    match = re.fullmatch(r"\s*(\d+)\s*(?:[xX×*]\s*(\d+))?\s*", size)
+    match = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:[xX×*]\s*([0-9]{1,9}))?\s*", size)
     if not match:
-        raise UserError(f"cannot read the size {size!r}; expected width x height, for example 96x64")
+        raise UserError(f"cannot read the size {size[:40]!r}; expected width x height, for example 96x64")
     return int(match[1]), int(match[2] or match[1])
 
 

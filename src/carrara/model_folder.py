@@ -104,6 +104,8 @@ def write_about(folder: Path, kind: str, values: Mapping[str, Any], passport: Ma
 
 def read_about(folder: Path) -> dict[str, Any]:
     """The table of ``model.toml``; UserError where the folder is no model or was made by a newer Carrara."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; expected the folder of a model")
     if not folder.is_dir():
         siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise UserError(f"there is no model at {folder}{nearest(folder.name, siblings) if siblings else ''}")

@@ -133,6 +133,34 @@ def test_a_device_that_is_not_there(device: str, here: Here, trained: Trained, t
     assert not (tmp_path / "p").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("x", "--size", ""), "cannot read the size ''"),
+        (("x", "--size", "9" * 5000), "cannot read the size '99999"),
+        (("x\udcff",), "holds bytes that are not UTF-8"),
+        (("--prompts", "half.jsonl"), "half.jsonl, line 1: '\\ud800 x' is no text"),
+        (("--prompts", "/dev/zero"), "/dev/zero is larger than 64 MB; expected a prompt per line"),
+        (("x", "--prompts", "half.jsonl"), "a prompt and --prompts are both given"),
+        (("x", "--count", 10**9), "that would be 1000000000 pictures; expected at most 100000"),
+        (("x", "--label", "cat"), "no condition for --label"),
+    ],
+)
+def test_requests_that_cannot_be(
+    given: tuple[Any, ...], words: str, here: Here, trained: Trained, tmp_path: Path
+) -> None:
+    (tmp_path / "half.jsonl").write_text('{"caption": "\\ud800 x"}\n')
+    assert words in here("sample", trained.diffusion, *given).refusal
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_blanks_are_no_prompt_and_a_file_is_no_model(here: Here, trained: Trained, tmp_path: Path) -> None:
+    blank = here("sample", trained.diffusion, "  ", "--count", 1, "--steps", 1)
+    assert "without a prompt the pictures show anything" in blank.err
+    (tmp_path / "file").write_text("x")
+    assert here("sample", "file", "x").refusal == "file is a file; expected the folder of a model"
+
+
 def test_words_of_no_caption_are_noted(here: Here, trained: Trained, tmp_path: Path) -> None:
     given = ("sample", trained.diffusion, "--count", 1, "--steps", 1, "--out", "p")
     assert "stand" not in here(*given, "Red disc!").err

@@ -271,6 +271,7 @@ def test_what_cannot_fit_at_all(free: int, words: str) -> None:
         (("text_ldm", "--latent", "4x2049x2049"), "'height': expected at most 2048, got 2049"),
         (("text_ldm", "--latent", "99999x8x8"), "'channels': expected at most 4096"),
         (("text_ldm", "--latent", "0x8x8"), "'channels': expected at least 1"),
+        (("text_ldm", "--latent", "4x7x7"), "sides are a multiple of 16; here it is 56"),
         (("text_ldm", "--latent", "²x8x8"), "expected channels x height x width"),
         (("text_ldn", "--latent", "4x64x64"), "did you mean 'text_ldm'"),
     ],

@@ -62,12 +62,11 @@ def read(model: Model, asked: Asked, guidance: float) -> Request:
 
     UserError where a file cannot be read, a value is none that a condition knows, or nothing takes what was given.
     """
-    # Letters as training read them.
     asked = replace(
         asked,
-        prompt=nfc(asked.prompt),
-        negative=nfc(asked.negative),
-        label=None if asked.label is None else nfc(asked.label),
+        prompt=_letters(asked.prompt),
+        negative=_letters(asked.negative),
+        label=None if asked.label is None else _letters(asked.label),
     )
     row: dict[str, Any] = {}
     encoders: dict[str, Any] = dict(model.conditions.items())
@@ -104,6 +103,15 @@ def read(model: Model, asked: Asked, guidance: float) -> Request:
         if encoder.form == "text":
             remarks += _unseen(model, asked.prompt)
     return Request(row, told, list(dict.fromkeys(remarks)))
+
+
+def _letters(text: str) -> str:
+    """As training read them; blanks alone are no text. UserError of what are no letters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{text[:40]!r} is no text: it holds bytes that are not UTF-8") from None
+    return nfc(text) if text.strip() else ""
 
 
 def _files(encoders: Mapping[str, Any], asked: Asked) -> dict[str, Path]:
@@ -170,7 +178,7 @@ def _value(
             boxes = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"the boxes are not JSON: {error}; expected a list or the file of one") from None
-        said = nfc(json.dumps(boxes, ensure_ascii=False))
+        said = _letters(json.dumps(boxes, ensure_ascii=False))
         return said, said
     if encoder.form == "picture" and (file := files.get(str(encoder.column))) is not None:
         return _picture(encoder, file, asked.mask, spans)

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,11 +52,11 @@ class Part:
     buckets: tuple[tuple[npt.NDArray[np.int64], tuple[int, int]], ...] = ()
 
 
-def multiple_of(recipe: DiffusionRecipe, autoencoder: StoredAutoencoder) -> int:
-    """What the sides of a picture must be multiples of, for the autoencoder and the denoiser."""
+def multiple_of(recipe: DiffusionRecipe, latent: Any) -> int:
+    """What the sides of a picture must be multiples of, for the denoiser and latents of such channels and factor."""
     with torch.device("meta"):
-        network = recipe.model.denoiser.build(channels=int(autoencoder.module.channels))  # type: ignore[arg-type]
-    return int(autoencoder.module.factor) * int(network.factor)  # type: ignore[arg-type]
+        network = recipe.model.denoiser.build(channels=int(latent.channels))
+    return int(latent.factor) * int(network.factor)
 
 
 def check_size(size: int, multiple: int) -> None:

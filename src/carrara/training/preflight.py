@@ -81,7 +81,7 @@ class Subject:
             autoencoder = recipe.pixels.autoencoder()
         if autoencoder:
             size = recipe.resolutions[-1].size if recipe.resolutions else autoencoder.size
-            check_size(size, multiple_of(recipe, autoencoder))
+            check_size(size, multiple_of(recipe, autoencoder.module))
             channels = int(autoencoder.module.channels)  # type: ignore[arg-type]
             scale = autoencoder.scale or LatentScale(torch.zeros(channels), torch.ones(channels))
             autoencoder = replace(autoencoder, size=size, scale=scale)  # none is measured before training
@@ -97,7 +97,9 @@ class Subject:
         def encode(image: Tensor) -> Tensor:
             return image.new_zeros(len(image), channels, image.shape[2] // 8, image.shape[3] // 8)
 
-        return Subject(recipe, Latent(channels, 8, 3, 8, encode), 8 * height, dataset)
+        made_up = Latent(channels, 8, 3, 8, encode)
+        check_size(8 * height, multiple_of(recipe, made_up))
+        return Subject(recipe, made_up, 8 * height, dataset)
 
 
 @dataclass(frozen=True)

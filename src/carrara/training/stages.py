@@ -268,7 +268,7 @@ def train_search_space(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path
 
 def feed_of(recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder) -> Feed:
     """What a recipe is fed; UserError where a size does not fit the autoencoder and the denoiser."""
-    return Feed(recipe, dataset, autoencoder, multiple_of(recipe, autoencoder))
+    return Feed(recipe, dataset, autoencoder, multiple_of(recipe, autoencoder.module))
 
 
 def _batches(
