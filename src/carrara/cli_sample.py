@@ -134,7 +134,7 @@ def sample(
     settings = settings_for(opened, {**given, "width": width, "height": height})
     opened.latent_of(settings.size(opened))  # says where the size does not fit
     asked = Asked(prompt, negative, label, tuple(picture or ()), mask, boxes, original)
-    requests = _requests(opened, asked, prompts, settings.guidance)
+    requests, remarks = _requests(opened, asked, prompts, settings.guidance)
     if (areas := math.prod(settings.size(opened)) / opened.size**2) > _LARGE:
         notes.append(
             f"this model was trained at {opened.size} pixels; pictures {areas:.0f} times as large take at least "
@@ -142,12 +142,12 @@ def sample(
         )
     if seed == _ANY:
         notes.append(f"the seed is {settings.seed}")
-    for note in filter(None, notes):
-        sys.stderr.write(f"note: {note}\n")
     each = count or (1 if prompts else 4)
     if (total := each * len(requests)) > _MOST:
         raise UserError(f"that would be {total} pictures; expected at most {_MOST} in one command")
     make_folder(out)
+    for note in filter(None, [*remarks, *notes]):
+        sys.stderr.write(f"note: {note}\n")
     work = [(request, number) for request in requests for number in range(each)]
     hash_, whole = opened.hash, model.resolve()
     about = {"model": hash_, "name": whole.parent.name if whole.name == "model" else whole.name}
@@ -206,8 +206,10 @@ def _make(
         console.print(str(path), soft_wrap=True)
 
 
-def _requests(model: Model, usual: Asked, prompts: Path | None, guidance: float) -> list[Request]:
-    """What is asked for, by the command or by each line of a file; says what should be known of it."""
+def _requests(
+    model: Model, usual: Asked, prompts: Path | None, guidance: float
+) -> tuple[list[Request], list[str]]:
+    """What is asked for, by the command or by each line of a file, and what should be known of it."""
     from carrara.generation.prompt_file import read_prompts
     from carrara.generation.requests import read
 
@@ -226,12 +228,13 @@ def _requests(model: Model, usual: Asked, prompts: Path | None, guidance: float)
             raise UserError(f"{prompts}, line {line}: {error}" if prompts else str(error)) from None
         for remark in requests[-1].remarks:
             remarks.setdefault(remark, []).append(line)
+    notes = []
     for remark, lines in list(remarks.items())[:_NOTES]:
         where = f"line {lines[0]}: " if prompts and len(lines) < len(asked) else ""
-        sys.stderr.write(f"note: {where}{remark}\n")
+        notes.append(f"{where}{remark}")
     if len(remarks) > _NOTES:
-        sys.stderr.write(f"note: and {len(remarks) - _NOTES} more notes of this kind\n")
-    return requests
+        notes.append(f"and {len(remarks) - _NOTES} more notes of this kind")
+    return requests, notes
 
 
 def _seed(text: str) -> int:
