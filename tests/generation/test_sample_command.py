@@ -18,8 +18,8 @@ from carrara.generation.model import WORDS, load_model
 from carrara.generation.pictures import parameters, read_recipe
 from carrara.generation.prompt_file import read_prompts
 from carrara.generation.requests import Asked
-from carrara.training import stages
 from carrara.training.conditioning import reads_of
+from carrara.training.passport import words_of
 from conftest import Here, Trained
 
 RECIPE: dict[str, Any] = {
@@ -171,12 +171,12 @@ def test_words_of_no_caption_are_noted(here: Here, trained: Trained, tmp_path: P
     assert "note: negative prompt: 'fog' stands in no" in here(*given, "disc", "--negative", "fog").err
     model = load_model(trained.diffusion / "model")
     reads = reads_of(model.config, trained.dataset)
-    there = stages._words(model.conditions, reads, trained.dataset, None)
+    there = words_of(model.conditions, reads, trained.dataset, None)
     assert there == {WORDS: model.passport[WORDS]}
     begun = cast(Any, SimpleNamespace(passport={WORDS: "elephant"}))
-    assert "elephant" in stages._words(model.conditions, reads, trained.dataset, begun)[WORDS].split()
+    assert "elephant" in words_of(model.conditions, reads, trained.dataset, begun)[WORDS].split()
     begun.passport = {}  # of a model that does not know its words nothing can be said
-    assert stages._words(model.conditions, reads, trained.dataset, begun) == {}
+    assert words_of(model.conditions, reads, trained.dataset, begun) == {}
     model.passport = {key: value for key, value in model.passport.items() if key != WORDS}
     model.save(tmp_path / "older")
     assert "stands in no caption" not in here("sample", "older", "an elephant", *given[2:]).err
