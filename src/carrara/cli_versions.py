@@ -88,7 +88,7 @@ def data_clean(
         bool, typer.Option("--verify", help="First compare every picture with its id, to find damaged ones.")
     ] = False,
 ) -> None:
-    """Join small files, and remove old versions without a tag and what interrupted work left."""
+    """Remove old versions without a tag and what interrupted work left, then join small files."""
     from carrara.data.table import Dataset
     from carrara.data.verify import verify
     from carrara.data.versions import clean
@@ -99,8 +99,4 @@ def data_clean(
             for fraction in verify(opened):
                 bar.show(fraction, "with their ids")
         console.print(f"verified: all {len(opened)} pictures are what was imported", soft_wrap=True)
-    done = clean(opened, older_than=timedelta(hours=keep))
-    said = f"{done.versions} old versions removed, {done.bytes / 1e6:.1f} MB freed"
-    said += f"; {done.files_joined} files joined" if done.files_joined else ""
-    said += f"; {done.given_up} unfinished imports and encodings removed" if done.given_up else ""
-    console.print(f"cleaned: {said}", soft_wrap=True)
+    console.print(f"cleaned: {clean(opened, older_than=timedelta(hours=keep))}", soft_wrap=True)

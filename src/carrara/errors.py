@@ -63,8 +63,9 @@ def of_lance(error: BaseException) -> str:
     if missing := _MISSING.search(said):
         return f"cannot read /{_short(missing[1])}: it is not there"
     reason, path = _SYSTEM.search(said), re.search(r"\"?(/[^\"]*?)[\":]? ?(?:, |: |$)", said)
-    if reason and path:
-        return f"cannot {_does(reason[1])} {_short(path[1])}: {reason[1].strip()}"
+    if reason:
+        cannot = f"cannot {_does(reason[1])} {_short(path[1])}: " if path else ""
+        return cannot + reason[1].strip()
     if _DAMAGE.search(said):
         return f"a file of the table is damaged: {said[:200]}"
     return said[:300] or type(error).__name__

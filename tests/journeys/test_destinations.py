@@ -14,7 +14,7 @@ import pytest
 from carrara.data.importing import import_pictures
 from carrara.data.store import lock, store_at
 from carrara.data.table import Dataset
-from carrara.data.versions import clean
+from carrara.data.versions import clean, versions
 from carrara.errors import UserError, refusal
 from carrara.files import check_writable
 from conftest import Here, Trained, write_pictures
@@ -189,6 +189,28 @@ def test_cleaning_counts_nothing_that_stays(
         monkeypatch.setattr(shutil, "rmtree", _not_permitted)
     with pytest.raises(UserError, match=expected):
         clean(Dataset.open(path), older_than=timedelta(0))
+
+
+def test_cleaning_a_full_disk_makes_room_before_it_joins_files(
+    here: Here, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained.dataset.path, tmp_path / "d")
+    old = [v for v in versions(Dataset.open(tmp_path / "d"))[:-1] if not v.tags]
+    (tmp_path / "d" / "derive.partial" / "x").mkdir(parents=True)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(f"LanceError(IO): No space left on device (os error 28){LANCE}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("carrara.data.versions._compact", full)
+        refusal = here("data", "clean", "d", "--keep-hours", 0).refusal
+    assert refusal.startswith(f"{len(old)} old versions removed, 0.")
+    assert refusal.endswith(
+        "; 1 unfinished imports and encodings removed; the small files of d are not joined: No space left on device"
+    )
+    assert all(v.tags for v in versions(Dataset.open(tmp_path / "d"))[:-1])
+    assert not below(tmp_path / "d" / "derive.partial")
+    assert here("data", "clean", "d", "--keep-hours", 0).out.startswith("cleaned: ")
 
 
 def _not_permitted(

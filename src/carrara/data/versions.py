@@ -19,7 +19,7 @@ from carrara.data.set_aside import damaged_tags, set_aside_versions, tags_of
 from carrara.data.store import Store, lock, newest, release
 from carrara.data.table import Dataset
 from carrara.data.unfinished import last_active, sweep, throw_away
-from carrara.errors import UserError, nearest
+from carrara.errors import UserError, nearest, refusal
 
 if TYPE_CHECKING:
     import lance
@@ -40,14 +40,21 @@ class Version:
     what: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cleaned:
-    """What a cleaning took away."""
+    """What a cleaning took away so far: old versions and their bytes, files joined, unfinished work."""
 
-    versions: int
-    bytes: int
-    files_joined: int
-    given_up: int
+    versions: int = 0
+    bytes: int = 0
+    files_joined: int = 0
+    given_up: int = 0
+
+    def __str__(self) -> str:
+        words = f"{self.versions} old versions removed, {self.bytes / 1e6:.1f} MB freed"
+        words += f"; {self.files_joined} files joined" if self.files_joined else ""
+        return words + (
+            f"; {self.given_up} unfinished imports and encodings removed" if self.given_up else ""
+        )
 
 
 def versions(dataset: Dataset) -> list[Version]:
@@ -141,39 +148,53 @@ def untag(dataset: Dataset, name: str) -> None:
 
 
 def clean(dataset: Dataset, *, older_than: timedelta) -> Cleaned:
-    """Joins small files, removes versions that are older and have no tag, and what killed work left longer ago.
+    """Removes versions that are older and have no tag, and what killed work left longer ago; then joins small files.
 
-    Rows keep their numbers. Who reads a version that is removed meanwhile fails: trainings tag theirs, whatever
-    else reads should take less long than ``older_than``. UserError where something cannot be removed.
+    So a full disk has room again before anything is written. Rows keep their numbers. Who reads a version that is
+    removed meanwhile fails: trainings tag theirs, whatever else reads should take less long than ``older_than``.
+    UserError where something cannot be removed, or files cannot be joined, with what was removed.
     """
     dataset.check_newest("be cleaned")
-    store = dataset.store
+    store, done = dataset.store, Cleaned()
     if store.path == store.work and not os.access(
         store.work, os.W_OK
     ):  # also of a file system that is read-only
         raise UserError(f"{store.path} cannot be cleaned: it is write-protected")
-    joined: list[int] = []
     with store.writing():
-        committed(store, lambda table: joined.append(_compact(table)))
-        table, limit = newest(store), time.time() - older_than.total_seconds()
-        kept = {table.version, *tags(dataset).values()}
-        if lost := damaged_tags(table):
-            raise UserError(
-                f"{lost[0]} was a tag, of a version that nobody knows now; remove it to clean all the same"
-            )
-        old = [int(v["version"]) for v in _versions(store) if v["timestamp"].timestamp() <= limit]
-        bytes_removed = 0
-        if gone := [number for number in old if number not in kept]:
-            done = table.cleanup_old_versions(versions=gone, error_if_tagged_old_versions=False)
-            bytes_removed = int(done.bytes_removed)
-            # Lance counts what it meant to remove, also where the system did not let it.
-            if left := {int(v["version"]) for v in newest(store).versions()} & set(gone):
-                raise UserError(
-                    f"cannot remove version {min(left)} of {store.path}: its files are write-protected"
-                )
-    given_up = sweep(store, which=lambda _: True, before=limit) + _sweep_staging(store.work / STAGING, limit)
+        _remove_old(store, older_than, done)
+        limit = time.time() - older_than.total_seconds()
+        done.given_up += sweep(store, which=lambda _: True, before=limit)
+        done.given_up += _sweep_staging(store.work / STAGING, limit)
+        joined: list[int] = []
+        try:
+            committed(store, lambda table: joined.append(_compact(table)))
+        except (OSError, RuntimeError, ValueError) as error:
+            if (reason := refusal(error)) is None:
+                raise
+            raise UserError(f"{done}; the small files of {store.path} are not joined: {reason}") from None
+        done.files_joined = joined[-1]
+        _remove_old(store, older_than, done)  # where nothing is kept: also the one with the small files
     dataset.refresh()
-    return Cleaned(len(gone), bytes_removed, joined[-1], given_up)
+    return done
+
+
+def _remove_old(store: Store, older_than: timedelta, done: Cleaned) -> None:
+    """Removes versions without a tag that are older, and counts them. UserError where one stays."""
+    table, limit = newest(store), time.time() - older_than.total_seconds()
+    if lost := damaged_tags(table):
+        raise UserError(
+            f"{lost[0]} was a tag, of a version that nobody knows now; remove it to clean all the same"
+        )
+    kept = {table.version, *tags_of(table).values()}
+    old = [int(v["version"]) for v in _versions(store) if v["timestamp"].timestamp() <= limit]
+    if gone := [number for number in old if number not in kept]:
+        removed = table.cleanup_old_versions(versions=gone, error_if_tagged_old_versions=False)
+        # Lance counts what it meant to remove, also where the system did not let it.
+        if left := {int(v["version"]) for v in newest(store).versions()} & set(gone):
+            raise UserError(
+                f"cannot remove version {min(left)} of {store.path}: its files are write-protected"
+            )
+        done.versions, done.bytes = done.versions + len(gone), done.bytes + int(removed.bytes_removed)
 
 
 @dataclass(frozen=True)
