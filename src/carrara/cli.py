@@ -89,7 +89,7 @@ def quickstart(
         "runs/quickstart"
     ),
     budget: Annotated[
-        str, typer.Option(help="How long it may train: 3m, 30m, 2h, or 500steps a stage.")
+        str, typer.Option(help="How long it may train: 3m, 30m, 2h, or 500steps or 20epochs a stage.")
     ] = "12m",
     subset: Annotated[
         str, typer.Option("--set", help="default (food, animals, smileys), all, or categories.")

@@ -9,7 +9,7 @@ import typer
 
 from carrara.cli_models import number, writable
 from carrara.console import console
-from carrara.errors import UserError, nearest
+from carrara.errors import UserError
 
 
 def average(
@@ -31,14 +31,11 @@ def average(
     """Make a model from a run's weights, averaged over another length than its own, also while it still trains."""
     from carrara.recipes.catalogue import named
     from carrara.training.averaged import write_averaged
-    from carrara.training.run import RECIPE
+    from carrara.training.continuing import recipe_file
 
-    if not (run / RECIPE).is_file():
-        siblings = [p.parent.name for p in run.parent.glob(f"*/{RECIPE}")] if run.parent.is_dir() else []
-        raise UserError(f"{run} is not a run: it has no {RECIPE}{nearest(run.name, siblings)}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists already; name another folder, or remove it")
-    train = named(str(run / RECIPE)).train
+    train = named(str(recipe_file(run, lambda file: named(str(file))))).train
     made = write_averaged(run, train, out, length=length, best=best)
     console.print(
         f"{out}: the average of length {train.ema if length is None else length:g} after {made.seen} pictures "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from carrara.console import Bar, console
-from carrara.errors import UserError, nearest
+from carrara.errors import UserError
 
 if TYPE_CHECKING:
     from carrara.generation.model import Model
@@ -37,13 +37,10 @@ def doctor(
     from carrara.generation.generate import settings_for
     from carrara.recipes.catalogue import named
     from carrara.training.autoencoding import AutoencoderRecipe
+    from carrara.training.continuing import recipe_file
     from carrara.training.contrasting import ContrastiveRecipe
-    from carrara.training.run import RECIPE
 
-    if not (run / RECIPE).is_file():
-        siblings = [p.parent.name for p in run.parent.glob(f"*/{RECIPE}")] if run.parent.is_dir() else []
-        raise UserError(f"{run} is not a run: it has no {RECIPE}{nearest(run.name, siblings)}")
-    recipe = named(str(run / RECIPE))
+    recipe = named(str(recipe_file(run, lambda file: named(str(file)))))
     if isinstance(recipe, AutoencoderRecipe):
         raise UserError(
             f"{run} is the run of an autoencoder, which `carrara inspect autoencoder {run} DATA` looks at; expected "

@@ -33,7 +33,7 @@ def plan(
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option(help="How long to train: 90s, 10m, 2h, or 4000steps; by default the recipe's."),
+        typer.Option(help="How long: 90s, 10m, 2h, 4000steps or 20epochs; by default the recipe's."),
     ] = None,
     seconds: Annotated[
         float,

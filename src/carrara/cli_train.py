@@ -42,7 +42,7 @@ def train(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="How long to train: 90s, 10m, 2h, or 4000steps; by default the recipe's (see `carrara recipe NAME`)."
+            help="How long: 90s, 10m, 2h, 4000steps or 20epochs; by default the recipe's (see `carrara recipe NAME`)."
         ),
     ] = None,
     change: Annotated[

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from carrara import __version__
 from carrara.config import read_toml
-from carrara.errors import UserError, nearest
+from carrara.errors import UserError, nearest, one_line
+from carrara.files import json_object
 
 FORMAT = 1
 ABOUT, PASSPORT = "model.toml", "passport.json"
-HASHES = "hashes.json"  # the SHA-256 of the files of weights beside it, by name
+HASHES = "hashes.json"  # the SHA-256 of the files beside it that are _HASHED, by name
+_HASHED = ("*.safetensors", "state.json", "snapshot.json")  # weights, and the numbers that belong to them
 UNCHECKED = (
     "CARRARA_UNCHECKED"  # set in the environment: weights are opened without comparing them with their hashes
 )
@@ -59,7 +61,7 @@ def _write_hashes(folder: Path) -> None:
     if any((folder / name).exists() for name in ("config.json", "model_index.json")):
         return  # another program's layout
     for place in {file.parent for file in folder.rglob("*.safetensors")}:
-        hashes = {file.name: _hash_of(file) for file in sorted(place.glob("*.safetensors"))}
+        hashes = {file.name: _hash_of(file) for kind in _HASHED for file in sorted(place.glob(kind))}
         (place / HASHES).write_text(json.dumps(hashes, indent=2), encoding="utf-8")
 
 
@@ -69,17 +71,19 @@ def _hash_of(file: Path) -> str:
 
 
 def check_hash(file: Path) -> None:
-    """UserError where a file of weights is not what was written, by the hashes beside it; where there are none, as
-    older folders have none, or with UNCHECKED in the environment, it is taken as it is."""
+    """UserError where a file of weights or their numbers is not what was written, by the hashes beside it.
+
+    Where there are none, as older folders have none, or with UNCHECKED in the environment, it is taken as it is.
+    """
     noted = file.parent / HASHES
-    if os.environ.get(UNCHECKED) or not noted.is_file():
+    if os.environ.get(UNCHECKED) or not os.path.lexists(noted):
         return
     try:
-        hashes = dict(json.loads(noted.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{noted} cannot be read: {error}; without it the weights are opened unchecked"
-        ) from None
+        hashes = json_object(noted.read_bytes())
+    except OSError as error:
+        raise UserError(one_line(error)) from None
+    if hashes is None:
+        raise UserError(f"{noted} is damaged; without it the weights are opened unchecked")
     if hashes.get(file.name) not in (None, _hash_of(file)):
         raise UserError(
             f"{file} is damaged: its bytes are not those that were written, by the {HASHES} beside it; take it "

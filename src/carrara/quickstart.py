@@ -70,6 +70,7 @@ def quickstart(out: Path, budget: str, subset: str) -> None:
             autoencoder = open_autoencoder(out / "autoencoder")
         else:
             autoencoder = run_autoencoder(recipes.autoencoder(allowed), everything, out / "autoencoder")
+    timer.at_least("autoencoder", float(autoencoder.passport.get("seconds", 0)))
     with timer.step("what can be learned"):
         learned = _learned(out, everything, autoencoder, allowed, notes, timer)
     with timer.step("diffusion"):
@@ -125,8 +126,7 @@ class _Notes:
         fields = {key: known[key] for key in _CHOSEN if key in known}
         notes = _Notes(file, known["budget"], known["set"], **fields)
         before, now = Budget.parse(notes.budget), Budget.parse(budget)
-        same_kind = (before.seconds is None) == (now.seconds is None)
-        grows = same_kind and (now.seconds or now.steps or 0) >= (before.seconds or before.steps or 0)
+        grows = before.amount[0] == now.amount[0] and before.amount <= now.amount
         if notes.subset != subset or not grows:
             raise UserError(
                 f"{out} was begun with --budget {notes.budget} --set {notes.subset}; give the same to continue it, "
@@ -159,8 +159,9 @@ def _learned(
     if not notes.concepts:
         recipe = recipes.diffusion(allowed, tuple(recipes.LANGUAGES))
         available = len(everything.indices("train"))
-        if allowed.steps:
-            seen, rate = float(allowed.steps * recipe.train.batch), 0.0
+        if not allowed.seconds:
+            steps = allowed.counted(available, recipe.train.batch).steps or 0
+            seen, rate = float(steps * recipe.train.batch), 0.0
         else:
             rate = _rate(out / "rate", recipe, everything, autoencoder)
             seen = rate * _left(allowed, timer)
@@ -173,7 +174,7 @@ def _learned(
         held_out = everything.indices("held_out")
         subset(everything, np.sort(np.concatenate([rows, held_out])), place, why=notes.words)
     if not notes.stage_two:
-        left = allowed if allowed.steps else Budget(seconds=round(_left(allowed, timer), 1))
+        left = allowed if not allowed.seconds else Budget(seconds=round(_left(allowed, timer), 1))
         notes.stage_two = str(left)
         notes.keep()
     console.print(notes.words, soft_wrap=True)
@@ -277,6 +278,12 @@ class _Timer:
             - self._began
         )
 
+    def at_least(self, name: str, seconds: float) -> None:
+        """A step took so long by what it noted itself, which a kill does not take away."""
+        missing = max(0.0, seconds - self.seconds.get(name, 0.0))
+        self.seconds[name] = self.seconds.get(name, 0.0) + missing
+        self._earlier += missing
+
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Times a step; its start is said."""
@@ -379,7 +386,10 @@ def _report(
             f"licence of the pictures: {licences}. Graphics: Twemoji, copyright Twitter, Inc and other contributors, "
             "CC-BY 4.0.</p>",
         ),
-        ("Settings", report.code((model.path / "recipe.toml").read_text()) if model.path else ""),
+        (
+            "Settings",
+            report.code((model.path / "recipe.toml").read_text(errors="replace")) if model.path else "",
+        ),
     ]
     text = report.page(
         "Carrara quickstart",

@@ -112,7 +112,7 @@ def test_a_task_may_end_it(tmp_path: Path) -> None:
 # --- damage ---
 
 
-@pytest.mark.parametrize("fault", ["cut", "no weights", "no numbers", "other numbers", "empty"])
+@pytest.mark.parametrize("fault", ["cut", "no weights", "no numbers", "other numbers", "a bit", "empty"])
 def test_of_a_damaged_newest_the_one_before_is_taken(tmp_path: Path, fault: str) -> None:
     whole = Training(tmp_path / "whole", **ALWAYS)
     whole.run()
@@ -129,6 +129,9 @@ def test_of_a_damaged_newest_the_one_before_is_taken(tmp_path: Path, fault: str)
         (bad / "state.json").unlink()
     elif fault == "empty":
         weights.write_bytes(b"")
+    elif fault == "a bit":
+        numbers = json.loads((bad / "state.json").read_text())
+        (bad / "state.json").write_text(json.dumps({**numbers, "step": numbers["step"] ^ 1}))
     else:
         (bad / "state.json").write_text('{"seen": 8}')
     first, *rest = run.run()
@@ -138,6 +141,20 @@ def test_of_a_damaged_newest_the_one_before_is_taken(tmp_path: Path, fault: str)
     assert_same(run, whole)
     assert (folder / f"{bad.name}.damaged" / "state.json").exists() == (fault != "no numbers")
     assert read_metrics(tmp_path / "run")[0].keys() == read_metrics(tmp_path / "whole")[0].keys()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[1]", '{"seen": "x"}', '{"seen": -1}', '{"spent": NaN}', '{"task": {"a": [1]}}', "[" * 99999],
+)
+def test_numbers_of_a_checkpoint_without_hashes_are_read_with_care(tmp_path: Path, text: str) -> None:
+    saved = checkpoint.save(tmp_path, 8, {"a": torch.zeros(3)}, {})
+    (saved / "state.json").write_text(text)
+    with pytest.raises(checkpoint.Damaged, match=r"its bytes are not those that were written"):
+        checkpoint.numbers(saved)
+    (saved / "hashes.json").unlink()
+    with pytest.raises(checkpoint.Damaged, match=rf"checkpoint {saved} is damaged: state.json.*: expected"):
+        checkpoint.numbers(saved)
 
 
 @pytest.mark.parametrize("name", ["module.m.", "average.m.", "optimizer.m.0."])
@@ -265,6 +282,7 @@ def test_a_run_that_knew_fewer_fields_goes_on(tmp_path: Path) -> None:
         (path / "state.json").write_text(
             json.dumps({k: numbers[k] for k in ("seen", "step", "spent", "task")})
         )
+        (path / "hashes.json").unlink()
     run.run()
     assert_same(run, whole)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import math
 import os
@@ -43,8 +44,9 @@ def write_report(folder: Path, *, now: Mapping[str, float] | None = None) -> Pat
 
 def run_report(folder: Path, lines: Sequence[Mapping[str, float]]) -> str:
     """The page for a run's folder and the lines of its log."""
-    recipe = _text(folder / "recipe.toml")
-    values = tomllib.loads(recipe) if recipe else {}
+    recipe, values = _text(folder / "recipe.toml"), dict[str, Any]()
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        values = tomllib.loads(recipe)
     last = lines[-1] if lines else {}
     state = "finished" if (folder / "model" / "model.toml").is_file() else "training"
     lead = f"{values.get('task', 'a run')}, {state}: {_count(last.get('seen', 0))} pictures seen"
@@ -233,4 +235,4 @@ def _duration(seconds: float) -> str:
 
 
 def _text(file: Path) -> str:
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""

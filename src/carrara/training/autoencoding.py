@@ -14,6 +14,7 @@ from carrara.errors import UserError
 from carrara.tensors import from_pixels, sample_noise, sample_uniform
 from carrara.training import adversary
 from carrara.training.discriminator import smallest_side
+from carrara.training.held_out import LOOKED_AT
 from carrara.training.looks import Looks
 from carrara.training.loop import Task, TrainConfig, TrainingState
 from carrara.training.losses import LossWeights, reconstruction_terms
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 _DRAWINGS = 5  # of reconstructions in a run
 _NOISE, _FLIP = 1, 2  # streams of a sample's randomness
-LOOKS = Looks("held_out", count=20)
+LOOKS = Looks("held_out", count=20, passes=LOOKED_AT)
 
 
 class AutoencoderRecipe(Config):

@@ -1,41 +1,64 @@
-"""How long to train: by the clock ("10m"), all included, or by steps ("4000steps"), which repeats bit for bit."""
+"""How long to train: by the clock ("10m"), all included, or by steps or epochs, which repeats bit for bit."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 _UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 _MOST = 1e9  # of a unit
+_EXAMPLES = "90s, 10m, 1.5h, 4000steps or 20epochs"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Seconds of training with all that is done meanwhile, or steps; exactly one is set."""
+    """Seconds of training with all that is done meanwhile, steps, or epochs; exactly one is set.
+
+    An epoch is as many pictures as there are to train on; `counted` makes steps of it.
+    """
 
     seconds: float | None = None
     steps: int | None = None
+    epochs: float | None = None
 
     @staticmethod
     def parse(text: str) -> Budget:
-        """Reads "90s", "10m", "1.5h", "2d" or "4000steps"; ValueError says what was expected."""
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
+        """Reads "90s", "10m", "1.5h", "2d", "4000steps" or "20epochs"; ValueError says what was expected."""
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower(), re.ASCII)
         amount = float(match[1]) if match else 0.0
         if amount > _MOST:
             raise ValueError(f"the budget {text[:40]!r} is out of range; expected at most {_MOST:g}")
         if match and match[2] in ("steps", "step") and amount >= 1 and amount == int(amount):
             return Budget(steps=int(amount))
+        if match and match[2] in ("epochs", "epoch") and amount > 0:
+            return Budget(epochs=amount)
         if match and match[2] in _UNITS and amount > 0:
             return Budget(seconds=amount * _UNITS[match[2]])
-        raise ValueError(f"cannot read the budget {text!r}; expected for example 90s, 10m, 1.5h or 4000steps")
+        raise ValueError(f"cannot read the budget {text!r}; expected for example {_EXAMPLES}")
+
+    @property
+    def amount(self) -> tuple[str, float]:
+        """What it is measured in ("seconds", "steps" or "epochs"), and how many."""
+        return next((unit, value) for unit, value in vars(self).items() if value is not None)
+
+    def counted(self, pictures: int, batch: int) -> Budget:
+        """Epochs over so many pictures as steps, the last one whole; another budget as it is."""
+        if self.epochs is None:
+            return self
+        return Budget(steps=max(1, math.ceil(self.epochs * pictures / batch - 1e-9)))
 
     def share(self, part: float) -> Budget:
-        """A part of the time; steps are not divided, because each stage counts its own."""
+        """A part of the time; steps and epochs are not divided, because each stage counts its own."""
         return self if self.seconds is None else Budget(seconds=self.seconds * part)
 
     def fraction(self, *, spent: float, step: int, reserved: float = 0.0) -> float:
-        """How much of it is used, from 0 to 1; ``reserved`` seconds are for what comes after the last step."""
+        """How much of it is used, from 0 to 1; ``reserved`` seconds are for what comes after the last step.
+
+        Epochs have to be `counted` before.
+        """
+        assert self.epochs is None
         if self.steps:
             return min(step / self.steps, 1.0)
         seconds = self.seconds or 1.0
@@ -43,5 +66,5 @@ class Budget:
 
     def __str__(self) -> str:
         if self.seconds is None:
-            return f"{self.steps}steps"
+            return f"{self.steps}steps" if self.epochs is None else f"{self.epochs:.12g}epochs"
         return f"{self.seconds / 60:g}m" if self.seconds >= 60 else f"{self.seconds:g}s"

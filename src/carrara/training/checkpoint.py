@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, FiniteFloat, NonNegativeInt, ValidationError
 from torch import Tensor
 
+from carrara.config import plain
 from carrara.errors import UserError
+from carrara.files import json_object
 from carrara.model_folder import check_hash, write_folder, write_weights
 
 KEEP = 2
@@ -82,12 +85,28 @@ def set_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
+class _Numbers(BaseModel, extra="allow"):
+    """What a checkpoint has besides tensors; ``task`` are the task's own numbers."""
+
+    seen: NonNegativeInt = 0
+    step: NonNegativeInt = 0
+    spent: FiniteFloat = 0.0
+    task: dict[str, float] = {}
+    best: float | None = None
+    measured: dict[str, float] = {}
+
+
 def numbers(path: Path) -> dict[str, Any]:
-    """All of a checkpoint but its tensors; Damaged where they cannot be read."""
+    """All of a checkpoint but its tensors; Damaged where they cannot be read, or are not those that were written."""
     try:
-        found: dict[str, Any] = {**json.loads((path / NUMBERS).read_text())}
-        return found
-    except (OSError, ValueError, TypeError) as error:
+        check_hash(path / NUMBERS)
+        found = json_object((path / NUMBERS).read_bytes())
+        return _Numbers.model_validate(found).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = " ".join(map(str, (NUMBERS, *fault["loc"])))
+        raise Damaged(f"checkpoint {path} is damaged: {where}: {plain(fault)}") from None
+    except (OSError, UserError) as error:
         raise Damaged(f"checkpoint {path} is damaged: {error}") from None
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from carrara.config import Config, read_toml, to_toml
+from carrara.config import Config, parse, read_toml, to_toml
 from carrara.console import note
-from carrara.errors import UserError
+from carrara.errors import UserError, nearest
 from carrara.files import json_object
 from carrara.model_folder import write_folder
 from carrara.training import checkpoint
@@ -22,6 +24,7 @@ from carrara.training.learning_rate import falls_from
 from carrara.training.looks import RESERVED
 from carrara.training.train_config import TrainConfig
 
+RECIPE = "recipe.toml"
 PLATEAU = "plateau"  # folder beside the newest checkpoints, of the last one before the learning rate fell
 _BUDGET = "train.budget"
 # What does not touch the weights; what "pictures" and "texts" of a joint space are is known by their hashes.
@@ -34,24 +37,76 @@ _VERSION = {"data", "version", "tag", "placement"}  # of the table that a run sa
 class Change:
     """What becomes of a run: begun ``anew`` (no step was made), or ``longer``, from a checkpoint to go ``back`` to
 
-    or from the newest; the ``note`` says so. Neither: it goes on as it is.
+    or from the newest; the ``note`` says so. Neither: it goes on as it is. ``damaged``: its recipe is from a copy.
     """
 
     anew: bool = False
     longer: bool = False
     back: Path | None = None
     note: str = ""
+    damaged: bool = False
 
 
-def change_of(folder: Path, recipe: Config, about: Mapping[str, str], *, recipe_name: str) -> Change:
-    """What a run in ``folder`` is to become; ``about`` has the hashes of what it trains on.
+def is_run(folder: Path) -> bool:
+    """Whether a run lies in a folder: its recipe, be it damaged, or that of its model."""
+    return os.path.lexists(folder / RECIPE) or bool(_copies(folder))
+
+
+def _copies(folder: Path) -> list[Path]:
+    return [file for name in ("unfinished", "model") if (file := folder / name / RECIPE).is_file()]
+
+
+def recipe_file(folder: Path, read: Callable[[Path], object]) -> Path:
+    """The file with a run's recipe: its own or, where that is missing or damaged, the copy in its model.
+
+    Damaged is what ``read`` refuses, and what breaks off before the copy does; a note says so. UserError where there
+    is no recipe, or none that is whole.
+    """
+    own, copies = folder / RECIPE, _copies(folder)
+    if not is_run(folder):
+        siblings = (
+            [p.parent.name for p in folder.parent.glob(f"*/{RECIPE}")] if folder.parent.is_dir() else []
+        )
+        raise UserError(f"{folder} is not a run: it has no {RECIPE}{nearest(folder.name, siblings)}")
+    try:
+        read(own)
+        begins = own.read_bytes()
+        if all(
+            copy.read_bytes()[: len(begins)] != begins or copy.stat().st_size == len(begins)
+            for copy in copies
+        ):
+            return own
+        fault = UserError(f"{own} breaks off before its end")
+    except UserError as error:
+        fault = error
+    for copy in copies:
+        with contextlib.suppress(UserError):
+            read(copy)
+            note(f"{fault}; the recipe is read from {copy}")
+            return copy
+    raise fault
+
+
+def read_recipe(file: Path, kind: type[Config]) -> dict[str, Any]:
+    """The values of a recipe's file, with the default of each field that it does not have; UserError where damaged."""
+    return tomllib.loads(to_toml(parse(kind, read_toml(file), where=str(file))))
+
+
+def change_of(folder: Path, recipe: Config, about: Mapping[str, str], pictures: int) -> Change:
+    """What a run in ``folder`` is to become; ``about`` has the hashes of the ``pictures`` that it trains on.
 
     UserError names the first difference that its weights could not have come from. A field that came to the recipes
     after the run was begun has its default.
     """
-    before, now = read_toml(folder / recipe_name), tomllib.loads(to_toml(recipe))
-    with contextlib.suppress(ValueError):
-        before = tomllib.loads(to_toml(type(recipe).model_validate(before)))
+    try:
+        file = recipe_file(folder, partial(read_recipe, kind=type(recipe)))
+    except UserError as error:
+        if not steps_made(folder):
+            return Change(anew=True, damaged=True)
+        raise UserError(
+            f"{error}; put its recipe back from a copy, or give another folder with --out"
+        ) from None
+    before, now = read_recipe(file, type(recipe)), tomllib.loads(to_toml(recipe))
     different = list(_differences(before, now))
     fixed = [d for d in different if d[0] != _BUDGET and not _among(d[0], _FREE)]
     data = "" if fixed else _other_data(folder, about)
@@ -67,23 +122,25 @@ def change_of(folder: Path, recipe: Config, about: Mapping[str, str], *, recipe_
         )
     if data:
         raise UserError(data)
-    budgets = (Budget.parse(before["train"]["budget"]), Budget.parse(now["train"]["budget"]))
-    if budgets[0] == budgets[1]:
-        return Change()
-    return _longer(folder, *budgets, TrainConfig.model_validate(before["train"]))
+    change = _longer(folder, *(TrainConfig.model_validate(one["train"]) for one in (before, now)), pictures)
+    return replace(change, damaged=file != folder / RECIPE)
 
 
-def _longer(folder: Path, old: Budget, new: Budget, config: TrainConfig) -> Change:
+def _longer(folder: Path, before: TrainConfig, now: TrainConfig, pictures: int) -> Change:
     """The same run with another budget: from the newest checkpoint, or from before the learning rate fell."""
+    old, new = (Budget.parse(config.counted(pictures).budget) for config in (before, now))
+    if old == new:
+        return Change()
     numbers = _newest_numbers(folder / "checkpoints")
     spent, step = float(numbers.get("spent", 0)), int(numbers.get("step", 0))
     finished = (folder / "model" / "model.toml").is_file()
-    alike = bool(new.seconds) == bool(old.seconds)
-    larger = alike and (new.seconds or new.steps or 0) > (old.seconds or old.steps or 0)
+    alike = new.amount[0] == old.amount[0]
+    larger = alike and new.amount > old.amount
     if not larger and ((finished and alike) or new.fraction(spent=spent, step=step) >= 1):
         done = f"{step} steps" if new.steps else f"{spent:.0f} s"
         raise UserError(
-            f"{folder} has been trained for {done} of a budget of {old} already, and the budget is now {new}; "
+            f"{folder} has been trained for {done} of a budget of {before.budget} already, and the budget is now "
+            f"{now.budget}; "
             "give a larger one, or another folder with --out"
         )
     if not numbers:
@@ -94,9 +151,9 @@ def _longer(folder: Path, old: Budget, new: Budget, config: TrainConfig) -> Chan
             )
         return Change()
     seen = int(numbers["seen"])
-    note = f"the budget is now {new} instead of {old}: going on from {{}} pictures seen"
+    note = f"the budget is now {now.budget} instead of {before.budget}: going on from {{}} pictures seen"
     reserved = float(numbers.get("task", {}).get(RESERVED, 0))
-    if old.fraction(spent=spent, step=step, reserved=reserved) <= falls_from(config):
+    if old.fraction(spent=spent, step=step, reserved=reserved) <= falls_from(before):
         return Change(longer=True, note=note.format(seen))
     plateau = checkpoint.newest(folder / "checkpoints" / PLATEAU)
     if plateau is None or int(plateau.name) > seen:

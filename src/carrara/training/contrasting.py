@@ -36,12 +36,13 @@ from carrara.evaluation.recall import RANKS, ranks, recall, reciprocal
 from carrara.tensors import sample_uniform
 from carrara.training.averaged import fill_best
 from carrara.training.checks import check_pictures
+from carrara.training.continuing import RECIPE
 from carrara.training.fixed_pictures import weights
 from carrara.training.looks import Looks
 from carrara.training.loop import Report, Task, TrainConfig, TrainingState
 from carrara.training.parallel import Placement
 from carrara.training.passport import passport_of
-from carrara.training.run import RECIPE, Run
+from carrara.training.run import Run
 
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
@@ -156,7 +157,7 @@ class ContrastiveTask(Task):
         self.held_out, self.device = held_out, device
         self.modules = {MODULE: towers}
         self.columns = (seen, *read.values())
-        self._looks = Looks("contrast", recipe.looks)
+        self._looks = looks_of(recipe, len(held_out.get(seen, ())))
         self._measures: dict[str, float] = {}
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
@@ -199,6 +200,11 @@ class ContrastiveTask(Task):
     def measures(self) -> Mapping[str, float]:
         """As last measured, until it is logged; "held_out" is 1 less the mean reciprocal rank."""
         return self._measures
+
+
+def looks_of(recipe: ContrastiveRecipe, pairs: float) -> Looks:
+    """When to look at so many pairs."""
+    return Looks("contrast", recipe.looks, passes=pairs)
 
 
 def pair_loss(
@@ -274,13 +280,13 @@ def train_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path)
         f"vectors of {side}": f"{one.name} {json.dumps(dict(one.key), sort_keys=True)}"
         for side, one in (("pictures", pairs.pictures), ("texts", pairs.texts))
     }
-    run = Run(folder, recipe, made_from, dataset)
+    train = pairs.rows("train")
+    run = Run(folder, recipe, made_from, dataset, len(train))
     if run.finished:
         return
     placement = Placement.choose(precision=recipe.train.precision)
     torch.manual_seed(recipe.train.seed)
     towers = Towers(recipe.towers, pairs.pictures.width, pairs.texts.width)
-    train = pairs.rows("train")
     choosing, measured = halves(pairs.rows("held_out"), recipe)
     if len(train) < 2:
         raise UserError(
@@ -294,8 +300,8 @@ def train_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path)
     task = ContrastiveTask(recipe, towers, seen, read, known, placement.device)
     towers.train()
     fed = partial(_batches, dataset, task.columns, recipe.train, train)
-    placement = run.placement(task, fed, placement, recipe.train)
-    state = TrainingState(task.modules, recipe.train, placement)
+    placement = run.placement(task, fed, placement)
+    state = TrainingState(task.modules, run.config, placement)
     about = About(towers=recipe.towers, pictures=below(pairs.pictures), texts=below(pairs.texts))
 
     def save(path: Path, **more: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from carrara.training.state import TrainingState
 
 SHARE = 0.1  # of a budget of time that all looks together may take
-RESERVED = "reserved"  # in the state's numbers: seconds of the budget that are kept for the look at the end
+# In the state's numbers: seconds of the budget that are kept for the look at the end, and that passed before the first
+RESERVED, STARTUP = "reserved", "startup"  # step, which say nothing of how fast training is.
 _MARGIN = (
     0.75  # of what is allowed that a look is planned to take: its time is estimated before the first one
 )
@@ -25,6 +27,8 @@ _BACKWARD = 3  # a training step takes as long as so many forward passes over it
 class Looks:
     """``count`` looks in a run, of which at least ``least`` are made, however long they take.
 
+    A look takes so many ``passes`` (forward passes of a picture).
+
     What it knows is in the state's numbers under ``name``, so a resumed run goes on in the same way: the step
     (``at``) and the seconds of training (``spent``) after the last look, how many there were (``looks``) and the
     ``seconds`` they took. With a budget in steps nothing depends on the clock.
@@ -34,9 +38,15 @@ class Looks:
     count: int
     least: int = 2
     share: float = SHARE
+    passes: float = 0.0
 
     def due(self, state: TrainingState) -> bool:
-        """Whether it is time to look, before the step to come or after the last one."""
+        """Whether it is time to look, before the step to come or after the last one.
+
+        For the only look of a run time is kept by an estimate; otherwise by what the looks before took.
+        """
+        if self.count == 1 and state.fraction < 1:
+            state.numbers[RESERVED] = min(self._estimate(state), self._allowed(state))
         before = self._before(state)
         left = self.count - _passed(before, self.count)
         if left <= 0:
@@ -57,22 +67,27 @@ class Looks:
         numbers.update({f"{self.name}.{key}": value for key, value in own.items()})
         numbers[RESERVED] = seconds / made
 
-    def size(self, state: TrainingState, passes: float) -> float:
-        """Which part (0 to 1) of a look of ``passes`` (forward passes of a picture) there is time for.
+    def size(self, state: TrainingState) -> float:
+        """Which part (0 to 1) of a look there is time for.
 
         The same in all looks of a run, so that they can be compared; 1 with a budget in steps.
         """
-        key, seconds = f"{self.name}.part", Budget.parse(state.config.budget).seconds
-        if key not in state.numbers:
-            each = state.spent / max(1, state.seen) / _BACKWARD
-            allowed = self.share * (seconds or 0.0) / max(1, min(self.least, self.count)) * _MARGIN
-            fits = seconds is None or passes * each <= allowed
-            state.numbers[key] = 1.0 if fits else allowed / (passes * each)
-        return state.numbers[key]
+        key, takes, allowed = f"{self.name}.part", self._estimate(state), self._allowed(state)
+        return state.numbers.setdefault(key, 1.0 if takes <= allowed else allowed / takes)
 
-    def seconds(self, budget: Budget, passes: float, rate: float) -> float:
-        """What all looks will take of a training with ``rate`` pictures a second, each of ``passes``."""
-        whole = self.count * passes / _BACKWARD / rate
+    def _estimate(self, state: TrainingState) -> float:
+        """Seconds of a look, by how fast training is; 0 before the first step."""
+        trained = state.spent - state.numbers.get(STARTUP, 0.0)
+        return self.passes * trained / state.seen / _BACKWARD if state.seen else 0.0
+
+    def _allowed(self, state: TrainingState) -> float:
+        """Seconds that a look may take; without end with a budget in steps."""
+        seconds = Budget.parse(state.config.budget).seconds or math.inf
+        return self.share * seconds / max(1, min(self.least, self.count)) * _MARGIN
+
+    def seconds(self, budget: Budget, rate: float) -> float:
+        """What all looks will take of a training with ``rate`` pictures a second."""
+        whole = self.count * self.passes / _BACKWARD / rate
         return whole if budget.seconds is None else min(whole, self.share * budget.seconds)
 
     def _affordable(self, state: TrainingState) -> int | None:

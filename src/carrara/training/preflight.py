@@ -24,14 +24,12 @@ from carrara.training import mirroring
 from carrara.training.autoencoding import LOOKS, AutoencoderRecipe
 from carrara.training.budget import Budget
 from carrara.training.conditioning import TrainingRows
-from carrara.training.contrasting import ContrastiveRecipe, Pairs, Rows
+from carrara.training.contrasting import ContrastiveRecipe, Pairs, Rows, looks_of
 from carrara.training.diffusing import DiffusionRecipe
 from carrara.training.dry_run import Trial, run_trial
 from carrara.training.feed import check_size, multiple_of
 from carrara.training.footprint import kept_in_memory, on_disk
-from carrara.training.held_out import LOOKED_AT
 from carrara.training.imagined import Imagined, imagine
-from carrara.training.looks import Looks
 from carrara.training.loop import TrainConfig
 from carrara.training.machine import Memory, disk_free, memory, resident
 from carrara.training.parallel import Placement
@@ -169,6 +167,11 @@ def plan(subject: Subject, *, seconds: float = 10.0, place: Path = Path()) -> Pl
     UserError where the recipe does not fit together, as training would raise it.
     """
     recipe, config = subject.recipe, subject.recipe.train
+    pictures = len(_trained_on(recipe, subject.dataset)) if subject.dataset else None
+    budget = Budget.parse(config.budget)
+    if budget.epochs and pictures is None:
+        raise UserError("a budget in epochs needs a data set, whose pictures they count; give one, or steps")
+    budget = budget.counted(pictures or 0, config.batch)
     placement = Placement.choose(precision=config.precision)
     need = _Need.of(subject, placement)
     step, free = need.step, memory(placement.device)
@@ -188,15 +191,9 @@ def plan(subject: Subject, *, seconds: float = 10.0, place: Path = Path()) -> Pl
             f"the trial ran out of memory, with {_bytes(free.free)} of {free.kind} free before it"
         )
         trial = run_trial(build, config, step.flops, placement, 0.0)
-    budget = Budget.parse(config.budget)
     looks = _looks(subject, budget, trial.rate)
-    if budget.steps:
-        seen = float(budget.steps * config.batch)
-        took = seen / trial.rate + looks
-    else:
-        took = budget.seconds or 0.0
-        seen = (took - looks) * trial.rate
-    pictures = len(_trained_on(recipe, subject.dataset)) if subject.dataset else None
+    took = budget.seconds or (budget.steps or 0) * config.batch / trial.rate + looks
+    seen = (took - looks) * trial.rate
     notes = need.notes
     if pictures and isinstance(recipe, DiffusionRecipe) and seen < (wanted := enough(pictures)):
         notes.append(
@@ -305,10 +302,10 @@ def _looks(subject: Subject, budget: Budget, rate: float) -> float:
     recipe = subject.recipe
     held_out = len(subject.dataset.indices("held_out")) if subject.dataset else 10**9
     if isinstance(recipe, DiffusionRecipe):
-        return recipe.validation.timing.seconds(budget, recipe.validation.passes(held_out), rate)
+        return recipe.validation.timing(held_out).seconds(budget, rate)
     if isinstance(recipe, AutoencoderRecipe):
-        return LOOKS.seconds(budget, LOOKED_AT, rate)
-    return Looks("contrast", recipe.looks).seconds(budget, min(recipe.pairs, held_out / 2), rate)
+        return LOOKS.seconds(budget, rate)
+    return looks_of(recipe, min(recipe.pairs, held_out / 2)).seconds(budget, rate)
 
 
 def _rehearsal(

@@ -25,9 +25,11 @@ from carrara.data.store import lock
 from carrara.errors import UserError
 from carrara.files import json_object
 from carrara.training import checkpoint
-from carrara.training.continuing import PLATEAU, Change, change_of, go_back, noted
+from carrara.training.budget import Budget
+from carrara.training.continuing import PLATEAU, RECIPE, Change, change_of, go_back, is_run, noted
 from carrara.training.fastest import fastest_training
 from carrara.training.learning_rate import falls_from
+from carrara.training.looks import STARTUP
 from carrara.training.loop import Report, Task, TrainingState, train
 from carrara.training.parallel import Placement
 from carrara.training.post_hoc import Snapshots
@@ -37,22 +39,31 @@ from carrara.training.train_config import TrainConfig
 if TYPE_CHECKING:
     from carrara.data.table import Dataset
 
-RECIPE, METRICS, CHECKPOINTS, EVENTS, MODEL = "recipe.toml", "metrics.jsonl", "checkpoints", "events", "model"
+METRICS, CHECKPOINTS, EVENTS, MODEL = "metrics.jsonl", "checkpoints", "events", "model"
 UNFINISHED, AVERAGES = "unfinished", "averages"
 STOPPED = "stopped.txt"  # why the training could not go on; gone when it does
-_FIRST_FILES = {"run.json", RECIPE + ".part"}  # all that a run killed at its very start can have left
+_FIRST_FILES = {
+    "run.json",
+    RECIPE + ".part",
+    RECIPE + ".damaged",
+}  # a run killed at its very start leaves no other
 
 
 class Run:
     """The folder of one training. Opening it again with the same recipe continues it."""
 
     def __init__(
-        self, folder: Path, recipe: Config, made_from: Mapping[str, str], dataset: Dataset | None = None
+        self,
+        folder: Path,
+        recipe: Config,
+        made_from: Mapping[str, str],
+        dataset: Dataset | None = None,
+        pictures: int = 0,
     ) -> None:
         """``made_from`` holds hashes by name of what is trained on, such as "pictures and captions".
 
-        The version of ``dataset`` that is trained on is remembered, and tagged so that cleaning keeps it.
-        UserError where the folder belongs to something else.
+        ``pictures`` is how many of them an epoch has. The version of ``dataset`` that is trained on is remembered,
+        and tagged so that cleaning keeps it. UserError where the folder belongs to something else.
 
         Nothing is written before ``train``, so that a recipe found wanting leaves no folder.
         """
@@ -60,19 +71,21 @@ class Run:
         self._recipe, self._about, self._dataset = recipe, dict(made_from), dataset
         self._placement: dict[str, Any] = {}
         self._note = ""
+        self._pictures, self._began = pictures, time.perf_counter()
+        self.config: TrainConfig = recipe.train.counted(pictures)  # type: ignore[attr-defined]
         self._change = self._compared()
-        if (folder / RECIPE).is_file():
+        if is_run(folder):
             return
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file; give a new folder with --out")
-        elif folder.exists() and {p.name for p in folder.iterdir()} - _FIRST_FILES:
+        if folder.exists() and {p.name for p in folder.iterdir()} - _FIRST_FILES:
             raise UserError(f"{folder} is not empty and holds no run; give a new folder with --out")
 
     def _compared(self) -> Change:
         """What is to become of a run that is there already; UserError where it belongs to something else."""
-        if not (self.folder / RECIPE).is_file():
+        if not is_run(self.folder):
             return Change(anew=True)
-        return change_of(self.folder, self._recipe, self._about, recipe_name=RECIPE)
+        return change_of(self.folder, self._recipe, self._about, self._pictures)
 
     def _begin(self) -> list[str]:
         """Brings the folder to what it is opened for; what to say of it."""
@@ -100,10 +113,15 @@ class Run:
             if self.model.is_dir():  # before the recipe is written: from then on nothing has changed
                 _remove(self.folder / UNFINISHED)
                 self.model.rename(self.folder / UNFINISHED)
-        part, text = self.folder / (RECIPE + ".part"), to_toml(self._recipe)
-        if change.anew or (self.folder / RECIPE).read_text(encoding="utf-8") != text:
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, self.folder / RECIPE)
+        own, text = self.folder / RECIPE, to_toml(self._recipe)
+        if change.damaged and os.path.lexists(own):
+            os.replace(own, own.with_name(RECIPE + ".damaged"))
+            notes.append(f"{own} was damaged, and is {RECIPE}.damaged now")
+        for file in (self.folder / UNFINISHED / RECIPE, own):
+            if file.parent.is_dir() and not (file.is_file() and file.read_bytes() == text.encode()):
+                part = file.with_name(RECIPE + ".part")
+                part.write_text(text, encoding="utf-8")
+                os.replace(part, file)
         return notes
 
     def _version(self) -> dict[str, Any]:
@@ -131,7 +149,7 @@ class Run:
         """Whether the model is there, and is not to be trained for longer."""
         return not self._change.longer and (self.model / "model.toml").is_file()
 
-    def placement(self, task: Task, load: Any, base: Placement, config: TrainConfig) -> Placement:
+    def placement(self, task: Task, load: Any, base: Placement) -> Placement:
         """How this training computes: as it was begun, else as is fastest for its first batch (a report says so).
 
         It stays so wherever and beside whatever it goes on, as other parts or another precision give other weights.
@@ -148,7 +166,7 @@ class Run:
                 own_kernels=bool(known.get("own_kernels", True)),
             )
         with closing(load(0)) as batches:
-            placement, self._note = fastest_training(task, next(batches), base, config)
+            placement, self._note = fastest_training(task, next(batches), base, self.config)
         precision = "bf16" if placement.bf16 else "fp32"
         chosen = {"precision": precision, "parts": placement.parts, "why": self._note}
         chosen |= {"channels_last": placement.channels_last, "own_kernels": placement.own_kernels}
@@ -186,6 +204,9 @@ class Run:
             with closing(_Log(self.folder, state)) as log, closing(load(state.seen)) as batches:
                 try:
                     yield from (Report.remark(state, note) for note in (*notes, log.note) if note)
+                    startup = self._startup()
+                    state.spent += startup
+                    state.numbers[STARTUP] = state.numbers.get(STARTUP, 0.0) + startup
                     fraction = state.fraction
                     for report in train(task, batches, state):
                         if fraction < falls_from(state.config) <= (fraction := report.fraction) < 1:
@@ -219,6 +240,12 @@ class Run:
             with contextlib.suppress(OSError):
                 (self.folder / STOPPED).write_text(f"{reason}\n", encoding="utf-8")
             raise UserError(f"{reason}; the last good checkpoint is {last or 'none yet'}") from None
+
+    def _startup(self) -> float:
+        """Seconds from the opening of the run to its first step, which a budget of time includes: the trial of what is
+        fastest, and what is built and written before. At most half of it, so that something is trained."""
+        took, seconds = time.perf_counter() - self._began, Budget.parse(self.config.budget).seconds
+        return took if seconds is None else min(took, seconds / 2)
 
     def finish(self, save: Callable[[Path], object]) -> None:
         """Has the finished model written, and the run's page; what stood for the model meanwhile goes."""

@@ -33,7 +33,7 @@ from carrara.training.conditioning import (
     learned,
     reads_of,
 )
-from carrara.training.continuing import steps_made
+from carrara.training.continuing import RECIPE, steps_made
 from carrara.training.contrasting import ContrastiveRecipe, Pairs, train_contrastive
 from carrara.training.diffusing import DiffusionRecipe, DiffusionTask, Pixels
 from carrara.training.fastest import fastest_encoding
@@ -43,7 +43,7 @@ from carrara.training.loop import Report, TrainConfig, TrainingState
 from carrara.training.parallel import Placement
 from carrara.training.passport import passport_of, words_of
 from carrara.training.preflight import check_memory
-from carrara.training.run import RECIPE, Run
+from carrara.training.run import Run
 from carrara.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def train_autoencoder(
     recipe = with_network(recipe, start)
     check_pictures(dataset)
     made_from = {_DATA: dataset.hash} | ({"start": start.hash} if start else {})
-    run = Run(folder, recipe, made_from, dataset)
+    run = Run(folder, recipe, made_from, dataset, len(dataset.indices("train")))
     if run.finished:
         return
     placement = Placement.choose(precision=recipe.train.precision)
@@ -87,15 +87,15 @@ def train_autoencoder(
     task = AutoencoderTask(recipe, module, placement.device, judge, opponent)
     pixels = Pixels(size=recipe.size, channels=recipe.network.image_channels)
     batches = partial(_batches, dataset, list(task.columns), recipe.train, pixels, recipe.bits)
-    placement = run.placement(task, batches, placement, recipe.train)
-    state = TrainingState(task.modules, recipe.train, placement, own=own)
+    placement = run.placement(task, batches, placement)
+    state = TrainingState(task.modules, run.config, placement, own=own)
 
     def stored(**more: Any) -> StoredAutoencoder:
         passport = passport_of(dataset, state, start) | ({"start": start.hash} if start else {}) | more
         return StoredAutoencoder.of(module, recipe.network, recipe.size, passport, recipe.bits)
 
     def begun(path: Path) -> None:
-        stored().save(path)
+        stored().save(path, {RECIPE: to_toml(recipe)})
         module.train()
 
     report = None
@@ -151,7 +151,8 @@ def train_diffusion(
             note=f"the data has no column for {', '.join(dropped)}: training without it, unconditionally"
         )
     made_from = {_DATA: dataset.hash, "autoencoder": autoencoder.hash}
-    run = Run(folder, recipe, made_from | ({"start": start.hash} if start else {}), dataset)
+    made_from |= {"start": start.hash} if start else {}
+    run = Run(folder, recipe, made_from, dataset, len(dataset.indices("train")))
     if run.finished:
         return
     begun = start.hash if start else ""
@@ -201,8 +202,8 @@ def train_diffusion(
     if recipe.validation.looks:
         task.validation = Validation(recipe.validation, task, dataset, autoencoder, folder)
     fed = partial(feed.batches, list(task.columns))
-    placement = run.placement(task, partial(fed, lambda: 0.0), placement, recipe.train)
-    state = TrainingState(task.modules, recipe.train, placement)
+    placement = run.placement(task, partial(fed, lambda: 0.0), placement)
+    state = TrainingState(task.modules, run.config, placement)
     batches = partial(fed, lambda: state.fraction)
     vocabulary = words_of(conditions, reads, dataset, start)
 

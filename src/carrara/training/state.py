@@ -107,20 +107,17 @@ class TrainingState:
     def restore(self, path: Path) -> None:
         """Takes up a checkpoint. Damaged where its files are, else UserError where it does not fit these modules."""
         tensors, numbers = checkpoint.load(path)
-        try:
-            seen, step, spent = int(numbers["seen"]), int(numbers["step"]), float(numbers["spent"])
-            task, measured = dict(numbers["task"]), dict(numbers.get("measured", {}))
-        except (KeyError, TypeError, ValueError) as error:
-            raise checkpoint.Damaged(f"checkpoint {path} is damaged: its numbers lack {error}") from None
+        if lacking := {"seen", "step", "spent", "task"} - numbers.keys():
+            raise checkpoint.Damaged(f"checkpoint {path} is damaged: its numbers lack {min(lacking)!r}")
         try:
             self._take(tensors)
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"checkpoint {path} does not fit this recipe: {reason}") from None
-        self.seen, self.step, self.spent = seen, step, spent
-        self.best, self.measured = numbers.get("best"), measured
+        self.seen, self.step, self.spent = numbers["seen"], numbers["step"], numbers["spent"]
+        self.best, self.measured = numbers.get("best"), numbers.get("measured", {})
         self.numbers.clear()
-        self.numbers.update(task)
+        self.numbers.update(numbers["task"])
 
     def roll_back(self, path: Path) -> None:
         """Weights, averages and optimizers as they were in a checkpoint; progress and the task's numbers stay."""

@@ -17,7 +17,9 @@ Length = Annotated[float, Field(ge=0.005, lt=0.25)]
 class TrainConfig(Config):
     """How to train; the same fields for every recipe."""
 
-    budget: str = Field("10m", description="How long: 90s, 10m, 2h, or 4000steps (repeats bit for bit).")
+    budget: str = Field(
+        "10m", description="How long: 90s, 10m, 2h, 4000steps or 20epochs (the last two repeat bit for bit)."
+    )
     batch: int = Field(32, ge=1, le=65536, description="Pictures a step.")
     accumulate: int = Field(
         1, ge=1, description="Parts in which a batch is computed, to save memory; the gradient is the same."
@@ -68,6 +70,12 @@ class TrainConfig(Config):
     def _readable(cls, value: str) -> str:
         Budget.parse(value)
         return value
+
+    def counted(self, pictures: int) -> TrainConfig:
+        """The same with a budget of epochs as steps, where there are so many pictures to train on."""
+        budget = Budget.parse(self.budget)
+        counted = budget.counted(pictures, self.batch)
+        return self if budget == counted else self.model_copy(update={"budget": str(counted)})
 
     @field_validator("ema_lengths", "posthoc")
     @classmethod

@@ -70,10 +70,10 @@ class ValidationConfig(Config):
         """Forward passes of a picture in a look, where there are so many held-out pictures."""
         return min(self.pictures, held_out) * BINS * 2 + self.samples * self.steps * 2
 
-    @property
-    def timing(self) -> Looks:
-        """When to look. What is to be stopped by its looks needs all of them."""
-        return Looks("validation", self.looks, least=self.looks if self.patience else 2, share=self.share)
+    def timing(self, held_out: int) -> Looks:
+        """When to look at so many held-out pictures. What is to be stopped by its looks needs all of them."""
+        least = self.looks if self.patience else 2
+        return Looks("validation", self.looks, least, self.share, self.passes(held_out))
 
 
 class Validation:
@@ -89,8 +89,8 @@ class Validation:
     ) -> None:
         """``folder`` is the run's. UserError where it is to stop the run but no picture is held out."""
         self.config, self.task, self.dataset, self.autoencoder = config, task, dataset, autoencoder
-        self.folder, self.timing = folder, config.timing
-        self.held_out = len(dataset.indices("held_out"))
+        self.folder, self.held_out = folder, len(dataset.indices("held_out"))
+        self.timing = config.timing(self.held_out)
         self._measures: dict[str, float] = {}
         if config.prompts and not any(encoder.form == "text" for encoder in task.conditions.values()):
             raise UserError("validation.prompts needs a model with a text condition, and this one has none")
@@ -132,7 +132,7 @@ class Validation:
 
         numbers, words = state.numbers, []
         before = numbers.get(_BEST)
-        part = self.timing.size(state, self.config.passes(self.held_out))
+        part = self.timing.size(state)
         with weights(self.task.modules["denoiser"], state.averages["denoiser"]):
             if self.held_out:
                 for name, value in self._losses(state, math.ceil(self.config.pictures * part)).items():
