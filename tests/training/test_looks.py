@@ -1,14 +1,18 @@
 """Looks at held-out pictures: on the grid of a budget in steps, and within a tenth of a budget of time."""
 
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from toy import Toy, batches, config, state_of
+from toy import Recipe, Toy, batches, config, state_of
 
 from carrara.training.budget import Budget
 from carrara.training.looks import Looks
 from carrara.training.loop import TrainingState, train
+from carrara.training.parallel import Placement
+from carrara.training.run import Run
 from conftest import run_out
 
 
@@ -30,7 +34,8 @@ class Looking(Toy):
 
     def __init__(self, clock: Clock, cost: float, looks: Looks) -> None:
         super().__init__()
-        self.clock, self.cost, self.looks, self.at = clock, cost, looks, list[float]()
+        self.clock, self.cost, self.at = clock, cost, list[float]()
+        self.looks = replace(looks, passes=24 * cost)  # in a step a batch of 8 takes 3 passes
 
     def pending(self, state: TrainingState) -> str:
         return "validating" if self.looks.due(state) else ""
@@ -39,7 +44,7 @@ class Looking(Toy):
         if not self.looks.due(state):
             return ""
         with self.looks.look(state):
-            self.clock.now += self.cost * self.looks.size(state, 24 * self.cost)
+            self.clock.now += self.cost * self.looks.size(state)
         self.at.append(round(state.fraction, 2))
         return "looked"
 
@@ -67,7 +72,17 @@ def test_a_budget_in_steps_has_all_looks_whatever_they_take(clock: Clock, cost: 
 
 @pytest.mark.parametrize(
     ("cost", "count", "made"),
-    [(0.1, 8, 8), (1, 8, 8), (4, 8, 4), (7, 8, 2), (15, 8, 2), (200, 8, 2), (1, 1, 1)],
+    [
+        (0.1, 8, 8),
+        (1, 8, 8),
+        (4, 8, 4),
+        (7, 8, 2),
+        (15, 8, 2),
+        (200, 8, 2),
+        (1, 1, 1),
+        (15, 1, 1),
+        (200, 1, 1),
+    ],
 )
 def test_looks_take_a_tenth_of_a_budget_of_time_and_are_within_it(
     clock: Clock, cost: float, count: int, made: int
@@ -102,6 +117,26 @@ def test_what_the_caller_does_counts(clock: Clock) -> None:
     assert (state.step, clock.now) == (10, 20)
 
 
+def test_what_comes_before_the_first_step_counts(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial of what is fastest; but half of a budget is for training, whatever it took. Steps are all made."""
+
+    def trial(task: Any, batch: Any, base: Placement, config: Any) -> tuple[Placement, str]:
+        clock.now += 30
+        return base, "tried"
+
+    monkeypatch.setattr("carrara.training.run.fastest_training", trial)
+    for budget, made in {"100s": 70, "40s": 20, "50steps": 50}.items():
+        task = Looking(clock, 0, Looks("a", 0))
+        run = Run(tmp_path / budget, Recipe(train=config(budget=budget)), {})
+        state = state_of(task, run.config)
+        run.placement(task, batches, state.placement)
+        run_out(run.train(task, state, batches))
+        assert state.step == made
+        assert state.numbers["startup"] == min(30, {"40s": 20}.get(budget, 30))
+
+
 def test_a_prolonged_run_looks_at_the_shares_of_its_longer_budget(clock: Clock) -> None:
     task, state = looked(clock, 0, Looks("a", 4), "20steps")
     state.config = config(budget="60steps")
@@ -111,7 +146,7 @@ def test_a_prolonged_run_looks_at_the_shares_of_its_longer_budget(clock: Clock) 
 
 
 def test_what_a_plan_says_of_them() -> None:
-    looks = Looks("a", 8)
-    assert looks.seconds(Budget(steps=100), passes=300, rate=10) == pytest.approx(80)
-    assert looks.seconds(Budget(seconds=300), passes=300, rate=10) == pytest.approx(30)
-    assert looks.seconds(Budget(seconds=3000), passes=300, rate=10) == pytest.approx(80)
+    looks = Looks("a", 8, passes=300)
+    assert looks.seconds(Budget(steps=100), rate=10) == pytest.approx(80)
+    assert looks.seconds(Budget(seconds=300), rate=10) == pytest.approx(30)
+    assert looks.seconds(Budget(seconds=3000), rate=10) == pytest.approx(80)

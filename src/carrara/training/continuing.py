@@ -64,17 +64,12 @@ def recipe_file(folder: Path, read: Callable[[Path], object]) -> Path:
     """
     own, copies = folder / RECIPE, _copies(folder)
     if not is_run(folder):
-        siblings = (
-            [p.parent.name for p in folder.parent.glob(f"*/{RECIPE}")] if folder.parent.is_dir() else []
-        )
+        siblings = [file.parent.name for file in folder.parent.glob(f"*/{RECIPE}")]
         raise UserError(f"{folder} is not a run: it has no {RECIPE}{nearest(folder.name, siblings)}")
     try:
         read(own)
         begins = own.read_bytes()
-        if all(
-            copy.read_bytes()[: len(begins)] != begins or copy.stat().st_size == len(begins)
-            for copy in copies
-        ):
+        if not any(begins != whole and whole.startswith(begins) for whole in map(Path.read_bytes, copies)):
             return own
         fault = UserError(f"{own} breaks off before its end")
     except UserError as error:
@@ -87,9 +82,15 @@ def recipe_file(folder: Path, read: Callable[[Path], object]) -> Path:
     raise fault
 
 
-def read_recipe(file: Path, kind: type[Config]) -> dict[str, Any]:
-    """The values of a recipe's file, with the default of each field that it does not have; UserError where damaged."""
-    return tomllib.loads(to_toml(parse(kind, read_toml(file), where=str(file))))
+def read_recipe(file: Path, now: Config) -> dict[str, Any]:
+    """The values of a recipe's file, with the default of each field that it does not have; UserError where damaged.
+
+    Of another task than that of ``now`` they are as they stand.
+    """
+    values, task = read_toml(file), getattr(now, "task", None)
+    if isinstance(other := values.get("task"), str) and other != task:
+        return values
+    return tomllib.loads(to_toml(parse(type(now), values, where=str(file))))
 
 
 def change_of(folder: Path, recipe: Config, about: Mapping[str, str], pictures: int) -> Change:
@@ -99,30 +100,31 @@ def change_of(folder: Path, recipe: Config, about: Mapping[str, str], pictures: 
     after the run was begun has its default.
     """
     try:
-        file = recipe_file(folder, partial(read_recipe, kind=type(recipe)))
+        file = recipe_file(folder, partial(read_recipe, now=recipe))
     except UserError as error:
         if not steps_made(folder):
             return Change(anew=True, damaged=True)
         raise UserError(
             f"{error}; put its recipe back from a copy, or give another folder with --out"
         ) from None
-    before, now = read_recipe(file, type(recipe)), tomllib.loads(to_toml(recipe))
+    before, now = read_recipe(file, recipe), tomllib.loads(to_toml(recipe))
     different = list(_differences(before, now))
     fixed = [d for d in different if d[0] != _BUDGET and not _among(d[0], _FREE)]
     data = "" if fixed else _other_data(folder, about)
     if (fixed or data) and not steps_made(folder):
         return Change(anew=True)
     if fixed:
-        key, was, wanted = fixed[0]
+        key, was_value, value = fixed[0]
         new = "give another folder with --out"
         if now.get("task") != "contrastive" and not _among(key, _NETWORK):
             new = f"begin a new run from its model with --start {folder} --out NEW"
         raise UserError(
-            f"{folder} was begun with {key} = {was!r}, now it is {wanted!r}; continue with the former, or {new}"
+            f"{folder} was begun with {key} = {was_value!r}, now it is {value!r}; continue with the former, or {new}"
         )
     if data:
         raise UserError(data)
-    change = _longer(folder, *(TrainConfig.model_validate(one["train"]) for one in (before, now)), pictures)
+    was, wanted = (TrainConfig.model_validate(one["train"]) for one in (before, now))
+    change = _longer(folder, was, wanted, pictures)
     return replace(change, damaged=file != folder / RECIPE)
 
 
