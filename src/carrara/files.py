@@ -48,11 +48,16 @@ def check_writable(path: Path) -> None:
 
 def json_object(text: str | bytes) -> dict[str, Any] | None:
     """The JSON object in a text; None where there is anything else, as in a damaged file."""
+    found = json_value(text)
+    return found if isinstance(found, dict) else None
+
+
+def json_value(text: str | bytes) -> Any:
+    """What a JSON text says; None where it is none."""
     try:
-        found = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
 
 
 def _is_there(path: Path) -> bool:

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tomli_w
+from pydantic import BaseModel, FiniteFloat, ValidationError
 from torch import Tensor, nn
 
 from carrara import __version__
-from carrara.config import read_toml
+from carrara.config import plain, read_toml
 from carrara.errors import UserError, nearest, one_line
-from carrara.files import json_object
+from carrara.files import json_object, json_value
 
 FORMAT = 1
 ABOUT, PASSPORT = "model.toml", "passport.json"
@@ -126,17 +127,41 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
+class _Passport(BaseModel, extra="allow"):
+    """What commands read of a passport."""
+
+    licences: list[str] = []
+    languages: list[str] = []
+    seconds: FiniteFloat = 0.0
+    ranges: dict[str, tuple[FiniteFloat, FiniteFloat]] = {}
+    classes: list[str] = []
+
+
 def read_passport(folder: Path) -> dict[str, Any]:
     """What ``passport.json`` says; empty where there is none."""
     try:
-        passport: dict[str, Any] = json.loads((folder / PASSPORT).read_text(encoding="utf-8"))
+        passport = json_value((folder / PASSPORT).read_bytes())
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise UserError(f"{folder / PASSPORT} is not valid JSON: {error}") from None
-    if not isinstance(passport, dict):
-        raise UserError(f"{folder / PASSPORT} is damaged: expected a JSON object")
-    return passport
+    try:
+        return _Passport.model_validate(passport).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = " ".join(map(str, (PASSPORT, *fault["loc"])))
+        raise UserError(f"{folder} is damaged: {where}: {plain(fault)}") from None
+
+
+def read_names(file: Path) -> list[str]:
+    """The texts in a JSON file of a condition's folder; UserError where it is missing or holds something else."""
+    try:
+        names = json_value(file.read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"{file.parent.parent} is incomplete: it lacks {file.parent.name}/{file.name}"
+        ) from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{file} is damaged: expected a JSON list of texts")
+    return names
 
 
 def write_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:

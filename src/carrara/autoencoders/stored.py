@@ -6,10 +6,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 import torch
+from pydantic import Field
 from torch import nn
 
 from carrara.autoencoders.scale import LatentScale
@@ -30,11 +31,11 @@ from carrara.model_folder import (
 class About(Config):
     """What ``model.toml`` says of an autoencoder."""
 
-    size: int
+    size: int = Field(ge=1)
     bits: Literal[8, 16] = 8
     autoencoder: Component("autoencoders")  # type: ignore[valid-type]
     mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,10 @@ def load_autoencoder(path: str | Path) -> StoredAutoencoder:
     load_into(module, path / "weights.safetensors")
     scale = None
     if known.mean is not None and known.std is not None:
+        if not len(known.mean) == len(known.std) == module.channels:
+            raise UserError(
+                f"{path} is damaged: expected mean and std of {module.channels} channels in {ABOUT}"
+            )
         scale = LatentScale(torch.tensor(known.mean), torch.tensor(known.std))
     stored = StoredAutoencoder.of(module, known.autoencoder, known.size, read_passport(path), known.bits)
     return replace(stored, scale=scale, path=path)

@@ -15,6 +15,7 @@ from carrara.conditions.contract import Columns, Contents, Derivation, Form, Lat
 from carrara.config import Config as Base
 from carrara.context import Context
 from carrara.errors import UserError, nearest
+from carrara.model_folder import read_names
 
 _CLASSES = "classes.json"
 
@@ -93,14 +94,7 @@ class Config(Base):
 
     def restore(self, folder: Path, latent: Latent | None = None) -> LabelEncoder:
         """The encoder with the names that a model folder keeps."""
-        file = folder / _CLASSES
-        try:
-            classes = json.loads(file.read_text(encoding="utf-8"))
-        except OSError:
-            raise UserError(f"{folder.parent} is incomplete: it lacks {folder.name}/{_CLASSES}") from None
-        except ValueError as error:
-            raise UserError(f"{file} is damaged: {error}") from None
-        return LabelEncoder(self, classes)
+        return LabelEncoder(self, read_names(folder / _CLASSES))
 
 
 class LabelEncoder(nn.Module):

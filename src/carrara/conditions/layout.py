@@ -18,6 +18,7 @@ from carrara.conditions.contract import Columns, Contents, Derivation, Form, Lat
 from carrara.config import Config as Base
 from carrara.context import Context
 from carrara.errors import UserError, nearest
+from carrara.model_folder import read_names
 
 _COLUMNS = ("boxes", "width", "height")
 _LABELS = "labels.json"
@@ -114,14 +115,7 @@ class Config(Base):
         """The encoder with the labels, or the tokens of phrases, that a model folder keeps."""
         if self.phrases is not None:
             return LayoutEncoder(self, latent, [], _phrase_config(self).restore(folder / "phrases"))
-        file = folder / _LABELS
-        try:
-            labels = [str(label) for label in json.loads(file.read_text(encoding="utf-8"))]
-        except OSError:
-            raise UserError(f"{folder.parent} is incomplete: it lacks {folder.name}/{_LABELS}") from None
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{file} is damaged: {error}") from None
-        return LayoutEncoder(self, latent, labels, None)
+        return LayoutEncoder(self, latent, read_names(folder / _LABELS), None)
 
 
 class LayoutEncoder(nn.Module):

@@ -22,6 +22,7 @@ from carrara.conditions.encoder_folder import EncoderFolder
 from carrara.config import Config as Base
 from carrara.context import Context
 from carrara.errors import UserError
+from carrara.files import json_object
 from carrara.tensors import sample_uniform
 
 _REFERENCES = "references.json"
@@ -80,7 +81,7 @@ class Config(Base):
         """
         file = folder / _REFERENCES
         try:
-            known = json.loads(file.read_text(encoding="utf-8"))["encoders"]
+            known = (json_object(file.read_bytes()) or {})["encoders"]
             expected = [dict(one["sha256"]) for one in known]
         except OSError:
             raise UserError(f"{folder.parent} is incomplete: it lacks {folder.name}/{_REFERENCES}") from None

@@ -255,10 +255,12 @@ def load_model(path: str | Path) -> Model:
     if (kind := about.get("kind")) != "diffusion":
         raise UserError(f"{path} holds an {kind}; expected a diffusion model (give the folder of stage two)")
     values = about.get("model", {})
-    if (written := values.get("denoiser", {})).get("kind") in kinds("denoisers"):
+    written = values.get("denoiser") if isinstance(values, dict) else None
+    if isinstance(written, dict) and written.get("kind") in kinds("denoisers"):
         module = component("denoisers", written["kind"])
         if hasattr(module, "as_written"):  # what an earlier version may have said otherwise
-            values = {**values, "denoiser": module.as_written(written)}
+            with contextlib.suppress(TypeError):  # of values that parsing will refuse
+                values = {**values, "denoiser": module.as_written(written)}
     config = parse(_About, {"model": values}, where=str(path)).model
     autoencoder = load_autoencoder(path / "autoencoder")
     if autoencoder.scale is None or len(autoencoder.scale.mean) != autoencoder.module.channels:

@@ -15,6 +15,7 @@ from torch import Tensor
 from carrara import __version__
 from carrara.config import Config
 from carrara.errors import UserError
+from carrara.files import json_object
 from carrara.tensors import from_pixels, to_pixels
 
 if TYPE_CHECKING:
@@ -145,9 +146,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
     with Image.open(path) as image:
         text = image.info.get(KEY)
-    if not isinstance(text, str):
+    recipe = json_object(text) if isinstance(text, str) else None
+    if recipe is None:
         raise UserError(f"{path} carries no Carrara recipe")
-    recipe: dict[str, Any] = json.loads(text)
     return recipe
 
 
