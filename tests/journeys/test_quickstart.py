@@ -1,6 +1,7 @@
 """`carrara quickstart` from its first line to the page, on a few emoji and with a handful of steps."""
 
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import carrara as library
 from carrara.data.table import Dataset
 from carrara.generation.model import Model
 from carrara.generation.pictures import read_recipe
+from carrara.quickstart import _left, _Timer
+from carrara.training.budget import Budget
 from conftest import Command
 
 CHOICES = ["--budget", "6steps", "--set", "Activities"]
@@ -36,6 +39,24 @@ class Page(HTMLParser):
         if self.tags and self.tags[-1] == "h2":
             self.headings.append(data)
             self.tags.append("")
+
+
+def test_a_kill_takes_no_time_from_stage_one(tmp_path: Path) -> None:
+    """What its checkpoints counted is counted against the budget, although the step never ended."""
+    file = tmp_path / "steps.json"
+    file.write_text('{"data": 3.0}')
+    timer = _Timer(file, time.monotonic())
+    with timer.step("autoencoder"):
+        pass
+    for told in (50.0, 50.0, 40.0):
+        timer.at_least("autoencoder", told)
+        assert timer.before_stage_two == pytest.approx(53, abs=1)
+    with timer.step("what can be learned"):
+        pass
+    again = _Timer(file, time.monotonic())
+    again.at_least("autoencoder", 50.0)
+    assert again.before_stage_two == pytest.approx(53, abs=1)
+    assert _left(Budget(seconds=100), again) == pytest.approx(100 - 53 - 6, abs=1)
 
 
 @pytest.mark.slow
@@ -110,7 +131,6 @@ def test_from_nothing_to_the_page_and_again(carrara: Command, tmp_path: Path) ->
 def test_killed_in_the_middle_it_continues(carrara: Command, tmp_path: Path) -> None:
     """kill -9 in the data, in stage one and in stage two: the model is that of an undisturbed start."""
     import signal
-    import time
 
     whole = carrara("quickstart", "--out", "whole", *CHOICES)
     assert whole.status == 0, whole.err

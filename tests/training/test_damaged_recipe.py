@@ -86,7 +86,7 @@ def test_without_a_copy_it_is_said(dataset: Dataset, stopped: Path, tmp_path: Pa
     assert (run / "recipe.toml").read_bytes() == (stopped / "recipe.toml").read_bytes()
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", ["half", "a list", "a folder", "missing"])
 def test_what_only_reads_a_run_reads_the_copy(
     here: Here, trained: Trained, tmp_path: Path, fault: str
 ) -> None:
@@ -97,8 +97,8 @@ def test_what_only_reads_a_run_reads_the_copy(
     assert made.status == 0
     assert made.err.endswith(f"; the recipe is read from {run / 'model' / 'recipe.toml'}\n")
     shutil.rmtree(run / "model")
-    if fault not in ("whole lines", "missing"):
-        assert here("doctor", run).refusal.startswith(str(run / "recipe.toml"))
+    if fault != "missing":
+        assert str(run / "recipe.toml") in here("doctor", run).refusal
 
 
 def test_a_recipe_is_no_more_damaged_than_its_copy(stopped: Path) -> None:
