@@ -235,7 +235,7 @@ def test_what_cannot_be_averaged(trained: Trained, tmp_path: Path, here: Here) -
     )
     assert "its training has not begun" in here("average", "runs", "--out", "x").refusal
     (tmp_path / "runs" / "averages" / "000000000001").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"000000000001 is damaged: .*; remove it"):
+    with pytest.raises(UserError, match=r"000000000001 is damaged: "):
         snapshots(tmp_path / "runs" / "averages")
     (tmp_path / "runs" / "averages" / "000000000001" / "snapshot.json").write_text(json.dumps({"step": 1}))
     with pytest.raises(UserError, match="is damaged"):

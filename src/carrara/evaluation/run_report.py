@@ -55,7 +55,7 @@ def run_report(folder: Path, lines: Sequence[Mapping[str, float]]) -> str:
     sections = [("Loss", _loss(lines))]
     if any("held_out" in line or "held_out_psnr" in line for line in lines):
         sections.append(("Held-out pictures", _held_out(lines)))
-    if grids := sorted((folder / "samples").glob("*.png")):
+    if grids := sorted(p for p in (folder / "samples").glob("*.png") if p.stem.isdecimal() and p.is_file()):
         encodes = values.get("task") == "autoencoder"
         title = (
             "Pictures and below them their reconstructions" if encodes else "Samples, same noise each time"
@@ -116,9 +116,9 @@ def _words_of(grid: Path) -> str:
     """What each sample was asked to show, as its PNG says; the same in every grid."""
     try:
         asked = read_recipe(grid).get("asked") or []
-    except (OSError, UserError, ValueError):
+        words = [", ".join(str(value) for value in one.values()) or "anything" for one in asked]
+    except (OSError, UserError, AttributeError, TypeError):
         return ""
-    words = [", ".join(str(value) for value in one.values()) or "anything" for one in asked]
     items = "".join(f"<li>{html.escape(one)}</li>" for one in words)
     return f"<p>From left to right, row by row, they show:</p><ol>{items}</ol>" if any(asked) else ""
 

@@ -75,7 +75,7 @@ def newest(folder: Path) -> Path | None:
 
 def all_of(folder: Path) -> list[Path]:
     """The whole checkpoints of a folder, the oldest first."""
-    return sorted(p for p in folder.glob("*") if p.name.isdigit()) if folder.is_dir() else []
+    return sorted(p for p in folder.glob("*") if p.name.isdecimal()) if folder.is_dir() else []
 
 
 def set_aside(path: Path) -> Path:

@@ -17,7 +17,7 @@ from carrara.config import Config, parse, read_toml, to_toml
 from carrara.console import note
 from carrara.errors import UserError, nearest
 from carrara.files import json_object
-from carrara.model_folder import write_folder
+from carrara.model_folder import ABOUT, write_folder
 from carrara.training import checkpoint
 from carrara.training.budget import Budget
 from carrara.training.learning_rate import falls_from
@@ -48,8 +48,8 @@ class Change:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run lies in a folder: its recipe, be it damaged, or that of its model."""
-    return os.path.lexists(folder / RECIPE) or bool(_copies(folder))
+    """Whether a run lies in a folder: its recipe, be it damaged, or that of its model. A model alone is none."""
+    return not (folder / ABOUT).is_file() and (os.path.lexists(folder / RECIPE) or bool(_copies(folder)))
 
 
 def _copies(folder: Path) -> list[Path]:
@@ -63,6 +63,8 @@ def recipe_file(folder: Path, read: Callable[[Path], object]) -> Path:
     is no recipe, or none that is whole.
     """
     own, copies = folder / RECIPE, _copies(folder)
+    if (folder / ABOUT).is_file():
+        raise UserError(f"{folder} is a model; expected the folder of a run")
     if not is_run(folder):
         siblings = [file.parent.name for file in folder.parent.glob(f"*/{RECIPE}")]
         raise UserError(f"{folder} is not a run: it has no {RECIPE}{nearest(folder.name, siblings)}")
@@ -135,7 +137,7 @@ def _longer(folder: Path, before: TrainConfig, now: TrainConfig, pictures: int) 
         return Change()
     numbers = _newest_numbers(folder / "checkpoints")
     spent, step = float(numbers.get("spent", 0)), int(numbers.get("step", 0))
-    finished = (folder / "model" / "model.toml").is_file()
+    finished = (folder / "model" / ABOUT).is_file()
     alike = new.amount[0] == old.amount[0]
     larger = alike and new.amount > old.amount
     if not larger and ((finished and alike) or new.fraction(spent=spent, step=step) >= 1):
@@ -189,7 +191,7 @@ def go_back(folder: Path, plateau: Path) -> None:
         if later > place:
             shutil.rmtree(later)
     for grid in (folder / "samples").glob("*.png"):
-        if grid.stem.isdigit() and int(grid.stem) > int(place.name):
+        if grid.stem.isdecimal() and int(grid.stem) > int(place.name):
             grid.unlink()
 
 
@@ -203,7 +205,7 @@ def _newest_numbers(folder: Path) -> dict[str, Any]:
 
 def steps_made(folder: Path) -> bool:
     """Whether a run has weights that were trained: a model, or checkpoints, be they damaged."""
-    if (folder / "model" / "model.toml").is_file():
+    if (folder / "model" / ABOUT).is_file():
         return True
     found = (folder / "checkpoints").glob("**/*")
     return any(path.is_dir() and path.name[:1].isdigit() and path.suffix != ".part" for path in found)

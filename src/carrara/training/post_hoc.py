@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from carrara.errors import UserError
+from carrara.files import json_object
 from carrara.model_folder import check_hash, write_folder, write_weights
+from carrara.training import checkpoint
 from carrara.training.ema import power_of
 from carrara.training.state import TrainingState
 from carrara.training.train_config import written
@@ -49,13 +51,20 @@ class Snapshots:
     """Stores the averages of a run's ``posthoc`` lengths at regular points of its budget."""
 
     def __init__(self, folder: Path, state: TrainingState) -> None:
-        """Those after ``state.step`` are of steps that a kill undid: they are removed, and will be made again."""
+        """Those after ``state.step`` are of steps that a kill undid: they are removed, and will be made again.
+
+        Damaged ones are set aside; ``notes`` say so.
+        """
         self._folder, self._count = folder, state.config.snapshots
         self._lengths = state.config.posthoc
         self._due = _due(state, self._count)
-        for snapshot in snapshots(folder):
-            if snapshot.step > state.step:
-                shutil.rmtree(snapshot.path, ignore_errors=True)
+        self.notes = list[str]()
+        for path in checkpoint.all_of(folder):
+            try:
+                if _opened(path).step > state.step:
+                    shutil.rmtree(path, ignore_errors=True)
+            except UserError as error:
+                self.notes.append(f"{error}, and is {checkpoint.set_aside(path).name} now")
 
     def after(self, state: TrainingState) -> None:
         """After each step: stores them where another part of the budget is done."""
@@ -95,15 +104,16 @@ def _halved(value: Tensor) -> Tensor:
 
 def snapshots(folder: Path) -> list[Snapshot]:
     """The whole snapshots under a folder, the oldest first."""
-    found = []
-    for path in sorted(folder.glob("*")) if folder.is_dir() else []:
-        if path.name.isdigit():
-            try:
-                about = json.loads((path / _ABOUT).read_text())
-                found.append(Snapshot(path, about["step"], about["seen"], tuple(about["lengths"])))
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"the snapshot {path} is damaged: {error}; remove it") from None
-    return found
+    return [_opened(path) for path in checkpoint.all_of(folder)]
+
+
+def _opened(path: Path) -> Snapshot:
+    try:
+        check_hash(path / _ABOUT)
+        about = json_object((path / _ABOUT).read_bytes()) or {}
+        return Snapshot(path, int(about["step"]), int(about["seen"]), tuple(map(float, about["lengths"])))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the snapshot {path} is damaged: {error}") from None
 
 
 def fit(stored: Sequence[tuple[int, float]], step: int, length: float) -> Fit:

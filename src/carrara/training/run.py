@@ -93,16 +93,12 @@ class Run:
         if change.anew:
             for name in (METRICS, EVENTS, UNFINISHED, AVERAGES, STOPPED):
                 _remove(self.folder / name)
-        if change.anew or noted(self.folder) is None:
-            file = self.folder / "run.json"
-            if not change.anew and file.exists():
-                os.replace(file, file.with_name(file.name + ".damaged"))
-            about = {**self._about, **self._version(), **self._placement}
-            file.write_text(json.dumps(about))
-        elif self._placement:  # of a run that was begun by a version that did not note it
-            (self.folder / "run.json").write_text(
-                json.dumps({**(noted(self.folder) or {}), **self._placement})
-            )
+        file, known = self.folder / "run.json", None if change.anew else noted(self.folder)
+        if known is None and not change.anew and os.path.lexists(file):
+            os.replace(file, file.with_name(file.name + ".damaged"))
+        if known is None or self._placement:  # which a version before did not note
+            known = known or {**self._about, **self._version()}
+            file.write_text(json.dumps({**known, **self._placement}))
         if change.longer:
             notes.append(change.note)
             try:
@@ -154,21 +150,18 @@ class Run:
 
         It stays so wherever and beside whatever it goes on, as other parts or another precision give other weights.
         """
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = (
-                {} if self._change.anew else json.loads((self.folder / "run.json").read_text())["placement"]
-            )
-            return replace(
-                base,
-                bf16=known["precision"] == "bf16",
-                parts=int(known["parts"]),
-                channels_last=bool(known.get("channels_last", True)),
-                own_kernels=bool(known.get("own_kernels", True)),
-            )
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            known = {} if self._change.anew else (noted(self.folder) or {})["placement"]
+            if (parts := int(known["parts"])) in range(1, 1025):
+                kinds = {name: bool(known.get(name, True)) for name in ("channels_last", "own_kernels")}
+                return replace(base, bf16=known["precision"] == "bf16", parts=parts, **kinds)
         with closing(load(0)) as batches:
             placement, self._note = fastest_training(task, next(batches), base, self.config)
-        precision = "bf16" if placement.bf16 else "fp32"
-        chosen = {"precision": precision, "parts": placement.parts, "why": self._note}
+        chosen = {
+            "precision": "bf16" if placement.bf16 else "fp32",
+            "parts": placement.parts,
+            "why": self._note,
+        }
         chosen |= {"channels_last": placement.channels_last, "own_kernels": placement.own_kernels}
         self._placement = {"placement": chosen}
         return placement
@@ -203,7 +196,9 @@ class Run:
             snapshots = Snapshots(self.folder / AVERAGES, state)
             with closing(_Log(self.folder, state)) as log, closing(load(state.seen)) as batches:
                 try:
-                    yield from (Report.remark(state, note) for note in (*notes, log.note) if note)
+                    yield from (
+                        Report.remark(state, note) for note in (*notes, *snapshots.notes, log.note) if note
+                    )
                     startup = self._startup()
                     state.spent += startup
                     state.numbers[STARTUP] = state.numbers.get(STARTUP, 0.0) + startup
@@ -369,14 +364,14 @@ def _log_lines(file: Path) -> Iterator[tuple[bytes, dict[str, float] | None]]:
     """Each line of a log with its numbers, None for one that is damaged."""
     for line in file.read_bytes().splitlines(keepends=True) if file.is_file() else []:
         values = json_object(line) or {}
-        whole = "step" in values and all(isinstance(value, int | float) for value in values.values())
-        yield line, values if whole else None
+        numbers = all(isinstance(value, int | float) for value in values.values())
+        yield line, values if numbers and isinstance(values.get("step"), int) else None
 
 
 def trained_on(folder: Path) -> str:
     """How the run computes, as its trial found, or "" where it did not say."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((folder / "run.json").read_text())["placement"]["why"])
+    with contextlib.suppress(KeyError, TypeError):
+        return str((noted(folder) or {})["placement"]["why"])
     return ""
 
 
@@ -388,15 +383,18 @@ def read_stopped(folder: Path) -> str:
 
 def _cut_log(file: Path, step: int) -> str:
     """Removes lines after ``step``, and a last line that a kill cut short; sets aside damaged ones, and says so."""
+    aside, part = file.with_name(file.name + ".damaged"), file.with_suffix(".part")
     if not file.is_file():
-        return ""
+        if not os.path.lexists(file):
+            return ""
+        os.replace(file, aside)
+        return f"{file} was no file, and is {aside.name} now"
     kept, damaged = list[bytes](), list[bytes]()
     for line, values in _log_lines(file):
         if values is not None and line.endswith(b"\n") and values["step"] <= step:
             kept.append(line)
         elif values is None and line.endswith(b"\n"):
             damaged.append(line)
-    aside, part = file.with_name(file.name + ".damaged"), file.with_suffix(".part")
     if damaged:
         with open(aside, "ab") as lines:
             lines.writelines(damaged)

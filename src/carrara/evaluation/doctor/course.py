@@ -36,13 +36,17 @@ def losses(lines: Sequence[Mapping[str, float]], config: TrainConfig, stopped: s
     if not lines:
         return not_looked(name, "metrics.jsonl is empty: fewer than ten steps are done")
     bad = next(
-        ((key, line["seen"]) for line in lines for key, v in line.items() if not math.isfinite(v)), None
+        ((key, line.get("seen", 0)) for line in lines for key, v in line.items() if not math.isfinite(v)),
+        None,
     )
     if bad:
         words = f"{bad[0]} is no longer a number after {bad[1]:.0f} pictures"
         fix = f"lower train.lr (now {config.lr:g}), or train.clip (now {config.clip:g}), and begin a new run"
         return Check(name, f"{len(lines)} lines of the log", [Finding("not_a_number", words, fix)])
-    term = "denoising" if any("denoising" in line for line in lines) else _first_term(lines)
+    terms = dict.fromkeys(key for line in lines for key in line if key not in _OF_A_STEP)
+    if not terms:
+        return not_looked(name, "metrics.jsonl has no loss in it")
+    term = "denoising" if "denoising" in terms else next(iter(terms))
     loss = np.array([line[term] for line in lines if term in line])
     gradient = np.array([line["gradient"] for line in lines if "gradient" in line])
     saw = f"{len(loss)} values of {term}, from {loss[0]:.4g} to {loss[-1]:.4g}"
@@ -122,7 +126,3 @@ def amount(lines: Sequence[Mapping[str, float]], dataset: Dataset | None, condit
             fix = "give each picture a caption of its own; with one for all it says nothing"
             found.append(Finding("one_caption", "all pictures have the same caption", fix))
     return Check(name, saw, found)
-
-
-def _first_term(lines: Sequence[Mapping[str, float]]) -> str:
-    return next(key for key in lines[0] if key not in _OF_A_STEP)
