@@ -27,7 +27,8 @@ from carrara.files import json_object, json_value
 FORMAT = 1
 ABOUT, PASSPORT = "model.toml", "passport.json"
 HASHES = "hashes.json"  # the SHA-256 of the files beside it that are _HASHED, by name
-_HASHED = ("*.safetensors", "state.json", "snapshot.json")  # weights, and the numbers that belong to them
+# Weights, the numbers of checkpoints, and what conditions keep.
+_HASHED = ("*.safetensors", "state.json", "snapshot.json", "tokenizer.json", "classes.json", "labels.json")
 UNCHECKED = (
     "CARRARA_UNCHECKED"  # set in the environment: weights are opened without comparing them with their hashes
 )
@@ -61,7 +62,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 def _write_hashes(folder: Path) -> None:
     if any((folder / name).exists() for name in ("config.json", "model_index.json")):
         return  # another program's layout
-    for place in {file.parent for file in folder.rglob("*.safetensors")}:
+    for place in {file.parent for kind in _HASHED for file in folder.rglob(kind)}:
         hashes = {file.name: _hash_of(file) for kind in _HASHED for file in sorted(place.glob(kind))}
         (place / HASHES).write_text(json.dumps(hashes, indent=2), encoding="utf-8")
 
@@ -154,6 +155,7 @@ def read_passport(folder: Path) -> dict[str, Any]:
 def read_names(file: Path) -> list[str]:
     """The texts in a JSON file of a condition's folder; UserError where it is missing or holds something else."""
     try:
+        check_hash(file)
         names = json_value(file.read_bytes())
     except FileNotFoundError:
         raise UserError(

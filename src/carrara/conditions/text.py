@@ -18,6 +18,7 @@ from carrara.config import Config as Base
 from carrara.config import check_memory
 from carrara.context import Context
 from carrara.errors import UserError
+from carrara.model_folder import check_hash
 from carrara.layers import attend
 from carrara.tensors import sample_uniform
 
@@ -73,6 +74,7 @@ class Config(Base):
         file = folder / _TOKENIZER
         if not file.is_file():
             raise UserError(f"{folder.parent} is incomplete: it lacks {folder.name}/{_TOKENIZER}")
+        check_hash(file)  # a damaged one may make the library panic
         try:
             return TextEncoder(self, Tokenizer.from_file(str(file)))
         except Exception as error:  # the library raises nothing narrower

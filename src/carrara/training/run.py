@@ -64,7 +64,6 @@ class Run:
 
         ``pictures`` is how many of them an epoch has. The version of ``dataset`` that is trained on is remembered,
         and tagged so that cleaning keeps it. UserError where the folder belongs to something else.
-
         Nothing is written before ``train``, so that a recipe found wanting leaves no folder.
         """
         self.folder = folder
@@ -227,11 +226,9 @@ class Run:
                 state.save(checkpoints)
         except (UserError, OSError) as error:  # a loss is no longer finite, or the disk is full
             last = checkpoint.newest(checkpoints)
-            reason = (
-                f"cannot write {self.folder}: {error.strerror or error}"
-                if isinstance(error, OSError)
-                else error
-            )
+            reason = str(error)
+            if isinstance(error, OSError):
+                reason = f"cannot write {self.folder}: {error.strerror or error}"
             with contextlib.suppress(OSError):
                 (self.folder / STOPPED).write_text(f"{reason}\n", encoding="utf-8")
             raise UserError(f"{reason}; the last good checkpoint is {last or 'none yet'}") from None
