@@ -18,8 +18,8 @@ from carrara.config import Config as Base
 from carrara.config import check_memory
 from carrara.context import Context
 from carrara.errors import UserError
-from carrara.model_folder import check_hash
 from carrara.layers import attend
+from carrara.model_folder import check_hash
 from carrara.tensors import sample_uniform
 
 PAD, START = "<pad>", "<start>"
