@@ -5,6 +5,7 @@ Written beside its final place and renamed, so that a folder with a ``model.toml
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -41,9 +42,9 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     written.
     """
     part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
-    for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
     try:
+        for leftover in (part, old):
+            remove(leftover)
         part.mkdir(parents=True)
         fill(part)
         _write_hashes(part)
@@ -53,10 +54,19 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         if isinstance(error, OSError):
             raise UserError(f"cannot write {path}: {error.strerror or error}") from None
         raise
-    if path.exists():
+    if os.path.lexists(path):
         os.rename(path, old)
     os.rename(part, path)
-    shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        remove(old)
+
+
+def remove(path: Path) -> None:
+    """A folder, a file or a link, if it is there; OSError where it cannot be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_hashes(folder: Path) -> None:
@@ -120,7 +130,9 @@ def read_about(folder: Path) -> dict[str, Any]:
         hint = f"; did you mean {str(folder / inside[-1])!r}?" if inside else ""
         raise UserError(f"{folder} is not a model folder: it has no {ABOUT}{hint}")
     about = read_toml(folder / ABOUT)
-    if not isinstance(version := about.get("format"), int) or version > FORMAT:
+    if not isinstance(version := about.get("format"), int):
+        raise UserError(f"{folder / ABOUT} is damaged: 'format' is {version!r}, expected {FORMAT}")
+    if version > FORMAT:
         raise UserError(
             f"{folder} has model format {version}, made by Carrara {about.get('carrara', '?')}; "
             f"this is Carrara {__version__}, which reads formats up to {FORMAT}: update it"

@@ -17,7 +17,7 @@ from carrara.config import Config, parse, read_toml, to_toml
 from carrara.console import note
 from carrara.errors import UserError, nearest
 from carrara.files import json_object
-from carrara.model_folder import ABOUT, write_folder
+from carrara.model_folder import ABOUT, remove, write_folder
 from carrara.training import checkpoint
 from carrara.training.budget import Budget
 from carrara.training.learning_rate import falls_from
@@ -189,7 +189,7 @@ def go_back(folder: Path, plateau: Path) -> None:
         write_folder(place, fill)
     for later in reversed(checkpoint.all_of(checkpoints)):
         if later > place:
-            shutil.rmtree(later)
+            remove(later)
     for grid in (folder / "samples").glob("*.png"):
         if grid.stem.isdecimal() and int(grid.stem) > int(place.name):
             grid.unlink()

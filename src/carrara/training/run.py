@@ -24,6 +24,7 @@ from carrara.config import Config, to_toml
 from carrara.data.store import lock
 from carrara.errors import UserError
 from carrara.files import json_object
+from carrara.model_folder import remove
 from carrara.training import checkpoint
 from carrara.training.budget import Budget
 from carrara.training.continuing import PLATEAU, RECIPE, Change, change_of, go_back, is_run, noted
@@ -91,7 +92,7 @@ class Run:
         change, notes = self._compared(), []
         if change.anew:
             for name in (METRICS, EVENTS, UNFINISHED, AVERAGES, STOPPED):
-                _remove(self.folder / name)
+                remove(self.folder / name)
         file, known = self.folder / "run.json", None if change.anew else noted(self.folder)
         if known is None and not change.anew and os.path.lexists(file):
             os.replace(file, file.with_name(file.name + ".damaged"))
@@ -106,7 +107,7 @@ class Run:
             except checkpoint.Damaged as error:
                 notes = [f"{error}; going on from the newest one with the longer budget"]
             if self.model.is_dir():  # before the recipe is written: from then on nothing has changed
-                _remove(self.folder / UNFINISHED)
+                remove(self.folder / UNFINISHED)
                 self.model.rename(self.folder / UNFINISHED)
         own, text = self.folder / RECIPE, to_toml(self._recipe)
         if change.damaged and os.path.lexists(own):
@@ -338,14 +339,6 @@ class _Log:
         """Closes both files."""
         self._lines.close()
         self._events.close()
-
-
-def _remove(path: Path) -> None:
-    """A file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
