@@ -189,6 +189,31 @@ EDITS = [
     ("model.toml", "channels = 8", "channels = 16", "does not fit its model.toml"),
     ("model.toml", "channels = 8", "chanels = 8", "did you mean 'model.denoiser.channels'?"),
     ("model.toml", 'schedule = "flow"', 'schedule = "flw"', "did you mean 'flow'?"),
+    ("model.toml", f"format = {FORMAT}", 'format = "1"', "is damaged: 'format' is '1', expected 1"),
+    (
+        "model.toml",
+        "multipliers = [\n    1,\n    2,\n]",
+        "multipliers = 3",
+        "multipliers': expected a list, got 3",
+    ),
+    ("autoencoder/model.toml", "std = [", "std = [0.0,", "'std.0': expected more than 0, got 0.0"),
+    ("autoencoder/model.toml", "mean = [", "mean = [0.0,", "expected mean and std of 4 channels"),
+    ("autoencoder/model.toml", "size = 16", "size = -8", "'size': expected at least 1, got -8"),
+    (
+        "passport.json",
+        '"licences": [',
+        '"licences": 5, "x": [',
+        "passport.json licences: expected a list, got 5",
+    ),
+    ("passport.json", "{", '{"ranges": [1], ', "passport.json ranges: expected a table, got [1]"),
+    ("passport.json", "{", "[{", "passport.json: expected a table"),
+    (
+        "condition_caption/tokenizer.json",
+        '"version"',
+        '"versiom"',
+        "its bytes are not those that were written",
+    ),
+    ("hashes.json", "{", "[", "hashes.json is damaged"),
 ]
 
 
@@ -200,6 +225,12 @@ def test_an_about_file_that_is_newer_or_wrong(
     assert old in text
     (model / name).write_text(text.replace(old, new, 1))
     assert message in refusal(model)
+
+
+def test_a_list_in_place_of_a_table(model: Path) -> None:
+    for value in ("[1]", "3", "{ denoiser = [1] }", '{ denoiser = { kind = ["unet"] } }'):
+        (model / "model.toml").write_text(f'format = 1\nkind = "diffusion"\nmodel = {value}\n')
+        assert "expected a table" in (text := refusal(model)) or "unknown kind" in text
 
 
 def test_paths_that_are_no_model(trained: Trained, tmp_path: Path) -> None:

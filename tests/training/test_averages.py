@@ -240,3 +240,15 @@ def test_what_cannot_be_averaged(trained: Trained, tmp_path: Path, here: Here) -
     (tmp_path / "runs" / "averages" / "000000000001" / "snapshot.json").write_text(json.dumps({"step": 1}))
     with pytest.raises(UserError, match="is damaged"):
         snapshots(tmp_path / "runs" / "averages")
+
+
+def test_a_damaged_snapshot_is_set_aside(tmp_path: Path) -> None:
+    run = Training(tmp_path / "run", posthoc=(0.05, 0.1), save_every=1e-9)
+    run.run(7)
+    first, *_ = snapshots(tmp_path / "run" / "averages")
+    (first.path / "snapshot.json").write_text('{"step": 1, "seen": 8, "lengths": [0.05]}')
+    told, *rest = run.run()
+    assert told.note.startswith(f"the snapshot {first.path} is damaged: ")
+    assert told.note.endswith(f", and is {first.path.name}.damaged now")
+    assert rest[-1].step == 12
+    assert first.path not in [one.path for one in snapshots(tmp_path / "run" / "averages")]

@@ -229,7 +229,7 @@ class Run:
             last = checkpoint.newest(checkpoints)
             reason = str(error)
             if isinstance(error, OSError):
-                reason = f"cannot write {self.folder}: {error.strerror or error}"
+                reason = f"cannot write {error.filename or self.folder}: {error.strerror or error}"
             with contextlib.suppress(OSError):
                 (self.folder / STOPPED).write_text(f"{reason}\n", encoding="utf-8")
             raise UserError(f"{reason}; the last good checkpoint is {last or 'none yet'}") from None
