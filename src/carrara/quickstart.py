@@ -280,9 +280,9 @@ class _Timer:
 
     def at_least(self, name: str, seconds: float) -> None:
         """A step took so long by what it noted itself, which a kill does not take away."""
-        missing = max(0.0, seconds - self.seconds.get(name, 0.0))
-        self.seconds[name] = self.seconds.get(name, 0.0) + missing
-        self._earlier += missing
+        known = self.seconds.get(name, 0.0)
+        self.seconds[name] = max(known, seconds)
+        self._earlier += self.seconds[name] - known
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:

@@ -150,11 +150,17 @@ class Run:
 
         It stays so wherever and beside whatever it goes on, as other parts or another precision give other weights.
         """
+        self._began = time.perf_counter()  # what was encoded before is no training
         with contextlib.suppress(ValueError, KeyError, TypeError):
             known = {} if self._change.anew else (noted(self.folder) or {})["placement"]
             if (parts := int(known["parts"])) in range(1, 1025):
-                kinds = {name: bool(known.get(name, True)) for name in ("channels_last", "own_kernels")}
-                return replace(base, bf16=known["precision"] == "bf16", parts=parts, **kinds)
+                return replace(
+                    base,
+                    bf16=known["precision"] == "bf16",
+                    parts=parts,
+                    channels_last=bool(known.get("channels_last", True)),
+                    own_kernels=bool(known.get("own_kernels", True)),
+                )
         with closing(load(0)) as batches:
             placement, self._note = fastest_training(task, next(batches), base, self.config)
         chosen = {
