@@ -280,8 +280,7 @@ class _Timer:
 
     def at_least(self, name: str, seconds: float) -> None:
         """A step took so long by what it noted itself, which a kill does not take away."""
-        known = self.seconds.get(name, 0.0)
-        self.seconds[name] = max(known, seconds)
+        self.seconds[name] = max(known := self.seconds.get(name, 0.0), seconds)
         self._earlier += self.seconds[name] - known
 
     @contextmanager
