@@ -53,7 +53,8 @@ def test_a_training_of_epochs_is_that_of_its_steps(dataset: Dataset, tmp_path: P
     assert made[-1].step == -(-pictures // 8)
     assert made[-1].fraction == 1
     longer = run_out(train_autoencoder(small_autoencoder("1epochs"), dataset, tmp_path / "run"))
-    assert longer[0].note.startswith("the budget is now 1epochs instead of 0.5epochs: going on from ")
+    said = "the budget is now 1epochs instead of 0.5epochs: going on from "
+    assert any(report.note.startswith(said) for report in longer)
     assert 'budget = "1epochs"' in (tmp_path / "run" / "recipe.toml").read_text()
     assert run_out(train_autoencoder(small_autoencoder(f"{each}steps"), dataset, tmp_path / "run")) == []
     run_out(train_autoencoder(small_autoencoder(f"{each}steps"), dataset, tmp_path / "steps"))

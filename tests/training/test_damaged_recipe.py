@@ -45,7 +45,7 @@ def stopped(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a checkpoint after two steps of six."""
     run = tmp_path_factory.mktemp("stopped") / "run"
     reports = train_autoencoder(small_autoencoder(), dataset, run)
-    run_out(islice(reports, 2))
+    run_out(islice((r for r in reports if getattr(r, "losses", None)), 2))
     reports.close()  # type: ignore[attr-defined]
     return run
 
@@ -57,18 +57,17 @@ def test_a_run_goes_on_with_the_copy(
     run = tmp_path / "run"
     shutil.copytree(stopped, run)
     damage(run / "recipe.toml", fault)
-    first, *_, last = run_out(train_autoencoder(small_autoencoder(), dataset, run))
-    assert last.step == 6
+    reports = run_out(train_autoencoder(small_autoencoder(), dataset, run))
+    assert reports[-1].step == 6
     told = capsys.readouterr().err
     assert told.startswith("note: ")
     assert told.endswith(f"; the recipe is read from {run / 'unfinished' / 'recipe.toml'}\n")
     assert len(told.splitlines()) == 1
-    assert (
-        first.note.endswith("recipe.toml was damaged, and is recipe.toml.damaged now") or fault == "missing"
-    )
+    set_aside = f"{run / 'recipe.toml'} was damaged, and is recipe.toml.damaged now"
+    assert (set_aside in [report.note for report in reports]) == (fault != "missing")
     assert (run / "recipe.toml").read_bytes() == (stopped / "recipe.toml").read_bytes()
     with pytest.raises(UserError, match=r"was begun with train\.lr = 0\.003"):
-        next(train_autoencoder(small_autoencoder(lr=0.1), dataset, run))
+        run_out(train_autoencoder(small_autoencoder(lr=0.1), dataset, run))
 
 
 def test_without_a_copy_it_is_said(dataset: Dataset, stopped: Path, tmp_path: Path) -> None:
@@ -79,7 +78,7 @@ def test_without_a_copy_it_is_said(dataset: Dataset, stopped: Path, tmp_path: Pa
     with pytest.raises(
         UserError, match=r"recipe\.toml is not valid TOML: .*; put its recipe back from a copy, or"
     ):
-        next(train_autoencoder(small_autoencoder(), dataset, run))
+        run_out(train_autoencoder(small_autoencoder(), dataset, run))
     shutil.rmtree(run / "checkpoints")  # no step was made, so nothing is lost
     *_, last = run_out(train_autoencoder(small_autoencoder(), dataset, run))
     assert last.step == 6
