@@ -117,6 +117,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder for the PNGs.", callback=writable)] = Path("pictures"),
 ) -> None:
     """Make pictures from a prompt, a class, a picture …; each PNG carries the recipe that made it."""
+    from carrara.data.summary import few
     from carrara.generation.generate import settings_for
     from carrara.generation.pictures import png_note
     from carrara.generation.requests import Asked
@@ -146,6 +147,8 @@ def sample(
     if (total := each * len(requests)) > _MOST:
         raise UserError(f"that would be {total} pictures; expected at most {_MOST} in one command")
     make_folder(out)
+    learned_from = opened.passport.get("pictures") if model != Path(STARTER) else None
+    remarks += few(learned_from) if isinstance(learned_from, int) else []
     for note in filter(None, [*remarks, *notes]):
         sys.stderr.write(f"note: {note}\n")
     work = [(request, number) for request in requests for number in range(each)]

@@ -35,6 +35,15 @@ def _filled(kind: str, own: Iterable[str]) -> str:
     return re.sub("\0", lambda _: next(left), kind)
 
 
+FEW = 500  # pictures
+
+
+def few(pictures: int) -> list[str]:
+    """Says so where a model would memorize so few pictures."""
+    one = "1 picture is" if pictures == 1 else f"{pictures} pictures are"
+    return [f"{one} few: a model will memorize rather than learn"] if pictures < FEW else []
+
+
 @dataclass(frozen=True)
 class Summary:
     """What an import did, and the data set after it."""
@@ -68,7 +77,7 @@ class Summary:
             words = f", {new} with new words" if (new := self.updated - self.lost) else ""
             words += f", {self.lost} lost their caption" if self.lost else ""
             first = f"{self.added} pictures added{words}; {self.pictures} in all, {self.held_out} held out"
-        lines = [first]
+        lines = [first, *few(self.pictures)]
         if 0 < self.pictures == self.held_out:
             lines.append(
                 "all of them are held out, so there is nothing to train on: the names of files or folders (test, val) "
