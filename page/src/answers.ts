@@ -98,8 +98,10 @@ export async function ask<T>(address: string, signal?: AbortSignal, body?: Blob 
   return answer;
 }
 
+export type Edit = { left_out: boolean } | { language: string; was: string | null; text: string };
+
 /** Changes a picture, and gives its record as it is then. */
-export function edit(picture: { row: number; id: string }, change: object): Promise<Record_> {
+export function edit(picture: { row: number; id: string }, change: Edit): Promise<Record_> {
   return ask<Record_>(`/api/pictures/${picture.row}/${picture.id}`, undefined, JSON.stringify(change));
 }
 

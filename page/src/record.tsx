@@ -1,7 +1,7 @@
 // All that is known of one picture.
 
 import { useEffect, useRef, useState } from "preact/hooks";
-import { ask, edit, MAY_EDIT, seen, type About, type Box, type Caption, type Found, type Hit, type Near, type Record_ } from "./answers";
+import { ask, edit, MAY_EDIT, seen, type About, type Box, type Caption, type Edit, type Found, type Hit, type Near, type Record_ } from "./answers";
 import { lang, language } from "./naming";
 
 const ALIKE = 12;
@@ -45,11 +45,12 @@ export function Record({ row, hit, about, close, step, like, open, changed }: Pr
   const leftOut = `${shown?.columns.find((column) => column.name === "flags")?.value ?? ""}`.split(" ").includes("left_out");
   const save =
     shown && about.editable && MAY_EDIT
-      ? async (change: object) => {
+      ? async (change: Edit) => {
           try {
             const now = await edit(shown, change);
             setRecord((before) => (before?.row === now.row ? now : before));
-            setUndo(`Saved as version ${now.version}; to undo it: carrara data restore ${about.path}@${now.version - 1} --changed`);
+            const back = "was" in change && change.was ? `; to undo it: carrara data restore ${about.path}@${now.version - 1} --changed` : "";
+            setUndo(`Saved as version ${now.version}${back}`);
             setError("");
             changed(now.version);
             return true;
@@ -155,7 +156,7 @@ export function Record({ row, hit, about, close, step, like, open, changed }: Pr
 const focus = (area: HTMLTextAreaElement | null): void => area?.focus(); // one for all, so that it is called once
 
 /** A caption, which can be written anew where it may be saved. */
-function Words({ caption, save }: { caption: Caption; save: ((change: object) => Promise<boolean>) | undefined }) {
+function Words({ caption, save }: { caption: Caption; save: ((change: Edit) => Promise<boolean>) | undefined }) {
   const [text, setText] = useState<string | null>(null); // while it is written
   const said = { dir: "auto", lang: lang(caption.language) } as const;
   if (text === null)
