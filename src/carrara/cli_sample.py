@@ -106,7 +106,9 @@ def sample(
     ] = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
-        typer.Option(help="Arithmetic of the network: fp32, bf16, or auto for what is faster here."),
+        typer.Option(
+            help="Precision of the network: fp32, bf16, or auto for the faster one on this machine."
+        ),
     ] = "auto",
     device: Annotated[
         str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …; by default a GPU where there is one.")

@@ -27,7 +27,7 @@ def train(
     out: Annotated[
         Path,
         typer.Option(
-            help="The run's folder; the same again continues it, with a larger --budget for longer.",
+            help="Run folder; give the same one to resume, and a larger --budget to train longer.",
             callback=writable,
         ),
     ],

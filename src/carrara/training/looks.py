@@ -71,7 +71,7 @@ class Looks:
         return state.numbers[key]
 
     def seconds(self, budget: Budget, passes: float, rate: float) -> float:
-        """What all looks will take of a training with ``rate`` pictures a second, each of ``passes``."""
+        """What all looks will take of a training with ``rate`` pictures per second, each of ``passes``."""
         whole = self.count * passes / _BACKWARD / rate
         return whole if budget.seconds is None else min(whole, self.share * budget.seconds)
 

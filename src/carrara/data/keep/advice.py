@@ -50,7 +50,11 @@ def _words(found: Statistics, path: str) -> list[str]:
         one = "no picture has a caption" if found.uncaptioned == found.pictures else ""
         several = f"{found.uncaptioned} pictures have no caption in any language"
         labelled = found.classes is not None and found.classes.labelled
-        how = "--from-columns 'a photo of a {label}'` makes some of the labels" if labelled else ""
+        # A further column beside captions of no stated language would give the others a second one.
+        unstated = " --language und" if "und" in found.languages else ""
+        how = (
+            f"--from-columns 'a photo of a {{label}}'{unstated}` makes some of the labels" if labelled else ""
+        )
         how = how or "--with CAPTIONER` lets your own captioner write some"
         said.append(f"{one or several}: `carrara data caption {path} {how}")
     for language, captions in found.languages.items():

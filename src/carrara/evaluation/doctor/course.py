@@ -87,7 +87,7 @@ def amount(lines: Sequence[Mapping[str, float]], dataset: Dataset | None, condit
     seen = lines[-1].get("seen", 0) if lines else 0
     times = seen / max(1, pictures)
     found = []
-    saw = f"{pictures} pictures, each met {times:.3g} times"
+    saw = f"{pictures} pictures" + (f", each met {times:.3g} times" if lines else "")
     if pictures == 1:
         fix = "import more pictures; with one the model can only give that one back"
         found.append(Finding("one_picture", "there is a single picture to train on", fix))
