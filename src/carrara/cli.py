@@ -178,6 +178,8 @@ def _usage(error: Any) -> str:
         names |= {f"--{p.name}": f"the argument {p.name.upper()}, given without --" for p in arguments}
         meant = [names[name] for name in likeliest(option, names)]
         return f"no option is called {option}" + (f"; did you mean {' or '.join(meant)}?" if meant else "")
+    if match := re.match(r"Missing \w+ '(.+?)'", message):
+        return f"{match[1]} is missing: {error.param.help}"
     if match := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", message):
         return f'too many words, from {match[1]!r} on; put what has spaces in quotes: "a red cap"'
     return message
