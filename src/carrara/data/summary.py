@@ -77,7 +77,7 @@ class Summary:
             words = f", {new} with new words" if (new := self.updated - self.lost) else ""
             words += f", {self.lost} lost their caption" if self.lost else ""
             first = f"{self.added} pictures added{words}; {self.pictures} in all, {self.held_out} held out"
-        lines = [first, *few(self.pictures)]
+        lines = [first]
         if 0 < self.pictures == self.held_out:
             lines.append(
                 "all of them are held out, so there is nothing to train on: the names of files or folders (test, val) "
@@ -110,6 +110,7 @@ class Summary:
             why = "; ".join(f"{count} x {reason}" for reason, count in reasons[:3])
             more = f"; and {len(self.reasons) - 3} more reasons" if len(self.reasons) > 3 else ""
             lines.append(f"{self.rejected} skipped, listed in {REJECTED}: {why}{more}")
+        lines += few(self.pictures)
         if self.captions:
             spoken = ", ".join(f"{'unstated' if k == 'und' else k} {n}" for k, n in self.captions.items())
             lines.append(f"captions by language: {spoken}")
