@@ -99,6 +99,7 @@ def test_every_recipe_survives_its_file(name: str, tmp_path: Path) -> None:
         ("text_ldn", [], "no recipe is called 'text_ldn'; did you mean 'text_ldm'?"),
         ("text_ldm", ["train.bach=3"], "unknown key 'train.bach'; did you mean 'train.batch'?"),
         ("text_ldm", ["batch=16"], "unknown key 'batch'; did you mean 'train.batch'?"),
+        ("kl_autoencoder", ["lr=1", "train.budget=3"], "unknown key 'lr'; did you mean 'train.lr'?"),
         ("text_ldm", ["bach=16"], "unknown key 'bach'; did you mean 'train.batch'?"),
         ("text_ldm", ["learning_rate=1"], "unknown key 'learning_rate'; did you mean 'train.lr'?"),
         ("text_ldm", ["train.batch_size=1"], "'train.batch_size'; did you mean 'train.batch'?"),

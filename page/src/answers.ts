@@ -36,6 +36,7 @@ export interface About {
   languages: string[];
   ways: string[];
   missing: Record<string, string>;
+  editable: boolean;
 }
 
 export interface Facet {
@@ -51,10 +52,16 @@ export interface Box {
   height: number;
 }
 
+export interface Caption {
+  language: string;
+  text: string;
+  further?: boolean; // one of several in its language
+}
+
 export interface Record_ {
   row: number;
   id: string;
-  captions: { language: string; text: string }[];
+  captions: Caption[];
   boxes: Box[] | null;
   beside: string[];
   columns: { name: string; value: string | number }[];
@@ -70,8 +77,14 @@ export interface Near {
 /** An error whose message is meant for people. */
 export class Refused extends Error {}
 
-export async function ask<T>(address: string, signal?: AbortSignal, body?: Blob | null): Promise<T> {
+// Stands behind the # of the address that the command printed, and is forgotten with this tab.
+const TOKEN = location.hash.slice(1) || sessionStorage.getItem("token") || "";
+sessionStorage.setItem("token", TOKEN);
+export const MAY_EDIT = TOKEN !== "";
+
+export async function ask<T>(address: string, signal?: AbortSignal, body?: Blob | string | null): Promise<T> {
   const asked: RequestInit = body ? { method: "POST", body } : {};
+  if (typeof body === "string") asked.headers = { "x-carrara-token": TOKEN };
   if (signal) asked.signal = signal;
   let response: Response;
   try {
@@ -83,6 +96,13 @@ export async function ask<T>(address: string, signal?: AbortSignal, body?: Blob 
   const answer = (await response.json().catch(() => null)) as (T & { error?: string }) | null;
   if (!response.ok || answer === null) throw new Refused(answer?.error ?? `The server answered ${response.status}.`);
   return answer;
+}
+
+export type Edit = { left_out: boolean } | { language: string; was: string | null; text: string };
+
+/** Changes a picture, and gives its record as it is then. */
+export function edit(picture: { row: number; id: string }, change: Edit): Promise<Record_> {
+  return ask<Record_>(`/api/pictures/${picture.row}/${picture.id}`, undefined, JSON.stringify(change));
 }
 
 /** The address of a picture as it is seen, at most `side` long. */

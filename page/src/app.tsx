@@ -381,6 +381,7 @@ export function App() {
             step={stepped ? step : undefined}
             like={moreLike}
             open={show}
+            changed={(version) => setAbout({ ...about, version })}
           />
         )}
       </main>

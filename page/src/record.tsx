@@ -1,7 +1,7 @@
 // All that is known of one picture.
 
 import { useEffect, useRef, useState } from "preact/hooks";
-import { ask, seen, type About, type Box, type Found, type Hit, type Near, type Record_ } from "./answers";
+import { ask, edit, MAY_EDIT, seen, type About, type Box, type Caption, type Edit, type Found, type Hit, type Near, type Record_ } from "./answers";
 import { lang, language } from "./naming";
 
 const ALIKE = 12;
@@ -14,19 +14,22 @@ interface Props {
   step: ((by: number) => void) | undefined;
   like: (row: number) => void;
   open: (row: number) => void;
+  changed: (version: number) => void;
 }
 
-export function Record({ row, hit, about, close, step, like, open }: Props) {
+export function Record({ row, hit, about, close, step, like, open, changed }: Props) {
   const [record, setRecord] = useState<Record_ | null>(null);
   const [near, setNear] = useState<Near | null>(null);
   const [alike, setAlike] = useState<Hit[]>([]);
   const [error, setError] = useState("");
+  const [undo, setUndo] = useState("");
   const panel = useRef<HTMLDivElement>(null);
 
   useEffect(() => {
     const ending = new AbortController();
     const tell = (fault: unknown) => ending.signal.aborted || setError(String((fault as Error).message));
     setError("");
+    setUndo("");
     setNear(null);
     setAlike([]);
     ask<Record_>(`/api/rows/${row}`, ending.signal).then(setRecord, tell);
@@ -39,6 +42,25 @@ export function Record({ row, hit, about, close, step, like, open }: Props) {
   useEffect(() => panel.current?.focus(), []);
 
   const shown = record?.row === row ? record : null;
+  const leftOut = `${shown?.columns.find((column) => column.name === "flags")?.value ?? ""}`.split(" ").includes("left_out");
+  const save =
+    shown && about.editable && MAY_EDIT
+      ? async (change: Edit) => {
+          try {
+            const now = await edit(shown, change);
+            setRecord((before) => (before?.row === now.row ? now : before));
+            const back = "was" in change && change.was ? `; to undo it: carrara data restore ${about.path}@${now.version - 1} --changed` : "";
+            setUndo(`Saved as version ${now.version}${back}`);
+            setError("");
+            changed(now.version);
+            return true;
+          } catch (fault) {
+            setError(String((fault as Error).message));
+            return false;
+          }
+        }
+      : undefined;
+  const captions = shown?.captions.length || !save ? (shown?.captions ?? []) : [{ language: "und", text: "" }];
   return (
     <div class="record" role="dialog" aria-label={`Picture ${row}`} tabIndex={-1} ref={panel}>
       <header>
@@ -52,11 +74,17 @@ export function Record({ row, hit, about, close, step, like, open }: Props) {
         <button type="button" class="main" onClick={() => like(row)} title="m">
           More like this
         </button>
+        {save && (
+          <button type="button" aria-pressed={leftOut} onClick={() => save({ left_out: !leftOut })} title="Keep it out of training and measuring">
+            {leftOut ? "Left out" : "Leave out"}
+          </button>
+        )}
         <button type="button" onClick={close} aria-label="Close" title="Close (Esc)">
           ×
         </button>
       </header>
       {error && <p role="alert">{error}</p>}
+      {undo && <p role="status">{undo}</p>}
       {shown && <Picture key={shown.row} record={shown} />}
       {hit && hit.reasons.length > 0 && (
         <section>
@@ -70,16 +98,14 @@ export function Record({ row, hit, about, close, step, like, open }: Props) {
           </ul>
         </section>
       )}
-      {shown && shown.captions.length > 0 && (
+      {shown && captions.length > 0 && (
         <section>
           <h3>Captions</h3>
           <dl class="captions">
-            {shown.captions.map((caption, place) => (
-              <div key={place}>
+            {captions.map((caption, place) => (
+              <div key={`${shown.id} ${place}`}>
                 <dt>{language(caption.language)}</dt>
-                <dd dir="auto" lang={lang(caption.language)}>
-                  {caption.text}
-                </dd>
+                <Words caption={caption} save={caption.further ? undefined : save} />
               </div>
             ))}
           </dl>
@@ -124,6 +150,48 @@ export function Record({ row, hit, about, close, step, like, open }: Props) {
         </section>
       )}
     </div>
+  );
+}
+
+const focus = (area: HTMLTextAreaElement | null): void => area?.focus(); // one for all, so that it is called once
+
+/** A caption, which can be written anew where it may be saved. */
+function Words({ caption, save }: { caption: Caption; save: ((change: Edit) => Promise<boolean>) | undefined }) {
+  const [text, setText] = useState<string | null>(null); // while it is written
+  const said = { dir: "auto", lang: lang(caption.language) } as const;
+  if (text === null)
+    return (
+      <dd {...said}>
+        {caption.text}{" "}
+        {save && (
+          <button type="button" class="quiet" onClick={() => setText(caption.text)}>
+            Edit
+          </button>
+        )}
+      </dd>
+    );
+  const write = async () => (await save?.({ language: caption.language, was: caption.text || null, text })) && setText(null);
+  return (
+    <dd>
+      <textarea
+        {...said}
+        aria-label="Caption"
+        value={text}
+        ref={focus}
+        onInput={(event) => setText(event.currentTarget.value)}
+        onKeyDown={(event) => {
+          if (event.key !== "Escape") return;
+          event.stopPropagation();
+          setText(null);
+        }}
+      />
+      <button type="button" class="main" onClick={write}>
+        Save
+      </button>{" "}
+      <button type="button" onClick={() => setText(null)}>
+        Cancel
+      </button>
+    </dd>
   );
 }
 

@@ -69,7 +69,7 @@ app.command()(sample)
 
 @app.command("recipe")
 def show_recipe(
-    name: Annotated[str, typer.Argument(help="A recipe; without it they are listed.")] = "",
+    name: Annotated[str, typer.Argument(help="Recipe to print; without a name, all are listed.")] = "",
 ) -> None:
     """List the recipes, or print one as TOML to change and train with."""
     from carrara.config import to_toml
@@ -85,14 +85,18 @@ def show_recipe(
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Where everything goes.", callback=writable)] = Path(
-        "runs/quickstart"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the data, the models and the page.", callback=writable)
+    ] = Path("runs/quickstart"),
     budget: Annotated[
         str, typer.Option(help="How long it may train: 3m, 30m, 2h, or 500steps or 20epochs a stage.")
     ] = "12m",
     subset: Annotated[
-        str, typer.Option("--set", help="default (food, animals, smileys), all, or categories.")
+        str,
+        typer.Option(
+            "--set",
+            help="Emoji to use: default (food, animals, smileys), all, or categories separated by commas.",
+        ),
     ] = "default",
 ) -> None:
     """Make a text-to-image model from pictures that come with pip, and a page that shows what it can do."""
@@ -174,6 +178,8 @@ def _usage(error: Any) -> str:
         names |= {f"--{p.name}": f"the argument {p.name.upper()}, given without --" for p in arguments}
         meant = [names[name] for name in likeliest(option, names)]
         return f"no option is called {option}" + (f"; did you mean {' or '.join(meant)}?" if meant else "")
+    if match := re.match(r"Missing \w+ '(.+?)'", message):
+        return f"{match[1]} is missing: {error.param.help}"
     if match := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", message):
         return f'too many words, from {match[1]!r} on; put what has spaces in quotes: "a red cap"'
     return message

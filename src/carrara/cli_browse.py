@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
 import webbrowser
@@ -24,14 +25,17 @@ def browse(
     host: Annotated[
         str, typer.Option(help="Address to listen on; only this machine can reach 127.0.0.1.")
     ] = "127.0.0.1",
-    show: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = True,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Let the page change nothing: no captions, no marks.")
+    ] = False,
 ) -> None:
-    """Look through a data set in the browser: search, filter, and see everything known about a picture."""
+    """Look through a data set in the browser: search, filter, edit captions, and mark pictures to leave out."""
     try:
         import uvicorn
 
         from carrara.serving.browse import browse_app
-        from carrara.serving.guard import CONNECTIONS
+        from carrara.serving.guard import CONNECTIONS, is_loopback
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("uvicorn", "fastapi", "starlette", "anyio"):
             raise
@@ -40,9 +44,11 @@ def browse(
     from carrara.evaluation.embedders.opening import embedder_of
 
     names = [socket.gethostname()] if host not in ("127.0.0.1", "localhost", "::1") else []
-    app = browse_app(dataset, embedder_of=embedder_of, host=host, names=names)
+    token = "" if read_only or not is_loopback(host) else secrets.token_urlsafe(16)
+    app = browse_app(dataset, embedder_of=embedder_of, host=host, names=names, token=token)
     listening = _listen(host, port)
-    address = _address(host, listening.getsockname()[1])
+    # What follows the sign is never sent: only the page that was opened here knows it.
+    address = _address(host, listening.getsockname()[1]) + (f"#{token}" if token else "")
     pictures = len(Dataset.open(dataset))
     console.print(f"{dataset}, {pictures} pictures: {address} (Ctrl-C ends it)", soft_wrap=True)
     if show and _has_screen():

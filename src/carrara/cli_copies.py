@@ -51,11 +51,12 @@ def data_dedup(
         typer.Option("--split", help="Put look-alikes into one group, so that a split keeps them together."),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="The page, .html; by default beside the data set.", callback=writable)
+        Path | None,
+        typer.Option(help="HTML page to write; by default, beside the data set.", callback=writable),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show pictures that are there twice; with --into NEW, make a data set without them."""
+    """Show duplicate pictures; with --into NEW, make a data set without the copies."""
     import numpy as np
 
     from carrara.data.keep.duplicates import document, groups

@@ -41,7 +41,7 @@ def data_import(
             "of urls (CSV, JSONL, Parquet), or the word 'emoji' or 'scenes'."
         ),
     ],
-    dataset: Annotated[Path, typer.Argument(help="The data set: made, or added to.")],
+    dataset: Annotated[Path, typer.Argument(help="The data set to make or to add to.")],
     held_out: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of the pictures held out: never trained on.")
     ] = 0.05,
@@ -51,7 +51,7 @@ def data_import(
     count: Annotated[
         int | None, typer.Option(min=1, help="'scenes' only: number of pictures (4000 by default).")
     ] = None,
-    licence: Annotated[str | None, typer.Option(help="Licence of the pictures that state none.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of pictures that state none.")] = None,
     languages: Annotated[
         str,
         typer.Option(help="Language of captions that state none: a code (en), or keep (none), or detect."),
@@ -70,7 +70,7 @@ def data_import(
         ),
     ] = None,
     retry: Annotated[
-        bool, typer.Option("--retry", help="URL lists only: try again what could not be downloaded.")
+        bool, typer.Option("--retry", help="Try again what could not be read or downloaded.")
     ] = False,
     allow_private: Annotated[
         bool, typer.Option("--allow-private", help="URL lists only: download from private addresses too.")
@@ -78,7 +78,8 @@ def data_import(
     ignore_robots_tag: Annotated[
         bool,
         typer.Option(
-            "--ignore-robots-tag", help="URL lists only: download what X-Robots-Tag asks not to take, too."
+            "--ignore-robots-tag",
+            help="URL lists only: download pictures even where X-Robots-Tag asks not to.",
         ),
     ] = False,
     most_megabytes: Annotated[
@@ -152,7 +153,7 @@ def data_encode(
     engine: Engine = "local",
     workers: Workers = None,
 ) -> None:
-    """Encode every picture once, for training on latents or for search. Run it again to continue or add new ones."""
+    """Encode every picture once, for training on latents or for search. Run it again for new pictures."""
     from carrara.cli_search import chosen_embedders, embed_all
     from carrara.data.table import Dataset
 

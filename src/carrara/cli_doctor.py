@@ -27,7 +27,7 @@ def doctor(
     steps: Annotated[int | None, typer.Option(help="Number of sampling steps that were used.")] = None,
     grid: Annotated[str | None, typer.Option(help="Spacing of the steps that was used.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance that was used.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="All checks, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all checks as JSON.")] = False,
 ) -> None:
     """Diagnose why a model makes bad pictures, or a joint space finds little; status 1 if something is found."""
     from carrara.data.table import Dataset

@@ -22,13 +22,13 @@ def adopt(
     out: Annotated[Path, typer.Argument(help="The model folder to make.", callback=writable)],
     size: Annotated[
         int | None,
-        typer.Option(min=1, help="Side in pixels of its pictures; by default what the model says."),
+        typer.Option(min=1, help="Side of its pictures in pixels; by default what the model states."),
     ] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the weights, for the passport.")] = None,
     autoencoder: Annotated[
         Path | None,
         typer.Option(
-            help="Denoisers only: the autoencoder whose latents it works on; without it, on pixels."
+            help="Denoisers only: the autoencoder whose latents it works on; without one, it works on pixels."
         ),
     ] = None,
     text: Annotated[

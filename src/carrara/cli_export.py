@@ -14,7 +14,7 @@ from carrara.console import Bar, console
 
 def data_export(
     dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
-    destination: Annotated[Path, typer.Argument(help="The new folder.", callback=writable)],
+    destination: Annotated[Path, typer.Argument(help="The folder to make.", callback=writable)],
     form: Annotated[
         str,
         typer.Option(

@@ -28,15 +28,18 @@ def autoencoder(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The page, .html; by default in the run, or beside the model's folder.", callback=writable
+            help="HTML page to write; by default, in the run or beside the model's folder.", callback=writable
         ),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Number of pictures to measure on, at most.")] = 1000,
+    count: Annotated[int, typer.Option(min=1, help="Largest number of pictures to measure on.")] = 1000,
     lpips_weights: Annotated[
-        Path | None, typer.Option(help="AlexNet for LPIPS: .pth, .safetensors or .ckpt.")
+        Path | None, typer.Option(help="Weights of AlexNet for LPIPS: a .pth, .safetensors or .ckpt file.")
     ] = None,
     feature_weights: Annotated[
-        Path | None, typer.Option(help="EfficientNet-Lite0 for the kernel distance: .pth or .safetensors.")
+        Path | None,
+        typer.Option(
+            help="Weights of EfficientNet-Lite0 for the kernel distance: a .pth or .safetensors file."
+        ),
     ] = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],

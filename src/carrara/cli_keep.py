@@ -24,20 +24,21 @@ if TYPE_CHECKING:
 A_FEW = 8  # lines of a list in the terminal
 
 Where = Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")]
-Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON, for a machine.")]
+Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 
 
 def data_stats(
     dataset: Where,
     out: Annotated[
-        Path | None, typer.Option(help="The page, .html; without it beside the data set.", callback=writable)
+        Path | None,
+        typer.Option(help="HTML page to write; by default, beside the data set.", callback=writable),
     ] = None,
     size: Annotated[
         int, typer.Option(min=8, max=16384, help="The resolution that crops are measured for.")
     ] = 256,
     as_json: Json = False,
 ) -> None:
-    """Count what a data set holds, and show it: sizes, words, classes, copies, what would be cropped."""
+    """Count and show what a data set holds: sizes, words, classes, copies, and what would be cropped."""
     from carrara.data.keep.statistics import measure
     from carrara.evaluation.collection_page import collection_page
 
@@ -118,7 +119,8 @@ def data_caption(
     captioner: Annotated[
         str | None,
         typer.Option(
-            "--with", help="A Python file or module with caption(images), or a folder of transformers."
+            "--with",
+            help="A Python file or module with caption(images), or the folder of a transformers model.",
         ),
     ] = None,
     from_columns: Annotated[
@@ -126,7 +128,7 @@ def data_caption(
     ] = None,
     language: Annotated[str, typer.Option(help="Language of the captions it writes.")] = "en",
     every: Annotated[
-        bool, typer.Option("--all", help="Caption the pictures that have a caption too; theirs is replaced.")
+        bool, typer.Option("--all", help="Also caption pictures that have a caption, and replace it.")
     ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 16,
     as_json: Json = False,

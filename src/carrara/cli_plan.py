@@ -21,7 +21,9 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (see `carrara recipe`) or a TOML file.")],
     dataset: Annotated[
         Path | None,
-        typer.Argument(help="A data set made by `carrara data import`; without it, one is made up."),
+        typer.Argument(
+            help="A data set made by `carrara data import`; without one, made-up pictures stand in."
+        ),
     ] = None,
     autoencoder: Annotated[
         Path | None,
@@ -48,11 +50,12 @@ def plan(
         list[str] | None, typer.Option("--set", help="Change a value of the recipe, e.g. train.batch=16.")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="The figures as JSON, in bytes and seconds.")
+        bool, typer.Option("--json", help="Print the figures as JSON, in bytes and seconds.")
     ] = False,
 ) -> None:
     """Say before the first step what a training needs, and whether this machine has it (status 2 if not)."""
     from carrara.cli_models import open_autoencoder
+    from carrara.data.summary import few
     from carrara.data.table import Dataset
     from carrara.interop.exportable import exportable, stand_in
     from carrara.recipes.catalogue import named
@@ -95,7 +98,7 @@ def plan(
                 which = ", if its autoencoder can be"
             can = exportable(chosen, worked_on, columns)
             console.print(f"{'export':22} {can}{which if can.startswith('as') else ''}", soft_wrap=True)
-        for note in found.notes:
+        for note in [*found.notes, *(few(len(pictures.indices("train"))) if pictures else [])]:
             console.print(f"note: {note}", soft_wrap=True)
     if found.refusals:
         fail("; ".join(found.refusals))

@@ -106,7 +106,9 @@ def sample(
     ] = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
-        typer.Option(help="Arithmetic of the network: fp32, bf16, or auto for what is faster here."),
+        typer.Option(
+            help="Precision of the network: fp32, bf16, or auto for the faster one on this machine."
+        ),
     ] = "auto",
     device: Annotated[
         str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …; by default a GPU where there is one.")
@@ -117,6 +119,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder for the PNGs.", callback=writable)] = Path("pictures"),
 ) -> None:
     """Make pictures from a prompt, a class, a picture …; each PNG carries the recipe that made it."""
+    from carrara.data.summary import few
     from carrara.generation.generate import settings_for
     from carrara.generation.pictures import png_note
     from carrara.generation.requests import Asked
@@ -146,6 +149,8 @@ def sample(
     if (total := each * len(requests)) > _MOST:
         raise UserError(f"that would be {total} pictures; expected at most {_MOST} in one command")
     make_folder(out)
+    learned_from = opened.passport.get("pictures") if model != Path(STARTER) else None
+    remarks += few(learned_from) if isinstance(learned_from, int) else []
     for note in filter(None, [*remarks, *notes]):
         sys.stderr.write(f"note: {note}\n")
     work = [(request, number) for request in requests for number in range(each)]

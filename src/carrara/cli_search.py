@@ -44,7 +44,9 @@ def search(
     skip: Annotated[int, typer.Option(help="Number of best matches to skip, for the next page.")] = 0,
     at_least: Annotated[
         float | None,
-        typer.Option(min=-1, max=1, help="Least similarity of what is found other than by words."),
+        typer.Option(
+            min=-1, max=1, help="Lowest similarity (up to 1) of matches that are not found by words."
+        ),
     ] = None,
     into: Annotated[
         Path | None,

@@ -18,11 +18,9 @@ show = typer.Typer(no_args_is_help=True, help="See how diffusion works: pictures
 
 Out = Annotated[
     Path,
-    typer.Option(help="Output file; the ending .png, .gif or .html decides its form.", callback=writable),
+    typer.Option(help="File to write: .png, .gif or .html.", callback=writable),
 ]
-StillOut = Annotated[
-    Path, typer.Option(help="Output file; the ending .png or .html decides its form.", callback=writable)
-]
+StillOut = Annotated[Path, typer.Option(help="File to write: .png or .html.", callback=writable)]
 ModelFolder = Annotated[Path, typer.Argument(help="A model folder, or the run that made it.")]
 Prompt = Annotated[str, typer.Argument(help="What to show; may be omitted.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same pictures.")]

@@ -27,7 +27,7 @@ def train(
     out: Annotated[
         Path,
         typer.Option(
-            help="The run's folder; the same again continues it, with a larger --budget for longer.",
+            help="Run folder; give the same one to resume, and a larger --budget to train longer.",
             callback=writable,
         ),
     ],
@@ -59,7 +59,7 @@ def train(
     chosen = named(
         recipe, changes, network=begin.config if begin else None, model=before.config if before else None
     )
-    from carrara.data.keep.advice import few  # after it: a wrong name is answered before torch is imported
+    from carrara.data.summary import few  # after it: a wrong name is answered before torch is imported
     from carrara.data.table import Dataset
     from carrara.training.autoencoding import AutoencoderRecipe, with_network
     from carrara.training.contrasting import ContrastiveRecipe

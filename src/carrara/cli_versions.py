@@ -38,7 +38,7 @@ def data_tag(
     ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Remove the name instead.")] = False,
 ) -> None:
-    """Give a version of a data set a name, by which it is kept and can be opened."""
+    """Name a version of a data set, so that it is kept and can be opened by that name."""
     from carrara.data.table import Dataset
     from carrara.data.versions import tag, untag
 
@@ -56,7 +56,7 @@ def data_tag(
 def data_restore(
     dataset: Annotated[Path, typer.Argument(help="The version with what was lost: DATASET@NUMBER.")],
     changed: Annotated[
-        bool, typer.Option("--changed", help="Also replace words that say something else by now.")
+        bool, typer.Option("--changed", help="Also bring back words that have been replaced since.")
     ] = False,
 ) -> None:
     """Bring back captions and other words that an older version had and the newest lacks."""
@@ -67,7 +67,7 @@ def data_restore(
     done = restore(opened, changed=changed)
     left = f"; {done.left} say something else now and stay (--changed replaces it)" if done.left else ""
     console.print(
-        f"restored: {done.rows} pictures say again what they did in version {opened.version}{left}",
+        f"restored from version {opened.version}: the words of {done.rows} pictures{left}",
         soft_wrap=True,
     )
 
@@ -88,7 +88,7 @@ def data_clean(
         bool, typer.Option("--verify", help="First compare every picture with its id, to find damaged ones.")
     ] = False,
 ) -> None:
-    """Remove old versions without a tag and what interrupted work left, then join small files."""
+    """Remove old versions without a tag and leftovers of interrupted work, then join small files."""
     from carrara.data.table import Dataset
     from carrara.data.verify import verify
     from carrara.data.versions import clean
@@ -97,6 +97,6 @@ def data_clean(
     if compare:
         with Bar("comparing") as bar:
             for fraction in verify(opened):
-                bar.show(fraction, "with their ids")
+                bar.show(fraction, "pictures with their ids")
         console.print(f"verified: all {len(opened)} pictures are what was imported", soft_wrap=True)
     console.print(f"cleaned: {clean(opened, older_than=timedelta(hours=keep))}", soft_wrap=True)

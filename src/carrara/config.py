@@ -213,8 +213,8 @@ def _unknown_key(
         del table[extra[-1]]
     try:
         known = list(_keys(model.model_validate(rest)))
-    except ValidationError:
-        known = list(model.model_fields)
+    except ValidationError:  # another value is at fault too
+        known = list({**dict.fromkeys(model.model_fields), **dict.fromkeys(_keys(rest))})
     here = ".".join(path[:-1])
     if meant := likeliest(key, known, here=here):
         return f"{words}; did you mean {' or '.join(map(repr, meant[:3]))}?"

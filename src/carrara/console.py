@@ -89,7 +89,7 @@ class Bar:
             parts.append((1, f"{clock((1 - fraction) * (now - self._from) / moved)} left"))
         if self._live:
             self._live.update(self._task, completed=fraction, parts=parts)
-        elif now - self._printed >= 10 or (fraction >= 1 and not self._complete):
+        elif not (fraction >= 1 and self._complete) and (fraction >= 1 or now - self._printed >= 10):
             self._printed = now
             console.print(f"{self.title}  {fraction:4.0%}  {fit(parts, 1000)}", soft_wrap=True)
         self._complete = fraction >= 1

@@ -78,7 +78,7 @@ def test_captions_find_their_columns(tmp_path: Path, make_png: Callable[..., byt
         SENTENCES["de"],
         None,
     ]  # of one, the source says that nobody knows
-    with pytest.raises(UserError, match=r"languages.*'guess' is no language code like 'en'"):
+    with pytest.raises(UserError, match=r"languages.*expected a language code such as 'en'"):
         take_in(root, tmp_path / "none", languages="guess")
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from carrara.config import read_toml
+from carrara.data import summary
 from carrara.data.derive import derive
 from carrara.data.importing import import_pictures
 from carrara.data.latents import latent_key
@@ -73,7 +74,7 @@ def test_a_sound_run(sound: Path, dataset: Dataset, here: Here, monkeypatch: pyt
         "course of the loss", "amount of data", "latent scale", "terminal signal", "times trained", "sampler",
         "averaged weights", "conditions", "one batch",
     }  # fmt: skip
-    monkeypatch.setattr(course, "_FEW", 5)
+    monkeypatch.setattr(summary, "FEW", 5)
     monkeypatch.setattr(course, "_OFTEN", 5)
     monkeypatch.setattr(network, "_HELPS", 2)
     told = here("doctor", sound, dataset.path)

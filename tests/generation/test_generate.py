@@ -14,6 +14,7 @@ from carrara.autoencoders import kl
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.conditions import label
+from carrara.data.summary import few
 from carrara.denoisers import unet
 from carrara.errors import UserError
 from carrara.generation.generate import Settings, decode, denoise, generate
@@ -250,7 +251,8 @@ def test_samples_of_other_channels_and_depths(
     folder = other_pictures(model, carrara.folder / "model", channels, bits)
     done = carrara("sample", folder, "red disc", "--count", 2, "--steps", 2, "--out", "made")
     assert done.status == 0, done.err
-    assert done.err == (f"note: {png_note(channels, bits)}\n" if png_note(channels, bits) else "")
+    notes = [*few(model.passport["pictures"]), *filter(None, [png_note(channels, bits)])]
+    assert done.err == "".join(f"note: {note}\n" for note in notes)
     files = [carrara.folder / line for line in done.out.splitlines() if line.endswith(".png")]
     assert len(files) == 2
     for file in files:

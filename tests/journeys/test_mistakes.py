@@ -93,7 +93,7 @@ def test_an_unknown_recipe_key(carrara: Command, files: Path, nothing_written: C
          "the data has no captions in 'xx' (it has: de, und)"),
         ("train first.toml data --out first.toml", "first.toml"),
         ("train first.toml data --out mine", "is not empty and holds no run"),
-        ("train first.toml data", "'--out'"),
+        ("train first.toml data", "--out is missing: Run folder"),
         ("sample runs/m x --sampler eule --out p", "no sampler is called 'eule'; did you mean"),
         ("sample runs/m x --grid karas --out p", "did you mean 'karras'?"),
         ("sample runs/m x --steps 0 --out p", "'steps': expected at least 1"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from carrara.data.table import Dataset
 from carrara.generation.pictures import read_recipe
 from carrara.training.run import read_metrics
 from conftest import Command, recipe_file, small_autoencoder, small_diffusion, write_pictures
@@ -25,6 +26,8 @@ class Journey:
         recipe_file(small_autoencoder(), folder / "first.toml")
         recipe_file(small_diffusion(), folder / "second.toml")
         self.data = self.carrara("data", "import", "mine", "data", "--licence", "CC0-1.0")
+        trained = len(Dataset.open(folder / "data").indices("train"))
+        self.few = f"note: {trained} pictures are few: a model will memorize rather than learn\n"
         self.first = self.carrara("train", "first.toml", "data", "--out", "runs/a", "--budget", "20steps")
         self.second = self.carrara(
             "train",
@@ -60,6 +63,8 @@ def wordless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
 def test_the_import_counts_and_lists_what_it_skipped(captioned: Journey) -> None:
     assert "24 pictures added" in captioned.data.out
     assert captioned.data.err == ""
+    assert "\n24 pictures are few: a model will memorize rather than learn\n" in captioned.data.out
+    assert captioned.few in captioned.first.out
     lines = (captioned.folder / "data" / "rejected.jsonl").read_text().splitlines()
     rejected = {json.loads(line)["file"]: json.loads(line)["reason"] for line in lines}
     assert rejected.keys() == {"cut.png", "notes.jpg"}
@@ -94,7 +99,7 @@ def test_the_same_sample_command_gives_the_same_bytes(captioned: Journey) -> Non
         finished = captioned.carrara(
             "sample", "runs/m", "red disc", "--seed", 7, "--count", 3, "--steps", 4, "--out", out, *more
         )
-        assert (finished.status, finished.err) == (0, "")
+        assert (finished.status, finished.err) == (0, captioned.few)
         made = {f.name: f.read_bytes() for f in sorted((captioned.folder / out).iterdir())}
         assert finished.out.splitlines()[-3:] == [f"{out}/{name}" for name in made]
         return made
@@ -129,7 +134,7 @@ def test_a_picture_is_the_same_alone(captioned: Journey) -> None:
 def test_a_prompt_in_a_script_that_no_caption_has(captioned: Journey) -> None:
     finished = captioned.carrara("sample", "runs/m", "круг", "--count", 1, "--steps", 2, "--out", "cyrillic")
     assert finished.status == 0
-    (note,) = finished.err.splitlines()
+    note, _ = finished.err.splitlines()
     assert note.startswith("note: ")
     assert "Cyrillic" in note
     assert len(list((captioned.folder / "cyrillic").glob("*.png"))) == 1
@@ -151,11 +156,12 @@ def test_without_captions_it_trains_and_says_so(wordless: Journey) -> None:
     assert "caption" in wordless.data.out
     assert "unconditional" in wordless.second.out
     free = wordless.carrara("sample", "runs/m", "--count", 2, "--steps", 3, "--out", "free")
-    assert (free.status, free.err) == (0, "")
+    assert (free.status, free.err) == (0, wordless.few)
     assert len(list((wordless.folder / "free").glob("*.png"))) == 2
     prompted = wordless.carrara("sample", "runs/m", "red disc", "--count", 2, "--steps", 3, "--out", "asked")
     assert prompted.status == 0
-    assert prompted.err == "note: this model was trained without captions; the prompt is not used\n"
+    note = "note: this model was trained without captions; the prompt is not used\n"
+    assert prompted.err == note + wordless.few
     free_pixels, asked = (
         [Image.open(f).tobytes() for f in sorted((wordless.folder / out).iterdir())]
         for out in ("free", "asked")

@@ -207,7 +207,7 @@ def bad_folder(carrara: Command, model: Model) -> Command:
         ("samplers flow --samplers ddim,heunn --out s.png", "did you mean 'heun'"),
         ("samplers flow --evaluations 10,x --out s.png", "expected numbers from 1 to 1000"),
         ("samplers flow --evaluations 0 --out s.png", "expected numbers from 1 to 1000"),
-        ("forward red.png", "Missing option '--out'"),
+        ("forward red.png", "--out is missing: File to write: .png, .gif or .html."),
     ],
 )
 def test_bad_input_is_one_line(words: str, answer: str, bad_folder: Command) -> None:

@@ -6,6 +6,7 @@ import sys
 import urllib.request
 
 import pytest
+import uvicorn
 
 from carrara.data.table import Dataset
 from conftest import Command, Here
@@ -22,6 +23,15 @@ def test_it_says_its_address_and_ends_with_ctrl_c(carrara: Command, data: Datase
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (0, "ended\n", "")
+
+
+def test_who_may_only_look_gets_no_secret(here: Here, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    said = [
+        here("data", "browse", data.path, "--no-open", *more).out
+        for more in ((), ("--read-only",), ("--host", "0.0.0.0"))
+    ]
+    assert ["/#" in line for line in said] == [True, False, False]
 
 
 def test_what_is_in_its_way_is_one_line(here: Here, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def test_it_learns_and_finds_what_no_caption_names(data: Dataset, tmp_path: Path
     table = passport["held_out"]["by_language"]
     assert table.keys() == {"de", "und"}
     assert passport["held_out"]["protocol"] == (
-        "recall among 3 held-out pairs drawn by chance; 2 others chose the best state"
+        "recall among 3 held-out pairs drawn at random; 2 others chose the best state"
     )
     assert any("held-out pairs" in report.note for report in reports)
     joint = open_embedder(tmp_path / "run")

@@ -69,7 +69,7 @@ class Options(Config):
         default=(),
         description="LOW..HIGH or COLUMN=LOW..HIGH: black and white of floats and other numbers without a usual range",
     )
-    retry: bool = Field(default=False, description="urls: try again what could not be downloaded before")
+    retry: bool = Field(default=False, description="try again what could not be read or downloaded")
     allow_private: bool = Field(default=False, description="urls: also from addresses that are not public")
     ignore_robots_tag: bool = Field(
         default=False, description="urls: also what X-Robots-Tag asks not to take (noai, noindex …)"
@@ -85,7 +85,7 @@ class Options(Config):
     @classmethod
     def _is_a_language(cls, value: str) -> str:
         if value not in ("detect", "keep") and not LANGUAGE.fullmatch(value):
-            raise ValueError(f"{value!r} is no language code like 'en', and neither 'detect' nor 'keep'")
+            raise ValueError(f"expected a language code such as 'en', or 'detect', or 'keep', got {value!r}")
         return value.lower().replace("_", "-")
 
 

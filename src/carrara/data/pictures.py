@@ -145,7 +145,7 @@ def _class_ids(data: bytes) -> npt.NDArray[np.uint16]:
             planes.classes(opened.tiff.class_numbers(), opened.tiff.name), opened.orientation
         )
     picture = opened.picture
-    if lossy := _lossy(data, picture):
+    if lossy := lossy_format(data):
         raise BadPicture(f"{lossy} changes numbers as it packs them; expected PNG")
     if ";16" in opened.mode and opened.mode != "I;16":
         raise BadPicture(f"has mode {opened.mode}; expected one number a pixel (grey, or a palette)")
@@ -156,11 +156,13 @@ def _class_ids(data: bytes) -> npt.NDArray[np.uint16]:
     return planes.upright(planes.classes(stored, picture.mode), planes.orientation(picture))
 
 
-def _lossy(data: bytes, picture: Image.Image) -> str:
+def lossy_format(data: bytes) -> str:
     """The name of a format, as the bytes say, that keeps numbers only nearly; else ""."""
-    if picture.format == "WEBP":
+    if data[8:12] == b"WEBP":
         return "" if b"VP8L" in (data[12:16], *_webp_chunks(data)) else "WebP (lossy)"
-    return {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF", "HEIF": "HEIC"}.get(str(picture.format), "")
+    if data[4:8] == b"ftyp":
+        return "HEIC" if is_heic(data) else "AVIF"
+    return "JPEG" if data.startswith(b"\xff\xd8") else ""
 
 
 def _webp_chunks(data: bytes) -> Iterator[bytes]:

@@ -21,6 +21,7 @@ CAPTIONED_BY = (
     "captioned_by"  # the column of who made captions, if no person: "en:blip" and so on, spaces between
 )
 FLAGS = "flags"  # the column of words to filter by, spaces between
+LEFT_OUT = "left_out"  # the flag of a picture that is neither trained nor measured on
 MORE_CAPTIONS = "captions_more"  # the column of further captions, a JSON list
 
 KEPT = "kept, but "  # how a remark on a picture begins that came in all the same

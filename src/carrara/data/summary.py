@@ -35,6 +35,15 @@ def _filled(kind: str, own: Iterable[str]) -> str:
     return re.sub("\0", lambda _: next(left), kind)
 
 
+FEW = 500  # pictures
+
+
+def few(pictures: int) -> list[str]:
+    """Says so where a model would memorize so few pictures."""
+    one = "1 picture is" if pictures == 1 else f"{pictures} pictures are"
+    return [f"{one} few: a model will memorize rather than learn"] if pictures < FEW else []
+
+
 @dataclass(frozen=True)
 class Summary:
     """What an import did, and the data set after it."""
@@ -101,6 +110,7 @@ class Summary:
             why = "; ".join(f"{count} x {reason}" for reason, count in reasons[:3])
             more = f"; and {len(self.reasons) - 3} more reasons" if len(self.reasons) > 3 else ""
             lines.append(f"{self.rejected} skipped, listed in {REJECTED}: {why}{more}")
+        lines += few(self.pictures)
         if self.captions:
             spoken = ", ".join(f"{'unstated' if k == 'und' else k} {n}" for k, n in self.captions.items())
             lines.append(f"captions by language: {spoken}")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from carrara.data import condition, ranges, told
 from carrara.data.beside import KINDS, id_column
 from carrara.data.known import ORIGIN
-from carrara.data.rows import SPLITS, caption_language
+from carrara.data.rows import FLAGS, LEFT_OUT, SPLITS, caption_language
 from carrara.data.set_aside import tags_of
 from carrara.data.store import TABLE as TABLE
 from carrara.data.store import Store, store_at
@@ -46,6 +46,7 @@ AS_GIVEN = {
 }  # compressed already; trying again takes eight times as long
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
+_OUT = f"array_has(string_to_array({FLAGS}, ' '), '{LEFT_OUT}')"
 
 
 class Dataset:
@@ -224,10 +225,11 @@ class Dataset:
         return found.select(names)
 
     def indices(self, split: str | None = "train", where: str | None = None) -> npt.NDArray[np.int64]:
-        """Row numbers, ascending: of one split (None: of all), and where an SQL condition holds."""
+        """Row numbers, ascending, where an SQL condition holds: of one split less what is left out (None: of all)."""
         if split is not None and split not in SPLITS:
             raise UserError(f"no split is called {split!r}{nearest(split, SPLITS)}")
         conditions = [f"split = '{split}'"] if split else []
+        conditions += [f"({FLAGS} IS NULL OR NOT {_OUT})"] if split and FLAGS in self.columns else []
         conditions += [condition.enclosed(where)] if where is not None else []
         if not conditions:
             return np.arange(len(self), dtype=np.int64)
@@ -310,6 +312,8 @@ class Dataset:
             for batch in self.table.to_batches(columns=[name]):
                 for value in batch[name].to_pylist():
                     digest.update(b"\1\0" if value is None else value.encode() + b"\0")
+        if FLAGS in self.columns and len(out := condition.asked_rows(self.table, [_OUT], None, self.path)):
+            digest.update(out.tobytes())
         if spans := ranges.of(self.about):
             digest.update(json.dumps(spans, sort_keys=True).encode())
         return digest.hexdigest()

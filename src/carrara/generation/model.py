@@ -45,7 +45,8 @@ class Sampling(Config):
         "dpmpp_2m", description="Which way z goes."
     )
     sampler_options: dict[str, int | float] | None = Field(
-        None, description="The sampler's own, for example eta; a learnt variance is used where none is given."
+        None,
+        description="The sampler's own, for example eta; a learned variance is used where none is given.",
     )
     grid: OneOf("time grid", GRIDS) = Field(  # type: ignore[valid-type]
         "shifted", description="Where the steps are."

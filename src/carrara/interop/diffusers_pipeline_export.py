@@ -372,7 +372,7 @@ def _encoder_class(source: EncoderFolder, *, pooled: bool) -> str:
 def _copy_encoder(source: EncoderFolder, folder: Path) -> None:
     """Its configuration and weights, under the names that every program looks for.
 
-    Newer versions of transformers leave the prefix of CLIP's text model away, and ComfyUI then finds no weight.
+    Newer versions of transformers omit the prefix of CLIP's text model, and ComfyUI then finds no weight.
     """
     tensors = source.tensors() if source.variant or source.family.reads.startswith("CLIP") else {}
     bare = bool(tensors) and not any(name.startswith(_PREFIX) for name in tensors)

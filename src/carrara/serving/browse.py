@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -25,8 +27,9 @@ from carrara.data.search.search import MISSING
 from carrara.data.search.vectors import newest, vector_columns
 from carrara.errors import UserError, refusal
 from carrara.serving import shown
+from carrara.serving.edits import HEADER, Edit, edit
 from carrara.serving.facets import chosen_of, condition
-from carrara.serving.guard import LOOPBACK, SECONDS, UPLOAD, UPLOADS, Guard
+from carrara.serving.guard import LOOPBACK, SECONDS, UPLOAD, UPLOADS, Guard, is_loopback
 from carrara.serving.standing import Standing
 
 if TYPE_CHECKING:
@@ -65,16 +68,20 @@ def browse_app(
     embedder_of: Callable[[Dataset, VectorColumn], Embeds],
     host: str = LOOPBACK[0],
     names: Collection[str] = (),
+    token: str = "",
 ) -> FastAPI:
     """The app for the data set in ``path``, to be reached at ``host`` and under further ``names``.
 
-    UserError where there is no data set.
+    Who sends ``token`` along may edit it, if ``host`` is on this machine; with none nobody may. UserError where
+    there is no data set.
     """
     standing = Standing(path, embedder_of)
+    token = token if is_loopback(host) and not standing.dataset.pinned else ""
     # Pictures and searches in threads of their own numbers: many thumbnails do not keep a search waiting.
     drawing = CapacityLimiter(max(2, min(8, os.cpu_count() or 2)))
     finding = CapacityLimiter(4)
     arriving = CapacityLimiter(UPLOADS)
+    editing = CapacityLimiter(1)
     app = FastAPI(title="carrara data browse", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard, host=host, names=names)
     _say_errors(app)
@@ -82,7 +89,8 @@ def browse_app(
 
     @app.get("/api/dataset")
     async def dataset() -> Response:
-        return _json(await _in_thread(finding, lambda: _about(standing.follow())))
+        about = await _in_thread(finding, lambda: _about(standing.follow()))
+        return _json({**about, "editable": bool(token)})
 
     @app.get("/api/facets")
     async def facets(request: Request, where: Where = None) -> Response:
@@ -112,6 +120,16 @@ def browse_app(
     async def picture(row: Row, name: Id) -> Response:
         data = await _in_thread(drawing, lambda: shown.as_given(standing.dataset, row, name))
         return _picture(data, shown.kind_of(data))
+
+    @app.post("/api/pictures/{row}/{name}")
+    async def change(row: Row, name: Id, request: Request) -> Response:
+        if not token or not secrets.compare_digest(request.headers.get(HEADER, "").encode(), token.encode()):
+            raise HTTPException(403, "this page may only look; open the address that the command printed")
+        wanted = parse(Edit, _object(await _body(request, arriving)), where="the change")
+        made = await _in_thread(
+            editing, lambda: standing.edited(lambda newest: edit(newest, row, name, wanted))
+        )
+        return _json(await _in_thread(finding, lambda: shown.record(made, row)))
 
     @app.get("/api/pictures/{row}/{name}/seen")
     async def seen(row: Row, name: Id, side: Side = shown.SIDES[1]) -> Response:
@@ -178,6 +196,16 @@ async def _body(request: Request, arriving: CapacityLimiter) -> bytes:
     finally:
         arriving.release_on_behalf_of(request)
     return bytes(data)
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError("the change is no JSON object")
+    return found
 
 
 def _about(dataset: Dataset) -> dict[str, Any]:

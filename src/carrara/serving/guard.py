@@ -34,7 +34,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, host: str, names: Collection[str] = ()) -> None:
         self.app = app
-        self.anybody = not _is_loopback(host)
+        self.anybody = not is_loopback(host)
         self.names = {name.lower() for name in (*LOOPBACK, host, *names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,7 +94,8 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether what listens there is reached from this machine alone."""
     return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 

@@ -107,9 +107,14 @@ def record(dataset: Dataset, row: int) -> dict[str, Any]:
     told = {
         name: values[0] for name, values in dataset.take([row], [*wanted, *plain, *spoken, *there]).items()
     }
-    captions = [{"language": lang, "text": told[c]} for c, lang in spoken.items() if told[c] is not None]
+    captions: list[dict[str, Any]] = [
+        {"language": lang, "text": told[c]} for c, lang in spoken.items() if told[c] is not None
+    ]
     further = told.get(MORE_CAPTIONS)
-    captions += [{"language": UNSTATED, "text": text} for text in (json.loads(further) if further else [])]
+    captions += [
+        {"language": UNSTATED, "text": text, "further": True}
+        for text in (json.loads(further) if further else [])
+    ]
     found = boxes.parse(told.get(boxes.COLUMN))
     (told["from"],) = places_of(dataset, [row])
     return {

@@ -48,6 +48,11 @@ class Standing:
                 self._kept.clear()
             return self.dataset
 
+    def edited(self, change: Callable[[Dataset], object]) -> Dataset:
+        """The newest version after ``change`` of the one before."""
+        change(Dataset.open(self.path))
+        return self.follow()
+
     def counted(self, chosen: facets.Chosen, where: str | None) -> dict[str, list[facets.Value]]:
         """What can be chosen, see `facets.counted`."""
         dataset = self.dataset

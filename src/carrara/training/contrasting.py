@@ -343,7 +343,7 @@ def _metrics(found: Mapping[str, Any], pairs: int, choosing: int) -> dict[str, A
         }
         for language, ways in found.items()
     }
-    protocol = f"recall among {pairs} held-out pairs drawn by chance; {choosing} others chose the best state"
+    protocol = f"recall among {pairs} held-out pairs drawn at random; {choosing} others chose the best state"
     return {"protocol": protocol, "pairs": pairs, "by_language": table}
 
 

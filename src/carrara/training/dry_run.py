@@ -1,4 +1,4 @@
-"""A trial before a training: real steps of the real loop on random data, for the pictures a second."""
+"""A trial before a training: real steps of the real loop on random data, for the pictures per second."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def fastest(
         return best, str(best)
     others = [other for other in ways if other.bf16 != best.bf16] or [o for o in seconds if o != best]
     second = min(others, key=seconds.__getitem__)
-    return best, f"{best}: {seconds[best]:.3g} s, against {seconds[second]:.3g} s in {second}"
+    return best, f"{best} ({seconds[best]:.3g} s in a trial; {second}: {seconds[second]:.3g} s)"
 
 
 def _timed(base: Placement, work: Work, shapes: object, ways: list[Placement]) -> dict[Placement, float]:

@@ -86,7 +86,7 @@ class Looks:
         return self.share * seconds / max(1, min(self.least, self.count)) * _MARGIN
 
     def seconds(self, budget: Budget, rate: float) -> float:
-        """What all looks will take of a training with ``rate`` pictures a second."""
+        """What all looks will take of a training with ``rate`` pictures per second."""
         whole = self.count * self.passes / _BACKWARD / rate
         return whole if budget.seconds is None else min(whole, self.share * budget.seconds)
 

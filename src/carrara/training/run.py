@@ -314,7 +314,7 @@ class _Log:
         self._state = state
 
     def write(self, report: Report) -> None:
-        """Logs the report if its step is one of those logged; the rate is pictures a second since the last."""
+        """Logs the report if its step is one of those logged; the rate is pictures per second since the last."""
         if report.step % LOG_EVERY or not report.losses:
             return
         before, self._since = self._since, (time.monotonic(), report.seen)

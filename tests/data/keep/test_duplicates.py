@@ -103,6 +103,28 @@ def test_by_what_a_network_sees(dataset: Dataset, monkeypatch: pytest.MonkeyPatc
     assert groups(dataset, by_features(dataset, features_column(dataset), 0.95)) == [group]
 
 
+@pytest.mark.parametrize(
+    ("former", "better"),
+    [
+        (("1.jpg", {"quality": 95}), ("2.png", {})),
+        (("1.webp", {"quality": 80}), ("2.webp", {"lossless": True})),
+        (("1.jpg", {"quality": 60}), ("2.jpg", {"quality": 95})),
+        (("1.png", {"compress_level": 9}), ("2.bmp", {})),
+    ],
+)
+def test_of_one_size_the_picture_that_lost_nothing_stays(
+    tmp_path: Path, former: tuple[str, dict[str, int]], better: tuple[str, dict[str, int]]
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, how in (former, better):
+        drawing(0).save(source / name, **how)
+    list(import_pictures(source, tmp_path / "data", held_out=0))
+    found = Dataset.open(tmp_path / "data")
+    (group,) = groups(found, by_hash(found, glanced(found)))
+    assert found.take(group.rows, ["source"])["source"] == [better[0], former[0]]
+
+
 def test_nothing_goes_unless_asked(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from carrara.data.keep.words import WINDOW
+from carrara.data.summary import FEW, few
 
 if TYPE_CHECKING:
     from carrara.data.keep.statistics import Statistics
 
-_FEW = 500  # pictures
 _LITTLE_CUT = 0.05  # of a picture, on average
 _SMALL, _MANY = 0.02, 0.2  # shares of the pictures
 
@@ -50,7 +50,11 @@ def _words(found: Statistics, path: str) -> list[str]:
         one = "no picture has a caption" if found.uncaptioned == found.pictures else ""
         several = f"{found.uncaptioned} pictures have no caption in any language"
         labelled = found.classes is not None and found.classes.labelled
-        how = "--from-columns 'a photo of a {label}'` makes some of the labels" if labelled else ""
+        # A further column beside captions of no stated language would give the others a second one.
+        unstated = " --language und" if "und" in found.languages else ""
+        how = (
+            f"--from-columns 'a photo of a {{label}}'{unstated}` makes some of the labels" if labelled else ""
+        )
         how = how or "--with CAPTIONER` lets your own captioner write some"
         said.append(f"{one or several}: `carrara data caption {path} {how}")
     for language, captions in found.languages.items():
@@ -59,7 +63,7 @@ def _words(found: Statistics, path: str) -> list[str]:
                 f"{captions.too_long:.0%} of the captions in {_named(language)} are longer than {WINDOW} tokens, and "
                 "are cut there: give the recipe's text condition a greater length"
             )
-        if captions.different < _MANY and captions.captions > _FEW:
+        if captions.different < _MANY and captions.captions > FEW:
             said.append(
                 f"captions in {_named(language)} repeat: only {captions.different:.1%} are different, which is little "
                 "to learn words from"
@@ -111,13 +115,6 @@ def _rest(found: Statistics) -> list[str]:
             f"no licence is known for {unknown} pictures: `carrara data import … --licence` states one"
         )
     return [*said, *few(found.pictures)]
-
-
-def few(pictures: int) -> list[str]:
-    """Says so where a model would memorize so few pictures."""
-    return (
-        [f"{pictures} pictures are few: a model will memorize rather than learn"] if pictures < _FEW else []
-    )
 
 
 def _groups(count: int) -> str:

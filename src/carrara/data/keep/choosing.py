@@ -1,4 +1,4 @@
-"""Rows chosen by a condition, by chance, or evenly by a column, for a data set of their own."""
+"""Rows chosen by a condition, at random, or evenly by a column, for a data set of their own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def choose(
     """Row numbers, ascending: where the SQL condition holds, then at most ``at_most`` of each value of the column
     ``balance`` (None: as many as the rarest has), then ``sample`` of them.
 
-    What chance takes, the seed and the row number decide. UserError for a condition or a column that is none.
+    The seed and the row number decide what is taken at random. UserError for a condition or a column that is none.
     """
     rows = dataset.indices(None, where)
     ranked = np.random.default_rng(seed).random(len(dataset))[rows]

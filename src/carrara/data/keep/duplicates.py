@@ -16,7 +16,7 @@ from carrara.data.keep.cells import alike_by_cells
 from carrara.data.keep.colours import Colours, one_picture
 from carrara.data.keep.neighbours import Hashes, Index, Pairs, Vectors, alike, within
 from carrara.data.perceptual_hash import Glances, flat, glances, glances_at, look, unpack
-from carrara.data.pictures import whole
+from carrara.data.pictures import lossy_format, whole
 from carrara.data.rows import BadPicture, caption_language
 from carrara.data.search.vectors import PICTURES, vector_columns
 from carrara.errors import UserError
@@ -151,10 +151,11 @@ def groups(dataset: Dataset, likeness: Likeness) -> list[Group]:
     """The groups, largest first: each row is kept, or so near to a kept one that it can go.
 
     A copy is near to the kept row itself, never to another copy only. Kept is the row with a caption, then the
-    largest, then the earlier.
+    largest picture, then what no lossy format has changed, then the largest file, then the earlier.
     """
-    rank = _rank(dataset)
-    node = likeness.node
+    node, pairs = likeness.node, np.concatenate([likeness.first, likeness.second])
+    alike_ones = np.bincount(node) + np.bincount(pairs, minlength=int(node.max(initial=-1)) + 1) > 1
+    rank = _rank(dataset, np.flatnonzero(alike_ones[node]))
     order = np.lexsort((rank, node))  # the rows of a node together, the best one first
     starts = np.flatnonzero(np.r_[True, np.diff(node[order]) > 0])
     best = order[starts]
@@ -259,16 +260,21 @@ def _joined(
     return first[new], second[new], pairs.score[order][new], turned[order][new]
 
 
-def _rank(dataset: Dataset) -> Index:
-    """The place of every row in the order of what is worth keeping."""
+def _rank(dataset: Dataset, rows: Index) -> Index:
+    """The place of every row in the order of what is worth keeping; the files of ``rows`` alone are looked at."""
     names = sorted(name for name in dataset.columns if caption_language(name) is not None)
     captioned = np.zeros(len(dataset), bool)
     for name in names:
         captioned |= dataset.arrow([name])[name].is_valid().to_numpy()
     sizes = dataset.arrow(["width", "height"])
     area = sizes["width"].to_numpy().astype(np.int64) * sizes["height"].to_numpy()
+    lossy, size = np.zeros(len(dataset), bool), np.zeros(len(dataset), np.int64)
+    for start in range(0, len(rows), _FEW):
+        part = rows[start : start + _FEW]
+        data = dataset.take(part, ["image"])["image"]
+        lossy[part], size[part] = [bool(lossy_format(one)) for one in data], [len(one) for one in data]
     rank = np.empty(len(dataset), np.int64)
-    rank[np.lexsort((-area, ~captioned))] = np.arange(len(dataset))
+    rank[np.lexsort((-size, lossy, -area, ~captioned))] = np.arange(len(dataset))
     return rank
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from carrara.data.rows import caption_language
+from carrara.data.summary import FEW, few
 from carrara.evaluation.doctor.findings import Check, Finding, not_looked
 from carrara.training.train_config import TrainConfig
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from carrara.data.table import Dataset
 
 _OF_A_STEP = {"step", "seen", "spent", "rate", "lr", "gradient"}
-_FEW = 50  # pictures: a network of any size memorizes them
 _OFTEN = 30  # times that a picture has to be met before its caption means something
 _MANY = 5000  # pictures; of more of them one learns from another, and not each has to be met so often
 
@@ -91,17 +91,12 @@ def amount(lines: Sequence[Mapping[str, float]], dataset: Dataset | None, condit
     seen = lines[-1].get("seen", 0) if lines else 0
     times = seen / max(1, pictures)
     found = []
-    saw = f"{pictures} pictures, each met {times:.3g} times"
+    saw = f"{pictures} pictures" + (f", each met {times:.3g} times" if lines else "")
     if pictures == 1:
         fix = "import more pictures; with one the model can only give that one back"
         found.append(Finding("one_picture", "there is a single picture to train on", fix))
-    elif pictures < _FEW:
-        words = f"there are only {pictures} pictures: they will be memorized"
-        found.append(
-            Finding(
-                "few_pictures", words, f"bring at least some hundred, {_FEW} at the very least", serious=False
-            )
-        )
+    elif note := few(pictures):
+        found.append(Finding("few_pictures", note[0], f"import at least {FEW}", serious=False))
     wanted = enough(pictures)
     if lines and seen < wanted:
         what = "conditions mean" if conditional else "pictures become"
