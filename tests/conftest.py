@@ -16,19 +16,16 @@ import torch
 from PIL import Image, ImageDraw
 
 from carrara.autoencoders import kl
-from carrara.cli import main
+from carrara.cli.app import main
 from carrara.conditions import text
 from carrara.config import Config, to_toml
-from carrara.data.importing import import_pictures
-from carrara.data.latents import encode
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.latents import encode
 from carrara.denoisers import unet
 from carrara.generation.model import ModelConfig
+from carrara.importing.importing import import_pictures
 from carrara.training import fastest
-from carrara.training.autoencoding import AutoencoderRecipe
-from carrara.training.diffusing import DiffusionRecipe
-from carrara.training.loop import TrainConfig
-from carrara.training.validation import ValidationConfig
+from carrara.training.recipe import AutoencoderRecipe, DiffusionRecipe, TrainConfig, ValidationConfig
 
 os.environ["CARRARA_CACHE"] = tempfile.mkdtemp(prefix="carrara-tests-")  # what trials find is no user's
 torch.set_num_threads(1)  # a process a core: threads that wait for each other's turn are many times slower

@@ -20,10 +20,10 @@ import tomli_w
 from pydantic import BaseModel, FiniteFloat, ValidationError
 from torch import Tensor, nn
 
-from carrara import __version__
 from carrara.config import plain, read_toml
 from carrara.errors import UserError, nearest, one_line
 from carrara.files import json_object, json_value
+from carrara.version import __version__
 
 FORMAT = 1
 ABOUT, PASSPORT = "model.toml", "passport.json"

@@ -9,21 +9,20 @@ from torch import nn
 
 import tiny_encoders
 from carrara.conditions import pretrained_text, size
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.denoisers import unet
 from carrara.errors import UserError
-from carrara.generation.generate import generate, settings_for
 from carrara.generation.model import ModelConfig, latent_of, load_model
-from carrara.training.conditioning import derive_for, learned, reads_of
-from carrara.training.diffusing import DiffusionRecipe, Pixels
-from carrara.training.loop import TrainConfig
+from carrara.generation.sample import generate, settings_for
+from carrara.training.condition_columns import derive_for, learned, reads_of
+from carrara.training.recipe import DiffusionRecipe, Pixels, TrainConfig
 from carrara.training.stages import train_diffusion
 from conftest import run_out, write_pictures
 
 
 def test_from_captions_to_pictures_by_two_encoders_and_the_size(tmp_path: Path) -> None:
     """SDXL's conditions in small: side by side, the pooled text and the size added to the time."""
-    from carrara.data.importing import import_pictures
+    from carrara.importing.importing import import_pictures
 
     write_pictures(tmp_path / "source")
     run_out(import_pictures(str(tmp_path / "source"), tmp_path / "data", held_out=0.2))

@@ -9,7 +9,7 @@ import torch
 from diffusers_cases import CASES, diffusers, enlivened, trunk
 
 from carrara.autoencoders.stored import load_autoencoder
-from carrara.interop.diffusers_autoencoder import read
+from carrara.interop.diffusers.autoencoder import read
 from conftest import Here, Trained, recipe_file, small_autoencoder, small_diffusion
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own

@@ -14,16 +14,16 @@ from toy import Toy, batches, config
 from carrara.autoencoders import vq
 from carrara.autoencoders.stored import load_autoencoder
 from carrara.conditions import text
-from carrara.data.loader import Loaded
-from carrara.generation.generate import Settings, generate
+from carrara.dataset.loader import Loaded
 from carrara.generation.model import load_model
+from carrara.generation.sample import Settings, generate
 from carrara.layers import GroupNorm, attend
 from carrara.training import fastest
-from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask
+from carrara.training.autoencoder_task import AutoencoderTask
+from carrara.training.devices import Placement
 from carrara.training.gradients import gradients
-from carrara.training.parallel import Placement
+from carrara.training.recipe import AutoencoderRecipe, TrainConfig
 from carrara.training.stages import train_autoencoder, train_diffusion
-from carrara.training.train_config import TrainConfig
 from conftest import Trained, first_step, run_out, small_autoencoder, small_diffusion, steps
 
 CPU = Placement(torch.device("cpu"), False)
