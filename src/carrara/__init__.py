@@ -114,7 +114,8 @@ def load(path: str | Path) -> Any:
     ``path`` is a model folder, the run that made it, "starter" (the model that comes with Carrara), or an autoencoder
     in the layout of diffusers. UserError, in one line, where a file is missing, damaged, or written by a newer Carrara.
     """
-    from carrara.model_folder import ABOUT, model_in, read_about
+    from carrara.model_folder import ABOUT, read_about
+    from carrara.model_place import model_in
     from carrara.training.devices import Placement
 
     found, device = model_in(Path(path)), Placement.choose().device

@@ -289,17 +289,3 @@ def hash_weights(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-STARTER = "starter"
-
-
-def model_in(path: Path) -> Path:
-    """``path`` itself, the finished model inside a run, or for "starter" the model that comes with Carrara."""
-    if path == Path(STARTER) and not path.exists():
-        return Path(__file__).with_name(STARTER)
-    if (path / "model" / "model.toml").is_file():
-        return path / "model"
-    if (path / "checkpoints").is_dir():
-        raise UserError(f"the run in {path} has not finished: the same `carrara train` again continues it")
-    return path

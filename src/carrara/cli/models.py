@@ -177,7 +177,7 @@ def export(
     from carrara.interop.diffusers import autoencoder as diffusers_autoencoder
     from carrara.interop.diffusers import pipeline_export
     from carrara.interop.models import is_diffusion, open_autoencoder
-    from carrara.model_folder import model_in
+    from carrara.model_place import model_in
 
     if format not in _FORMATS:
         raise UserError(f"no format is called {format!r}{nearest(format, _FORMATS)}")
@@ -243,7 +243,7 @@ def autoencoder(
     from carrara.evaluation.autoencoder_page import inspection_page
     from carrara.evaluation.verdict import judge
     from carrara.interop.models import open_autoencoder
-    from carrara.model_folder import model_in
+    from carrara.model_place import model_in
     from carrara.training.devices import Placement
     from carrara.training.fastest import fastest_encoding
 

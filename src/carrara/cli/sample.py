@@ -17,7 +17,7 @@ import typer
 from carrara.cli.models import make_folder, writable
 from carrara.errors import UserError
 from carrara.interop.models import open_model
-from carrara.model_folder import STARTER
+from carrara.model_place import STARTER
 from carrara.terminal import Bar, console
 
 if TYPE_CHECKING:

@@ -292,6 +292,7 @@ def browse(
         uvicorn.Config(
             app,
             log_level="warning",
+            log_config=None,  # what other libraries log by stays as it is
             access_log=False,
             server_header=False,
             limit_concurrency=CONNECTIONS,

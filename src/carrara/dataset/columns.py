@@ -56,6 +56,7 @@ UNSTATED = "und"  # BCP 47's word for a language that nobody named
 # ASCII alone: other letters without regard to case are among [a-z] too, and İ is two characters as a small letter.
 LANGUAGE = re.compile(r"[a-z]{2,3}([-_][a-z0-9]{2,8})*", re.IGNORECASE | re.ASCII)
 SPLITS = ("train", "held_out")
+LEFT_OUT = "left_out"  # the flag of a picture that is neither trained nor measured on
 
 FLAGS = "flags"  # the column of words to filter by, spaces between
 

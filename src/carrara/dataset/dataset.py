@@ -18,6 +18,7 @@ from carrara.dataset.columns import (
     DERIVED_KEY,
     FLAGS,
     KINDS,
+    LEFT_OUT,
     ORIGIN,
     SPLITS,
     caption_language,
@@ -28,7 +29,6 @@ from carrara.dataset.description import ABOUT, FORMAT
 from carrara.dataset.store import TABLE, UNFINISHED, store_at
 from carrara.dataset.store import newest as store_newest
 from carrara.errors import UserError, nearest, of_lance
-from carrara.importing.row import LEFT_OUT
 
 if TYPE_CHECKING:
     import lance

@@ -15,9 +15,6 @@ class Unkept(OSError):
     """What was downloaded could not be put down, or not be read again: the disk's fault, and no picture's."""
 
 
-LEFT_OUT = "left_out"  # the flag of a picture that is neither trained nor measured on
-
-
 @dataclass(slots=True)  # frozen, it would take four times as long to make
 class Row:
     """A picture that a source offers; its bytes are read only when they are needed.

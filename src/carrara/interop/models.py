@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carrara.model_folder import model_in
+from carrara.model_place import model_in
 
 if TYPE_CHECKING:
     from carrara.autoencoders.stored import StoredAutoencoder
