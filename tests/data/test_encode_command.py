@@ -201,6 +201,6 @@ def test_training_encodes_what_it_lacks(
     file = recipe_file(recipe, tmp_path / "mine.toml")
     done = carrara("train", file, "data", "--autoencoder", trained.autoencoder, "--out", "run")
     assert done.status == 0, done.err
-    assert "latents centre+flip  100%  24 encoded" in done.out
+    assert "latents centre+flip  100%  24 of 24 pictures" in done.out
     model = load_autoencoder(trained.autoencoder / "model")
     assert encoded(Dataset.open(tmp_path / "data"), model, variants(True, 1)) is not None

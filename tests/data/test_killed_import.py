@@ -29,7 +29,7 @@ SABOTAGE = {
     "pictures": None,
     "batch": "old = writer.Writer._write; writer.Writer._write = lambda *a: (old(*a), die())",
     "journal": "writer.Writer.commit = lambda self: (self.flush(), self._settle(), die())",
-    "published": "importing.told.tell = die",
+    "published": "importing.description.tell = die",
     "listed": "old = store.Folder.write; store.Folder.write = lambda *a: (die if a[1] == told.ABOUT else old)(*a)",
     "told": "writer.Writer.finish = die",
 }
