@@ -32,10 +32,12 @@ torch.set_num_threads(1)  # a process a core: threads that wait for each other's
 
 
 @pytest.fixture(autouse=True)
-def same_arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def same_arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runs that are compared bit for bit do not differ by what a trial of microseconds found faster."""
-    if "test_fastest" not in request.node.nodeid:
-        monkeypatch.setattr(fastest, "variants", lambda way: [])
+    with pytest.MonkeyPatch.context() as patch:
+        if "test_fastest" not in request.node.nodeid:
+            patch.setattr(fastest, "variants", lambda way: [])
+        yield
 
 
 COLOURS = {"red": "rot", "green": "grün", "blue": "blau", "black": "schwarz"}

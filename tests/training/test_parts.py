@@ -40,7 +40,7 @@ def test_a_budget_is_read(written: str, meant: Budget) -> None:
     "written", ["", "10", "m", "-3m", "0s", "0steps", "1.5steps", "10 parsecs", "1h30m", "nan m", "١٠x"]
 )
 def test_a_budget_that_cannot_be_read(written: str) -> None:
-    with pytest.raises(ValueError, match=r"expected for example 90s, 10m, 1\.5h or 4000steps"):
+    with pytest.raises(ValueError, match=r"expected for example 90s, 10m, 1\.5h, 4000steps or 20epochs"):
         Budget.parse(written)
 
 
