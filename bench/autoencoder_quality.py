@@ -26,13 +26,13 @@ import torch
 from diffusers import AutoencoderKL
 
 from carrara.autoencoders.stored import load_autoencoder
-from carrara.data.loader import load
-from carrara.data.table import Dataset
-from carrara.evaluation.reconstruction import psnr
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.loader import load
+from carrara.metrics.reconstruction import psnr
 from carrara.recipes.catalogue import named
 from carrara.tensors import from_pixels, to_pixels
-from carrara.training.budget import Budget
-from carrara.training.parallel import Placement
+from carrara.training.devices import Placement
+from carrara.training.lr_and_budget import Budget
 from carrara.training.stages import train_autoencoder
 
 HELD_OUT = 1000  # pictures at most

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, VQModel
 
 from carrara.autoencoders import kl, vq
-from carrara.training.parallel import Placement
+from carrara.training.devices import Placement
 
 # name: (channels, multipliers, latent channels, codes or None, side, batch)
 CASES: dict[str, tuple[int, tuple[int, ...], int, int | None, int, int]] = {

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 
 HERE = Path(__file__).parent
 CLASSES = 10
@@ -50,11 +50,11 @@ def arrays(dataset: Dataset, split: str, most: int | None = None) -> tuple[np.nd
 def carrara(data: Path, minutes: float, samples: int, out: Path, changes: list[str]) -> None:
     """Both stages in the given time; 50 steps of the default sampler, no guidance."""
     from carrara.autoencoders.stored import load_autoencoder
-    from carrara.data.latents import encode
-    from carrara.generation.generate import generate, settings_for
+    from carrara.dataset.latents import encode
     from carrara.generation.model import load_model
+    from carrara.generation.sample import generate, settings_for
     from carrara.recipes.catalogue import named
-    from carrara.training.parallel import Placement
+    from carrara.training.devices import Placement
     from carrara.training.stages import train_autoencoder, train_diffusion
 
     start, dataset, folder = time.monotonic(), Dataset.open(data), out.with_suffix("")
@@ -155,7 +155,7 @@ def lucidrains(python: str, data: Path, minutes: float, samples: int, out: Path,
 
 def distance(pictures: np.ndarray, real: torch.Tensor) -> float:
     """Times 1000, as `kernel_distance` gives it."""
-    from carrara.evaluation.features import kernel_distance, load_features
+    from carrara.metrics.features import kernel_distance, load_features
 
     return float(kernel_distance(load_features(None)(torch.from_numpy(pictures)), real))
 
@@ -206,7 +206,7 @@ def main() -> None:
         command += ["--their-steps", str(given.their_steps)]
         command += [f"--set={change}" for change in given.changes]
         subprocess.run(command, check=True)
-    from carrara.evaluation.features import load_features
+    from carrara.metrics.features import load_features
 
     dataset = Dataset.open(given.data)
     real, _ = arrays(dataset, "held_out", given.real)

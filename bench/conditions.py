@@ -17,14 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from carrara.console import clock
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
-from carrara.evaluation.features import load_features
-from carrara.evaluation.obedience import Finding, Trial, measure
-from carrara.generation.generate import settings_for
+from carrara.evaluation.condition_following import Finding, Trial, measure
 from carrara.generation.model import load_model
-from carrara.training.parallel import Placement
+from carrara.generation.sample import settings_for
+from carrara.metrics.features import load_features
+from carrara.terminal import clock
+from carrara.training.devices import Placement
 
 LARGEST = 300_000  # bytes of a plate
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from carrara.data.keep.duplicates import RADIUS, by_glances
-from carrara.data.perceptual_hash import look, unpack
-from carrara.data.pictures import decode
-from carrara.data.table import Dataset
+from carrara.cleaning.duplicates import by_glances
+from carrara.dataset.dataset import Dataset
+from carrara.images.decode import decode
+from carrara.images.fingerprint import RADIUS, look, unpack
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: int) -> bytes:

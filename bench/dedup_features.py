@@ -19,10 +19,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from carrara.data.keep.cells import PROBES, alike_by_cells
-from carrara.data.keep.duplicates import COSINE, features_column
-from carrara.data.keep.neighbours import Pairs, alike
-from carrara.data.table import Dataset
+from carrara.cleaning.duplicates import COSINE, features_column
+from carrara.cleaning.near_pairs import PROBES, Pairs, alike, alike_by_cells
+from carrara.dataset.dataset import Dataset
 
 
 def stored(dataset: Dataset, column: str, *, centred: bool) -> npt.NDArray[np.float32]:

@@ -32,9 +32,9 @@ import torch.nn.functional as F
 
 from carrara.context import Context
 from carrara.denoisers import unet
+from carrara.training.devices import Placement, prepare
 from carrara.training.ema import Ema
-from carrara.training.parallel import Placement, prepare
-from carrara.training.train_config import TrainConfig
+from carrara.training.recipe import TrainConfig
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers speaks of what is not installed

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from carrara.autoencoders.stored import load_autoencoder
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
-from carrara.evaluation.features import kernel_distance, load_features
-from carrara.evaluation.lpips import load_lpips
-from carrara.evaluation.reconstruction import psnr, reconstruct
+from carrara.metrics.features import kernel_distance, load_features
+from carrara.metrics.lpips import load_lpips
+from carrara.metrics.reconstruction import psnr, reconstruct
 from carrara.recipes.catalogue import named
 from carrara.tensors import from_pixels
-from carrara.training.parallel import Placement
+from carrara.training.devices import Placement
 from carrara.training.stages import train_autoencoder
 
 ROWS: dict[str, list[str]] = {

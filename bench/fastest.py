@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from carrara.generation.generate import Settings
 from carrara.generation.model import load_model
-from carrara.parts import processors
+from carrara.generation.sample import Settings
+from carrara.threads import processors
 from carrara.training import fastest
-from carrara.training.parallel import Placement
+from carrara.training.devices import Placement
 from quickstart import stage_two
 
 

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from carrara.data.importing import import_pictures
-from carrara.data.looking import THREADS
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
+from carrara.importing.decode_pool import THREADS
+from carrara.importing.importing import import_pictures
 
 
 def picture(number: int, side: int) -> bytes:

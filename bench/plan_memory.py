@@ -20,11 +20,13 @@ from itertools import islice
 import torch
 
 from carrara.recipes.catalogue import named
-from carrara.training.dry_run import random_batches
-from carrara.training.imagined import imagine
-from carrara.training.loop import TrainingState, train
-from carrara.training.parallel import Placement
-from carrara.training.preflight import Subject, _rehearsal
+from carrara.training.checkpoint import TrainingState
+from carrara.training.devices import Placement
+from carrara.training.disk_and_memory import Subject
+from carrara.training.loop import train
+from carrara.training.memory_estimate import imagine
+from carrara.training.plan import _rehearsal
+from carrara.training.trial import random_batches
 
 CASES = (
     ("ddpm", []),

@@ -22,24 +22,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from carrara.autoencoders.stored import load_autoencoder
 from carrara.config import read_toml
-from carrara.console import clock
-from carrara.data.derive import derived
-from carrara.data.latents import latent_key
-from carrara.data.loader import load
-from carrara.data.table import Dataset
-from carrara.evaluation.reconstruction import mean_psnr, nearest_picture
-from carrara.generation.generate import Settings, generate
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import derived
+from carrara.dataset.latents import latent_key
+from carrara.dataset.loader import load
 from carrara.generation.model import Model, load_model
+from carrara.generation.sample import Settings, generate
+from carrara.metrics.reconstruction import mean_psnr, nearest_picture
 from carrara.recipes.catalogue import named
 from carrara.recipes.quickstart import LANGUAGES
-from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask
-from carrara.training.conditioning import reads_of
-from carrara.training.diffusing import DiffusionRecipe, DiffusionTask
+from carrara.terminal import clock
+from carrara.training.autoencoder_task import AutoencoderTask
+from carrara.training.checkpoint import TrainingState
+from carrara.training.condition_columns import reads_of
+from carrara.training.devices import Placement
+from carrara.training.diffusion_task import DiffusionTask
 from carrara.training.fastest import fastest_sampling
-from carrara.training.held_out import HeldOutJudge
-from carrara.training.loop import TrainConfig, TrainingState, train
-from carrara.training.parallel import Placement
+from carrara.training.loop import train
+from carrara.training.recipe import AutoencoderRecipe, DiffusionRecipe, TrainConfig
 from carrara.training.run import trained_on
+from carrara.training.validation import HeldOutJudge
 
 PROMPTS = 48
 

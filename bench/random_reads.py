@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from carrara.data.derive import derive
-from carrara.data.importing import import_pictures
-from carrara.data.loader import shape, to_column
-from carrara.data.pictures import pixels
-from carrara.data.table import Dataset
-from carrara.data.versions import clean
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import derive
+from carrara.dataset.loader import shape, to_column
+from carrara.dataset.versions import clean
+from carrara.images.decode import pixels
+from carrara.importing.importing import import_pictures
 from import_rate import generate
 
 BATCH, SIZE, LATENT = 64, 64, (8, 16, 16)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from carrara.data.search.nearest import Effort
+from carrara.search.by_vector import Effort
 
 RESULTS = Path(__file__).parent / "results" / "scale_rates_cpu.json"
 PAIRS = 5.85e9  # LAION-5B (Schuhmann et al. 2022)

@@ -29,16 +29,16 @@ import torch
 
 from carrara.autoencoders import kl
 from carrara.autoencoders.stored import StoredAutoencoder
-from carrara.data.importing import import_pictures
-from carrara.data.latents import encode
-from carrara.data.search.indexing import build
-from carrara.data.search.nearest import Effort
-from carrara.data.search.words import _SETTINGS
-from carrara.data.store import store_at
-from carrara.data.table import Dataset
-from carrara.data.writer import Writer
-from carrara.evaluation.embedders.encode import embed
-from carrara.evaluation.embedders.opening import PICTURES, open_embedder
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.latents import encode
+from carrara.dataset.store import store_at
+from carrara.dataset.writer import Writer
+from carrara.embedders.embed_dataset import embed
+from carrara.embedders.embedders import PICTURES, open_embedder
+from carrara.importing.importing import import_pictures
+from carrara.search.by_vector import Effort
+from carrara.search.by_words import _SETTINGS
+from carrara.search.indexes import build
 from import_rate import picture
 from search import clustered
 

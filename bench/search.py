@@ -21,10 +21,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from carrara.data.search.nearest import Effort, index_vectors, nearest
-from carrara.data.search.vectors import VectorColumn, newest, vector_columns, vector_key
-from carrara.data.subset import subset
-from carrara.data.table import ABOUT, DERIVED_KEY, DERIVED_SHAPE, FORMAT, TABLE, Dataset
+from carrara.dataset.columns import DERIVED_KEY, DERIVED_SHAPE
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.description import ABOUT, FORMAT
+from carrara.dataset.store import TABLE
+from carrara.dataset.subset import subset
+from carrara.search.by_vector import Effort, index_vectors, nearest
+from carrara.search.vector_columns import VectorColumn, newest, vector_columns, vector_key
 
 Vectors = npt.NDArray[np.float32]
 HITS = 10
@@ -51,7 +54,7 @@ def written(folder: Path, vectors: Vectors) -> Dataset:
     import lance
     import pyarrow as pa
 
-    from carrara.data.table import schema
+    from carrara.dataset.columns import schema
 
     width = vectors.shape[1]
     key = json.dumps(vector_key("bench", {}, "image", joint=False), sort_keys=True)

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from carrara.data.search.words import by_words, index_words
-from carrara.data.subset import subset
-from carrara.data.table import Dataset
-from carrara.evaluation.embedders.encode import embedded
-from carrara.evaluation.embedders.opening import open_embedder
-from carrara.evaluation.recall import ranks
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.subset import subset
+from carrara.embedders.embed_dataset import embedded
+from carrara.embedders.embedders import open_embedder
+from carrara.metrics.recall import ranks
+from carrara.search.by_words import by_words, index_words
 
 K = 5
 ENGLISH = "caption_en"

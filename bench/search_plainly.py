@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from carrara.config import parse
-from carrara.data.search.contract import Query
-from carrara.data.search.search import search
-from carrara.data.table import Dataset
-from carrara.evaluation.embedders.opening import embedder_of
+from carrara.dataset.dataset import Dataset
+from carrara.embedders.embedders import embedder_of
+from carrara.search.query import Query
+from carrara.search.search import search
 
 K = 5
 LANGUAGES = ["en", "de", "zh", "ja", "ar"]

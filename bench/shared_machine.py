@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from carrara.parts import processors
+from carrara.threads import processors
+from carrara.training.devices import Placement
 from carrara.training.loop import train
-from carrara.training.parallel import Placement
 from quickstart import stage_two
 
 LOOP = "import time; until = time.monotonic() + 600\nwhile time.monotonic() < until: pass"

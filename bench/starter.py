@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from carrara.data.table import Dataset
-from carrara.generation.generate import Settings
+from carrara.dataset.dataset import Dataset
 from carrara.generation.model import load_model
+from carrara.generation.sample import Settings
 from carrara.model_folder import read_weights, write_folder, write_weights
 from carrara.training.fastest import fastest_sampling
 from quickstart import obeyed

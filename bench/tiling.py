@@ -34,7 +34,7 @@ def opened(picture: Path | None, side: int) -> Tensor:
     """The picture as a square [1 3 side side], or the gradient."""
     if picture is None:
         return gradient(side)
-    from carrara.data.pictures import pixels
+    from carrara.images.decode import pixels
     from carrara.tensors import from_pixels
 
     return from_pixels(pixels(picture.read_bytes(), side))[None]

@@ -16,29 +16,28 @@ import torch
 from PIL import Image, ImageDraw
 
 from carrara.autoencoders import kl
-from carrara.cli import main
+from carrara.cli.app import main
 from carrara.conditions import text
 from carrara.config import Config, to_toml
-from carrara.data.importing import import_pictures
-from carrara.data.latents import encode
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.latents import encode
 from carrara.denoisers import unet
 from carrara.generation.model import ModelConfig
+from carrara.importing.importing import import_pictures
 from carrara.training import fastest
-from carrara.training.autoencoding import AutoencoderRecipe
-from carrara.training.diffusing import DiffusionRecipe
-from carrara.training.loop import TrainConfig
-from carrara.training.validation import ValidationConfig
+from carrara.training.recipe import AutoencoderRecipe, DiffusionRecipe, TrainConfig, ValidationConfig
 
 os.environ["CARRARA_CACHE"] = tempfile.mkdtemp(prefix="carrara-tests-")  # what trials find is no user's
 torch.set_num_threads(1)  # a process a core: threads that wait for each other's turn are many times slower
 
 
 @pytest.fixture(autouse=True)
-def same_arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def same_arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runs that are compared bit for bit do not differ by what a trial of microseconds found faster."""
-    if "test_fastest" not in request.node.nodeid:
-        monkeypatch.setattr(fastest, "variants", lambda way: [])
+    with pytest.MonkeyPatch.context() as patch:
+        if "test_fastest" not in request.node.nodeid:
+            patch.setattr(fastest, "variants", lambda way: [])
+        yield
 
 
 COLOURS = {"red": "rot", "green": "grün", "blue": "blau", "black": "schwarz"}

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from carrara import __version__
-from carrara.cli import app
+from carrara.cli.app import app
+from carrara.version import __version__
 from conftest import Here
 
 

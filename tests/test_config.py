@@ -9,9 +9,7 @@ from pydantic import Field
 from carrara.config import Component, Config, OneOf, component, kinds, parse, read_toml, to_toml
 from carrara.errors import UserError, nearest
 from carrara.recipes.catalogue import named, recipes
-from carrara.training.autoencoding import AutoencoderRecipe
-from carrara.training.contrasting import ContrastiveRecipe
-from carrara.training.diffusing import DiffusionRecipe
+from carrara.training.recipe import AutoencoderRecipe, ContrastiveRecipe, DiffusionRecipe
 
 
 class Inner(Config):

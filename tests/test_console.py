@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from carrara import console
-from carrara.console import Bar, fit, per_second
+from carrara import terminal
+from carrara.terminal import Bar, fit, per_second
 
 PARTS = [(0, "loss 0.1234"), (2, "3200 seen"), (4, "25 pictures/s"), (1, "3:47 left"), (9, "0:41 elapsed")]
 
@@ -29,7 +29,7 @@ def test_the_least_important_goes_first(room: int, words: str) -> None:
 def test_a_line_is_never_wider_than_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
     monkeypatch.setattr(
-        console, "console", Console(file=written, width=width, force_terminal=True, color_system=None)
+        terminal, "console", Console(file=written, width=width, force_terminal=True, color_system=None)
     )
     with Bar("importing") as bar:
         bar.show(0.0, "1842 kept, 3 skipped", total=2000)
@@ -44,7 +44,7 @@ def test_a_line_is_never_wider_than_the_terminal(width: int, monkeypatch: pytest
 
 def test_without_a_terminal_the_end_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
-    monkeypatch.setattr(console, "console", Console(file=written, width=80))
+    monkeypatch.setattr(terminal, "console", Console(file=written, width=80))
     with Bar("importing") as bar:
         for fraction, seconds in ((0, 0), (0.5, 0), (1, 0), (1, 30)):
             bar._printed -= seconds  # so long ago

@@ -235,7 +235,9 @@ def test_a_list_in_place_of_a_table(model: Path) -> None:
 
 def test_paths_that_are_no_model(trained: Trained, tmp_path: Path) -> None:
     assert "there is no model at" in refusal(tmp_path / "nowhere")
-    assert "did you mean" in refusal(trained.diffusion)  # the run, not the model inside
+    assert carrara.load(trained.diffusion).hash == carrara.load(trained.diffusion / "model").hash
+    with pytest.raises(UserError, match="did you mean"):
+        load_model(trained.diffusion)  # the run, not the model inside
     assert "did you mean 'diffusion'?" in refusal(trained.diffusion.parent / "difusion")
     with pytest.raises(UserError, match="expected a diffusion model"):
         load_model(trained.autoencoder / "model")

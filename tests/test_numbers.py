@@ -8,13 +8,11 @@ import pytest
 from carrara.autoencoders import kl
 from carrara.conditions import text
 from carrara.config import Config, parse
-from carrara.data.importing import Options
 from carrara.denoisers import dit, unet
 from carrara.errors import UserError
-from carrara.generation.generate import Settings
-from carrara.training.autoencoding import AutoencoderRecipe
-from carrara.training.diffusing import DiffusionRecipe
-from carrara.training.train_config import TrainConfig
+from carrara.generation.sample import Settings
+from carrara.importing.options import Options
+from carrara.training.recipe import AutoencoderRecipe, DiffusionRecipe, TrainConfig
 from conftest import Here
 
 

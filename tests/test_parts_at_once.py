@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from carrara.parts import alone, at_once, processors
+from carrara.threads import alone, at_once, processors
 
 
 def test_results_are_in_order_and_each_on_a_thread_that_computes_alone() -> None:

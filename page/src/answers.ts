@@ -1,4 +1,4 @@
-// What the server answers (src/carrara/serving/browse.py), and how it is asked.
+// What the server answers (src/carrara/serving/app.py), and how it is asked.
 
 export interface Reason {
   way: string;

@@ -9,7 +9,7 @@ import { count } from "./naming";
 import { Record } from "./record";
 
 const PAGE = 100;
-const MOST = 10_000; // hits of one search (data/search/contract.py)
+const MOST = 10_000; // hits of one search (search/query.py)
 const START = read(location.search);
 
 interface Answer {

@@ -11,17 +11,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from carrara.autoencoders.stored import StoredAutoencoder
-    from carrara.data import importing
-    from carrara.data.table import Dataset
+    from carrara.dataset.dataset import Dataset
     from carrara.generation.model import Model
+    from carrara.importing import importing
     from carrara.progress import Progress
     from carrara.recipes.catalogue import Recipe
+
+
+from carrara.version import __version__ as __version__
 
 # Before torch is there: threads that wait for each other sleep soon, so that a busy neighbour gets the core and the
 # thread that is waited for is not kept off it (with the library's own setting an operation takes many times as long).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
-__version__ = "0.1.0"
 
 
 def import_pictures(
@@ -33,7 +34,7 @@ def import_pictures(
     underscores. Yields how many are done and kept; the last report has the ``summary``. Stopped at any moment and
     called again it ends in the same table. UserError, with nothing written, where either cannot be used.
     """
-    from carrara.data.importing import import_pictures as bring
+    from carrara.importing.importing import import_pictures as bring
 
     yield from bring(source, dataset, **options)
 
@@ -63,7 +64,7 @@ def train_autoencoder(
     line, where recipe, data or memory do not allow it.
     """
     from carrara.training import stages
-    from carrara.training.autoencoding import AutoencoderRecipe
+    from carrara.training.recipe import AutoencoderRecipe
 
     first = load(start) if isinstance(start, str | Path) else start
     chosen = _recipe(recipe, AutoencoderRecipe, network=first.config if first else None)
@@ -84,7 +85,7 @@ def train_diffusion(
     model whose network, conditions and weights it begins from.
     """
     from carrara.training import stages
-    from carrara.training.diffusing import DiffusionRecipe
+    from carrara.training.recipe import DiffusionRecipe
 
     first: Any = load(start) if isinstance(start, str | Path) else start
     first_stage: Any = load(autoencoder) if isinstance(autoencoder, str | Path) else autoencoder
@@ -102,7 +103,7 @@ def train_search_space(
     What is missing is embedded first. Reports, stopping and going on are as in `train_autoencoder`.
     """
     from carrara.training import stages
-    from carrara.training.contrasting import ContrastiveRecipe
+    from carrara.training.recipe import ContrastiveRecipe
 
     yield from stages.train_search_space(_recipe(recipe, ContrastiveRecipe), _dataset(dataset), Path(out))
 
@@ -113,15 +114,16 @@ def load(path: str | Path) -> Any:
     ``path`` is a model folder, the run that made it, "starter" (the model that comes with Carrara), or an autoencoder
     in the layout of diffusers. UserError, in one line, where a file is missing, damaged, or written by a newer Carrara.
     """
-    from carrara.model_folder import ABOUT, model_in, read_about
-    from carrara.training.parallel import Placement
+    from carrara.model_folder import ABOUT, read_about
+    from carrara.model_place import model_in
+    from carrara.training.devices import Placement
 
     found, device = model_in(Path(path)), Placement.choose().device
     if (found / ABOUT).is_file() and read_about(found).get("kind") != "autoencoder":
         from carrara.generation.model import load_model
 
         return load_model(found).to(device)
-    from carrara.interop.diffusers_autoencoder import open_autoencoder
+    from carrara.interop.diffusers.autoencoder import open_autoencoder
 
     stored = open_autoencoder(found)
     stored.module.to(device)
@@ -135,7 +137,7 @@ def generate(model: Model, rows: Sequence[Mapping[str, Any]], **settings: Any) -
     settings are those of `carrara sample`, by default the model's own: seed, steps, sampler, grid, guidance, width,
     height. Picture k of a seed is the same whatever else is made with it.
     """
-    from carrara.generation import generate as sampling
+    from carrara.generation import sample as sampling
 
     return sampling.generate(model, rows, sampling.settings_for(model, settings))
 
@@ -152,6 +154,6 @@ def _recipe(given: str | Path | Recipe, kind: type, **parts: Any) -> Any:
 
 
 def _dataset(given: str | Path | Dataset) -> Dataset:
-    from carrara.data.table import Dataset
+    from carrara.dataset.dataset import Dataset
 
     return Dataset.open(given) if isinstance(given, str | Path) else given

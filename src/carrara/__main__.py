@@ -1,5 +1,5 @@
 """`python -m carrara`: the command line."""
 
-from carrara.cli import main
+from carrara.cli.app import main
 
 main()

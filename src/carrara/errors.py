@@ -1,10 +1,17 @@
-"""The one exception that means "what was asked for cannot be done as asked", told in one readable line."""
+"""The error that means "what was asked for cannot be done as asked", told in one readable line."""
+
+from __future__ import annotations
 
 import difflib
 import errno
 import os
 import re
 from collections.abc import Iterable
+
+
+class BadPicture(ValueError):
+    """These bytes give no picture; the message is the reason in a few words."""
+
 
 _SHOWN = 40  # names in a message
 _LONGEST = 160  # characters of a path in a message

@@ -20,10 +20,10 @@ import tomli_w
 from pydantic import BaseModel, FiniteFloat, ValidationError
 from torch import Tensor, nn
 
-from carrara import __version__
 from carrara.config import plain, read_toml
 from carrara.errors import UserError, nearest, one_line
 from carrara.files import json_object, json_value
+from carrara.version import __version__
 
 FORMAT = 1
 ABOUT, PASSPORT = "model.toml", "passport.json"
@@ -289,17 +289,3 @@ def hash_weights(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-STARTER = "starter"
-
-
-def model_in(path: Path) -> Path:
-    """``path`` itself, the finished model inside a run, or for "starter" the model that comes with Carrara."""
-    if path == Path(STARTER) and not path.exists():
-        return Path(__file__).with_name(STARTER)
-    if (path / "model" / "model.toml").is_file():
-        return path / "model"
-    if (path / "checkpoints").is_dir():
-        raise UserError(f"the run in {path} has not finished: the same `carrara train` again continues it")
-    return path

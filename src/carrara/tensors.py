@@ -1,9 +1,17 @@
-"""Shapes, noise that belongs to a picture rather than to a batch, and the way from bytes to [-1, 1] and back."""
+"""Tensors: shapes, noise that belongs to a picture rather than to a batch, and the way from bytes to [-1, 1] and
+back.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Index = npt.NDArray[np.int64]
 
 _MASK = (1 << 64) - 1
 

@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carrara.conditions.contract import Latent
-from carrara.conditions.fitting import edges, shrink
-from carrara.conditions.holes import Masked
+from carrara.conditions.condition import Latent
 from carrara.conditions.image import Config, ImageEncoder, Noised
-from carrara.data.importers.scenes import THINGS
+from carrara.conditions.random_holes import Masked
 from carrara.errors import UserError
+from carrara.geometry import edges, shrink
+from carrara.importing.formats.scenes import THINGS
 from carrara.model_folder import load_into, write_weights
 from carrara.recipes.catalogue import named
 from carrara.tensors import from_pixels, generator
-from carrara.training.diffusing import DiffusionRecipe
+from carrara.training.recipe import DiffusionRecipe
 
 SIZE = (16, 24)
 FACTOR = 4

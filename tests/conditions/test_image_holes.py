@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from carrara.conditions.fitting import central, edges, fit_map, fit_mask, fit_picture, resize, shrink
-from carrara.conditions.holes import blend, draw_hole
+from carrara.conditions.random_holes import blend, draw_hole
+from carrara.geometry import central, edges, fit_map, fit_mask, fit_picture, resize, shrink
 from carrara.tensors import from_pixels, generator, mix
 
 DEPTHS = [torch.uint8, torch.uint16]

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from carrara.conditions.boxes import Box, Layout, covered, read_boxes
-from carrara.conditions.contract import Latent
+from carrara.conditions.condition import Latent
 from carrara.conditions.layout import Config, LayoutEncoder, Phrases
-from carrara.data.pictures import resize_and_crop
 from carrara.errors import UserError
+from carrara.geometry import Box, Layout, covered, read_boxes
+from carrara.images.decode import resize_and_crop
 from carrara.model_folder import load_into, write_weights
 
 LATENT = Latent(4, 8, 3, 8, lambda image: image)

@@ -9,16 +9,15 @@ import torch
 from PIL import Image
 
 from carrara.conditions import layout
-from carrara.data.importing import import_pictures
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.denoisers import unet
 from carrara.errors import UserError
-from carrara.generation.generate import generate, settings_for
 from carrara.generation.model import ModelConfig, load_model
+from carrara.generation.sample import generate, settings_for
+from carrara.importing.importing import import_pictures
 from carrara.recipes import layout_ldm
 from carrara.tensors import from_pixels
-from carrara.training.diffusing import DiffusionRecipe, Pixels
-from carrara.training.loop import TrainConfig
+from carrara.training.recipe import DiffusionRecipe, Pixels, TrainConfig
 from carrara.training.stages import train_diffusion
 from conftest import run_out
 

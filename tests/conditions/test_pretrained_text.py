@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import tiny_encoders
-from carrara.conditions import encoder_folder
-from carrara.conditions.encoder_folder import FAMILIES, EncoderFolder
+from carrara.conditions import frozen_encoder
+from carrara.conditions.frozen_encoder import FAMILIES, EncoderFolder
 from carrara.conditions.pretrained_text import Config, PretrainedTextEncoder
 from carrara.errors import UserError
 from carrara.model_folder import load_into, write_weights
@@ -393,9 +393,9 @@ def test_weights_are_hashed_again_only_when_they_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    hashed = encoder_folder._file_hash.__wrapped__
+    hashed = frozen_encoder._file_hash.__wrapped__
     monkeypatch.setattr(
-        encoder_folder, "_file_hash", lambda file, *of: (read.append(file.name), hashed(file, *of))[1]
+        frozen_encoder, "_file_hash", lambda file, *of: (read.append(file.name), hashed(file, *of))[1]
     )
     tiny_encoders.clip(tmp_path / "clip")
     weights = tmp_path / "clip" / "model.safetensors"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from carrara.conditions.contract import Latent
+from carrara.conditions.condition import Latent
 from carrara.conditions.size import Config, SizeEncoder
 from carrara.context import Context
 from carrara.errors import UserError

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder, load_autoencoder
-from carrara.conditions.contract import Latent
+from carrara.conditions.condition import Latent
 from carrara.config import Config, component, kinds, to_toml
 from carrara.context import Context
 from carrara.generation.model import Model, ModelConfig, build_network, latent_of, load_model

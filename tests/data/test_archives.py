@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from carrara.data.importing import import_pictures, importers
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures, importers
 
 MakePng = Callable[..., bytes]
 
@@ -182,7 +182,7 @@ def test_a_cut_or_damaged_archive_gives_what_is_whole(
         (tmp_path / name).write_bytes(b"words and no archive")
         with pytest.raises(UserError, match=r"is not a readable (zip|tar) archive"):
             take_in(tmp_path / name, tmp_path / "none")
-    monkeypatch.setattr("carrara.data.archives.FREE", 1 << 20)
+    monkeypatch.setattr("carrara.importing.archives.FREE", 1 << 20)
     for name in ("bomb.tar.gz", "bomb.tgz"):
         (tmp_path / name).write_bytes(
             gzip.compress(tar({"a.png": files["set/dogs/d.png"], "b.bmp": bytes(9 << 20)}))
@@ -197,7 +197,7 @@ def test_nothing_in_an_archive_is_read_in_part(
 ) -> None:
     """A table that is cut off after a whole line looks like a whole one."""
     lines = b"".join(b'{"file_name": "x%d.png", "text": "words of %0100d"}\n' % (k, k) for k in range(12))
-    monkeypatch.setattr("carrara.data.archives.MAX_BYTES", len(lines) // 2)
+    monkeypatch.setattr("carrara.importing.archives.MAX_BYTES", len(lines) // 2)
     inside = {name: data for name, data in files.items() if len(data) < len(lines) // 2}
     (tmp_path / name).write_bytes(PACKED[name](inside | {"set/cats/metadata.jsonl": lines}))
     with pytest.raises(

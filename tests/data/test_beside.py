@@ -16,13 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from carrara.data import boxes, loader
-from carrara.data.derive import derive, derived
-from carrara.data.importing import Progress, import_pictures
-from carrara.data.loader import load
-from carrara.data.pictures import BadPicture, class_ids, pixels
-from carrara.data.table import Dataset
-from carrara.errors import UserError
+from carrara.dataset import loader
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import derive, derived
+from carrara.dataset.loader import load
+from carrara.errors import BadPicture, UserError
+from carrara.images import boxes
+from carrara.images.decode import class_ids, pixels
+from carrara.importing.importing import Progress, import_pictures
 
 MakePng = Callable[..., bytes]
 
@@ -251,13 +252,13 @@ def test_a_change_beside_a_picture_is_taken_and_noticed(
 def test_an_update_that_was_killed_is_finished(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from carrara.data import writer
+    from carrara.dataset import commits, writer
 
     dataset, _ = run(source, tmp_path / "data", held_out=0)
     whole = dataset.column("map")
     for k in range(4):
         palette(np.full((12, 16), k + 1)).save(source / f"x{k}.map.png")
-    update = writer.update
+    update = commits.update
 
     class Killed(Exception):
         pass
@@ -273,7 +274,7 @@ def test_an_update_that_was_killed_is_finished(
     dataset.refresh()
     assert dataset.column("map") == whole
     monkeypatch.setattr(writer, "update", update)
-    monkeypatch.setattr("carrara.data.changes.TOGETHER_BYTES", 1)  # one a time
+    monkeypatch.setattr("carrara.dataset.word_changes.TOGETHER_BYTES", 1)  # one a time
     dataset, _ = run(source, tmp_path / "data", held_out=0)
     assert dataset.column("map") == [(source / f"x{k}.map.png").read_bytes() for k in range(4)]
 

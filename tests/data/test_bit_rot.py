@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from carrara.cli_versions import data_clean
-from carrara.data.exporting import export_pictures, exporters
-from carrara.data.importing import import_pictures
-from carrara.data.table import Dataset
+from carrara.cli.versions import data_clean
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
+from carrara.exporting.exporting import export_pictures, exporters
+from carrara.importing.importing import import_pictures
 from carrara.model_folder import HASHES, UNCHECKED, read_weights, write_folder, write_weights
 from carrara.training import checkpoint
 

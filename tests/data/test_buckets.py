@@ -11,15 +11,15 @@ from PIL import Image
 
 from carrara.autoencoders import kl
 from carrara.autoencoders.stored import StoredAutoencoder
-from carrara.data import latents
-from carrara.data.buckets import assign, buckets
-from carrara.data.derive import column_name, derive, derived
-from carrara.data.importing import import_pictures
-from carrara.data.loader import Bucket, Loaded, load
-from carrara.data.order import Bucketed, bucketed, sample_seeds
-from carrara.data.pictures import pixels, window
-from carrara.data.table import Dataset
+from carrara.dataset import latents
+from carrara.dataset.buckets import assign, buckets
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import column_name, derive, derived
+from carrara.dataset.loader import Bucket, Loaded, load
+from carrara.dataset.order import Bucketed, bucketed, sample_seeds
 from carrara.errors import UserError
+from carrara.images.decode import pixels, window
+from carrara.importing.importing import import_pictures
 
 SIZES = [(16, 8), (12, 12), (8, 16)]
 
@@ -142,7 +142,7 @@ def test_batches_come_at_the_size_of_their_bucket(dataset: Dataset, monkeypatch:
         assert torch.equal(image, dataset.pictures(batch.rows, SIZES[batch.bucket]))
         assert set(torch.as_tensor(batch.columns["width"]).tolist()) == {(20, 30, 32)[batch.bucket]}
     late = read(dataset, parts, 4, "image", start=15)
-    monkeypatch.setattr("carrara.data.loader.IN_MEMORY", 0)
+    monkeypatch.setattr("carrara.dataset.loader.IN_MEMORY", 0)
     for ours, again in zip(late, read(dataset, parts, 9, "image")[5:], strict=True):
         assert (ours.rows == again.rows).all()
         assert torch.equal(torch.as_tensor(ours.columns["image"]), torch.as_tensor(again.columns["image"]))

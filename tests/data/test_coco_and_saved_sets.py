@@ -9,11 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from carrara.data import json_stream
-from carrara.data.importers import coco
-from carrara.data.importing import Options, Summary, import_pictures
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
+from carrara.importing import json_stream
+from carrara.importing.formats import coco
+from carrara.importing.importing import import_pictures
+from carrara.importing.options import Options
+from carrara.importing.summary import Summary
 
 MakePng = Callable[..., bytes]
 
@@ -175,7 +177,7 @@ def test_documents_are_read_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytes
 
 def test_a_document_is_never_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_stream, "PIECE", 1 << 14)
-    monkeypatch.setattr("carrara.data.annotated._TOGETHER", 50)
+    monkeypatch.setattr("carrara.importing.annotations._TOGETHER", 50)
     path = tmp_path / "captions_many.json"
     for count in (1, 3000):  # the first for what is imported on the way
         entries = [{"image_id": k, "caption": f"{k} " + "word " * 60} for k in range(count)]

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-from carrara.data.pictures import decode, look, pixels, whole
+from carrara.images.decode import decode, look, pixels, whole
 
 D65, SRGB = [0.3127, 0.329, 1.0], [0.64, 0.33, 0.3, 0.6, 0.15, 0.06]
 WIDE = [0.68, 0.32, 0.265, 0.69, 0.15, 0.06]  # Display P3
@@ -223,7 +223,7 @@ def test_what_cannot_be_followed_is_noted(make: Callable[[], bytes], note: str) 
 
 
 def test_numbers_that_are_no_colours_are_left_alone() -> None:
-    from carrara.data.beside import read
+    from carrara.dataset.picture_columns import read
 
     depth = saved(Image.new("L", (8, 8), 55), "PNG", icc_profile=grey_profile(1.0))
     assert read("depth", depth, 8).unique().tolist() == [55 * 257]

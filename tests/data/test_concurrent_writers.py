@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from carrara.data import commits, writer
-from carrara.data.amend import amend
-from carrara.data.derive import derive
-from carrara.data.importing import Summary, import_pictures
-from carrara.data.table import Dataset
+from carrara.dataset import commits, writer
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import derive
+from carrara.dataset.word_changes import amend
+from carrara.importing.importing import import_pictures
+from carrara.importing.summary import Summary
 
 MakePng = Callable[..., bytes]
 Start = Callable[[str], "subprocess.Popen[bytes]"]
 
 START = """
-from carrara.data import importing, writer
+from carrara.importing import importing; from carrara.dataset import writer
 writer.BATCH_ROWS = 5
 for report in importing.import_pictures({source!r}, {destination!r}, held_out=0.2):
     pass

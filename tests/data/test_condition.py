@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from carrara.data import condition
-from carrara.data.condition import FUNCTIONS, enclosed
-from carrara.data.table import Dataset
+from carrara.dataset import sql_condition
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.sql_condition import FUNCTIONS, enclosed
 from carrara.errors import UserError
 
 
@@ -72,7 +72,7 @@ def test_every_function_is_one_of_the_table(dataset: Dataset) -> None:
 
 
 def test_a_condition_has_its_time(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(condition, "SECONDS", -1.0)
+    monkeypatch.setattr(sql_condition, "SECONDS", -1.0)
     with pytest.raises(UserError, match="the condition takes longer than -1 s"):
         dataset.indices("train", "width > 3")
     assert len(dataset.indices("train"))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from carrara.console import note
-from carrara.data.importing import import_pictures
-from carrara.data.search.words import by_words, index_words
-from carrara.data.table import Dataset
-from carrara.data.versions import clean, tag, tags, versions
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.versions import clean, tag, tags, versions
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
+from carrara.search.by_words import by_words, index_words
+from carrara.terminal import note
 
 Damage = Callable[[str], str | bytes | None]
 

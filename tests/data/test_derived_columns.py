@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from carrara.data.derive import column_name, derive, derived, forget
-from carrara.data.importing import import_pictures
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import column_name, derive, derived, forget
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
 
 KEY = {"model": "abc", "size": 8, "version": 1}
 Columns = Mapping[str, torch.Tensor | list[Any]]
@@ -86,7 +86,7 @@ def test_another_key_is_another_column(dataset: Dataset) -> None:
 
 def test_a_name_that_lies_about_its_key_is_rebuilt(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two keys whose short hashes collide: the whole key decides."""
-    monkeypatch.setattr("carrara.data.derive.column_name", lambda name, key: f"{name}_12345678")
+    monkeypatch.setattr("carrara.dataset.derived.column_name", lambda name, key: f"{name}_12345678")
     run(dataset, lambda c: Means()(c) * 0, {"model": "old"})
     assert derived(dataset, "mean", KEY) is None
     means = Means()
@@ -126,8 +126,8 @@ import os, signal, sys
 import numpy as np
 sys.path.insert(0, {tests!r})
 from test_derived_columns import KEY, Means
-from carrara.data import derive as room
-from carrara.data.table import Dataset
+from carrara.dataset import derived as room
+from carrara.dataset.dataset import Dataset
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 means = Means()

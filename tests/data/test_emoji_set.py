@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from carrara.data.importers import emoji as importer
-from carrara.data.importing import Options, Summary, import_pictures
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
+from carrara.importing.formats import emoji as importer
+from carrara.importing.importing import import_pictures
+from carrara.importing.options import Options
+from carrara.importing.summary import Summary
 
 
 def run(destination: Path, **options: Any) -> Summary:

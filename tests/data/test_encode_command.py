@@ -14,13 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import load_autoencoder
 from carrara.config import parse
-from carrara.data.latents import encoded, measured_scale, moments_of, variants
-from carrara.data.loader import Loaded
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.latents import encoded, measured_scale, moments_of, variants
+from carrara.dataset.loader import Loaded
 from carrara.errors import UserError
 from carrara.tensors import sample_noise
-from carrara.training.diffusing import DiffusionRecipe, DiffusionTask
-from carrara.training.feed import Feed
+from carrara.training.batches import Feed
+from carrara.training.diffusion_task import DiffusionTask
+from carrara.training.recipe import DiffusionRecipe
 from conftest import Command, Trained, recipe_file, small_diffusion
 
 
@@ -200,6 +201,6 @@ def test_training_encodes_what_it_lacks(
     file = recipe_file(recipe, tmp_path / "mine.toml")
     done = carrara("train", file, "data", "--autoencoder", trained.autoencoder, "--out", "run")
     assert done.status == 0, done.err
-    assert "latents centre+flip  100%  24 encoded" in done.out
+    assert "latents centre+flip  100%  24 of 24 pictures" in done.out
     model = load_autoencoder(trained.autoencoder / "model")
     assert encoded(Dataset.open(tmp_path / "data"), model, variants(True, 1)) is not None

@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from carrara.data.amend import amend
-from carrara.data.exporters import folder as folder_format
-from carrara.data.exporters import webdataset as webdataset_format
-from carrara.data.exporting import export_pictures, exporters
-from carrara.data.importing import import_pictures
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.word_changes import amend
 from carrara.errors import UserError
+from carrara.exporting.exporting import export_pictures, exporters
+from carrara.exporting.formats import folder as folder_format
+from carrara.exporting.formats import webdataset as webdataset_format
+from carrara.importing.importing import import_pictures
 
 from .conftest import png
 
@@ -74,9 +74,9 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_format, "FOLDER_ROWS", 7)
     monkeypatch.setattr(webdataset_format, "SHARD_ROWS", 7)
-    for module in ("exporters.parquet", "exporters.hf"):
-        monkeypatch.setattr(f"carrara.data.{module}.FILE_BYTES", 3000)
-    monkeypatch.setattr("carrara.data.arrow_rows.BATCH_ROWS", 4)
+    for module in ("parquet", "hf"):
+        monkeypatch.setattr(f"carrara.exporting.formats.{module}.FILE_BYTES", 3000)
+    monkeypatch.setattr("carrara.exporting.arrow_tables.BATCH_ROWS", 4)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -168,9 +168,9 @@ def test_a_killed_export(
     process = start_python(f"""
 import os, signal
 from pathlib import Path
-from carrara.data.exporters import webdataset
-from carrara.data.exporting import export_pictures
-from carrara.data.table import Dataset
+from carrara.exporting.formats import webdataset
+from carrara.exporting.exporting import export_pictures
+from carrara.dataset.dataset import Dataset
 webdataset.SHARD_ROWS = 7
 for report in export_pictures(Dataset.open({str(mixed.path)!r}), Path({str(tmp_path / "out")!r}), "webdataset"):
     if report.done == 20:
@@ -279,7 +279,7 @@ def test_an_interrupted_look_at_what_is_kept_throws_nothing_away(
     out = tmp_path / "out"
     stopped(mixed, out, "webdataset", 29)
     with monkeypatch.context() as patch:
-        patch.setattr("carrara.data.exporting._digest", interrupted)
+        patch.setattr("carrara.exporting.exporting._digest", interrupted)
         with pytest.raises(KeyboardInterrupt):
             list(export_pictures(mixed, out, "webdataset"))
     assert stopped(mixed, out, "webdataset", 29) == 28

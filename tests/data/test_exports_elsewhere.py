@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from carrara.data.exporting import export_pictures
-from carrara.data.importing import import_pictures
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
+from carrara.exporting.exporting import export_pictures
+from carrara.importing.importing import import_pictures
 
 from .conftest import png
 

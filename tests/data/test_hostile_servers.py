@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from carrara.data import addresses, asking
-from carrara.data.asking import Manners, fetch
-from carrara.data.fetching import Downloads
-from carrara.data.importing import Summary, import_pictures
-from carrara.data.rows import BadPicture
-from carrara.data.table import Dataset
-from carrara.errors import UserError
+from carrara.dataset.dataset import Dataset
+from carrara.errors import BadPicture, UserError
+from carrara.importing import addresses
+from carrara.importing import url as asking
+from carrara.importing.download import Downloads
+from carrara.importing.importing import import_pictures
+from carrara.importing.summary import Summary
+from carrara.importing.url import Manners, fetch
 
 from .conftest import png
 

@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from carrara.data.importing import Options, _importer, import_pictures
-from carrara.data.looking import look_at
-from carrara.data.rows import Rejected
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
+from carrara.importing.importing import _importer, import_pictures
+from carrara.importing.options import Options
+from carrara.importing.record import look_at
+from carrara.importing.row import Rejected
 
 from .conftest import png
 

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from carrara.data import writer
-from carrara.data.importers.folder import open_regular
-from carrara.data.importing import Progress, import_pictures, importers
-from carrara.data.pictures import BadPicture
-from carrara.data.table import Dataset
-from carrara.errors import UserError
+from carrara.dataset import writer
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.store import newest
+from carrara.errors import BadPicture, UserError
+from carrara.importing.formats.folder import open_regular
+from carrara.importing.importing import Progress, import_pictures, importers
 
 MakePng = Callable[..., bytes]
 
@@ -74,7 +74,7 @@ def test_an_unchanged_source_is_done_at_once(
     def never(_: object) -> None:
         raise AssertionError("a picture was looked at")
 
-    monkeypatch.setattr("carrara.data.looking._look", never)
+    monkeypatch.setattr("carrara.importing.record.look_at", never)
     reports = list(import_pictures(folder, tmp_path / "data"))
     assert len(reports) == 1
     assert reports[0].summary is not None
@@ -357,7 +357,7 @@ def test_pictures_of_the_table_under_other_names_are_named_together(
     """Opening the table for each costs a millisecond on a disk, and several round trips over a network."""
     run(folder, tmp_path / "data")
     opened: list[object] = []
-    open_newest = writer.newest
+    open_newest = newest
     monkeypatch.setattr(writer, "newest", lambda store: opened.append(store) or open_newest(store))
     counts = []
     for few in (1, 30):
@@ -595,7 +595,7 @@ def test_the_same_import_twice_at_once(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The second waits, says so, and has nothing to do."""
-    monkeypatch.setattr("carrara.data.store.PATIENCE", 0)
+    monkeypatch.setattr("carrara.dataset.store.PATIENCE", 0)
     run(folder, tmp_path / "data")
     (folder / "x1.txt").write_text("again")
     first = import_pictures(folder, tmp_path / "data")

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from carrara.data.importing import import_pictures
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
 
 START = """
 import os, signal, sys
-from carrara.data import importing, store, told, writer
+from carrara.importing import importing; from carrara.dataset import store, description as told, writer
 writer.BATCH_ROWS = 4
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -29,7 +29,7 @@ SABOTAGE = {
     "pictures": None,
     "batch": "old = writer.Writer._write; writer.Writer._write = lambda *a: (old(*a), die())",
     "journal": "writer.Writer.commit = lambda self: (self.flush(), self._settle(), die())",
-    "published": "importing.told.tell = die",
+    "published": "importing.description.tell = die",
     "listed": "old = store.Folder.write; store.Folder.write = lambda *a: (die if a[1] == told.ABOUT else old)(*a)",
     "told": "writer.Writer.finish = die",
 }

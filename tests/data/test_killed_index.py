@@ -10,14 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from carrara.data.search.indexing import covers, make_index
-from carrara.data.table import ABOUT, FORMAT, TABLE, Dataset, schema
+from carrara.dataset.columns import schema
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.description import ABOUT, FORMAT
+from carrara.dataset.store import TABLE
+from carrara.search.indexes import covers, make_index
 
 PROGRAM = """
 import os, signal, threading
-from carrara.data import commits
-from carrara.data.search import indexing
-from carrara.data.table import Dataset
+from carrara.dataset import commits
+from carrara.search import indexes as indexing
+from carrara.dataset.dataset import Dataset
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 {sabotage}

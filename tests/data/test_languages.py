@@ -8,11 +8,11 @@ from typing import Any
 import emoji
 import pytest
 
-from carrara.data.importers.emoji import LANGUAGES
-from carrara.data.importing import import_pictures
-from carrara.data.languages import Spoken, language_of, spoken_in
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
+from carrara.importing.caption_language import Spoken, language_of, spoken_in
+from carrara.importing.formats.emoji import LANGUAGES
+from carrara.importing.importing import import_pictures
 
 SENTENCES = {
     "en": "two people walking along the beach at sunset",

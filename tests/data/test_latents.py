@@ -17,12 +17,12 @@ from torch import Tensor
 from carrara.autoencoders import kl
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder
-from carrara.data import latents
-from carrara.data.derive import derived, forget
-from carrara.data.importing import import_pictures
-from carrara.data.latents import Variant, encode, encoded, latent_key, scale_note, variants
-from carrara.data.table import Dataset
+from carrara.dataset import latents
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import derived, forget
+from carrara.dataset.latents import Variant, encode, encoded, latent_key, scale_note, variants
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
 from carrara.tensors import from_pixels
 
 CPU = torch.device("cpu")
@@ -157,7 +157,7 @@ def test_a_scale_that_does_not_fit_is_said() -> None:
 
 ENCODE = """
 import sys, time
-from carrara.data import derive, latents
+from carrara.dataset import derived as derive, latents
 latents.PIXELS = 2 * 16 * 16
 old = derive._Staging.add
 def slowly(self, file, values):
@@ -166,7 +166,7 @@ def slowly(self, file, values):
     time.sleep({pause})
 derive._Staging.add = slowly
 sys.argv = ["carrara", "data", "encode", {dataset!r}, "--with", {model!r}, "--flip"]
-from carrara.cli import main
+from carrara.cli.app import main
 main()
 """
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from carrara.data import loader
-from carrara.data.derive import derive
-from carrara.data.importing import import_pictures
-from carrara.data.loader import in_background, load
-from carrara.data.order import batches
-from carrara.data.table import Dataset
+from carrara.dataset import loader
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import derive
+from carrara.dataset.loader import in_background, load
+from carrara.dataset.order import batches
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
 
 
 @pytest.fixture

@@ -11,15 +11,18 @@ from typing import Any
 
 import pytest
 
-from carrara.data import apart as processes
-from carrara.data import looking
-from carrara.data.importers.folder import rows
-from carrara.data.importing import Options, import_pictures
-from carrara.data.languages import Spoken
-from carrara.data.looking import Looked, looked_at
-from carrara.data.rows import Rejected, Row
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
+from carrara.importing import decode_pool
+from carrara.importing import decode_processes as processes
+from carrara.importing.caption_language import Spoken
+from carrara.importing.decode_pool import looked_at
+from carrara.importing.decode_processes import Lookers
+from carrara.importing.formats.folder import rows
+from carrara.importing.importing import import_pictures
+from carrara.importing.options import Options
+from carrara.importing.record import Looked
+from carrara.importing.row import Rejected, Row
 
 from .conftest import png
 
@@ -38,7 +41,7 @@ os._exit(9)
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes at most."""
-    monkeypatch.setattr(looking, "THREADS", 2)
+    monkeypatch.setattr(decode_pool, "THREADS", 2)
 
 
 @pytest.mark.usefixtures("two")
@@ -86,7 +89,7 @@ def failing(*_: object, **__: object) -> None:
 
 def test_one_that_dies_in_its_answer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_PROGRAM", DIES_ANSWERING)
-    lookers = looking.Lookers(1)
+    lookers = Lookers(1)
     items: list[Any] = [Row(source="x", read=partial(png, 0))]
     assert "ended the process" in lookers.look(items, False, 1)[0].reason
     once, started = [True], subprocess.Popen
@@ -110,12 +113,12 @@ def test_few_bytes_wait_for_their_turn(apart: bool, monkeypatch: pytest.MonkeyPa
     """Only some are read while nobody takes the first ones, then all come in order."""
     # What is counted does not depend on which process looks at it.
     monkeypatch.setattr(subprocess, "Popen", failing)
-    monkeypatch.setattr(looking, "HELD", 4000)
-    monkeypatch.setattr(looking, "PART", 2000)
-    monkeypatch.setattr(looking, "TOGETHER", 6)
-    monkeypatch.setattr(looking, "TOGETHER_APART", 6)
+    monkeypatch.setattr(decode_pool, "HELD", 4000)
+    monkeypatch.setattr(decode_pool, "PART", 2000)
+    monkeypatch.setattr(decode_pool, "TOGETHER", 6)
+    monkeypatch.setattr(decode_pool, "TOGETHER_APART", 6)
     size, most, full = max(len(png(k)) for k in range(60)), [0], threading.Event()
-    held: Any = looking._Held
+    held: Any = decode_pool._Held
     more = held.more
 
     def noted(self: Any, size: int) -> None:
@@ -131,11 +134,11 @@ def test_few_bytes_wait_for_their_turn(apart: bool, monkeypatch: pytest.MonkeyPa
     assert full.wait(60)
     found += [item.source for item, _ in reports]
     assert found == [f"{k}" for k in range(60)]
-    assert most[0] <= 4000 + looking.THREADS * (2000 + size)
+    assert most[0] <= 4000 + decode_pool.THREADS * (2000 + size)
 
 
 def test_who_stops_early_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looking, "HELD", 1)
+    monkeypatch.setattr(decode_pool, "HELD", 1)
     before = threading.active_count()
     reports = looked_at((Row(source=f"{k}", read=partial(png, k)) for k in range(200)), spoken=None)
     next(reports)
@@ -148,9 +151,9 @@ def test_an_import_of_many_is_the_same_as_of_few(
 ) -> None:
     list(import_pictures(folder, tmp_path / "few"))
     used: list[int] = []
-    lookers: Callable[[int], Any] = looking.Lookers
-    monkeypatch.setattr(looking, "Lookers", lambda count: used.append(count) or lookers(count))
-    monkeypatch.setattr("carrara.data.importing.MANY", 10)
+    lookers: Callable[[int], Any] = Lookers
+    monkeypatch.setattr(decode_pool, "Lookers", lambda count: used.append(count) or lookers(count))
+    monkeypatch.setattr("carrara.importing.importing.MANY", 10)
     list(import_pictures(folder, tmp_path / "many"))
     assert len(used) == 1
     tables = [Dataset.open(tmp_path / name) for name in ("few", "many")]

@@ -8,10 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from carrara.data.importers import huggingface
-from carrara.data.importing import Summary, import_pictures
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
+from carrara.importing.formats import huggingface
+from carrara.importing.importing import import_pictures
+from carrara.importing.summary import Summary
 
 from .conftest import png
 

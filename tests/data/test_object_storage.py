@@ -15,16 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from carrara.data import writer
-from carrara.data.amend import amend
-from carrara.data.derive import derive, derived
-from carrara.data.importing import Summary, import_pictures
-from carrara.data.loader import load
-from carrara.data.store import ObjectStore
-from carrara.data.subset import subset
-from carrara.data.table import Dataset
-from carrara.data.versions import clean, tag, versions
+from carrara.dataset import writer
+from carrara.dataset.commits import append
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import derive, derived
+from carrara.dataset.loader import load
+from carrara.dataset.store import ObjectStore
+from carrara.dataset.subset import subset
+from carrara.dataset.versions import clean, tag, versions
+from carrara.dataset.word_changes import amend
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
+from carrara.importing.summary import Summary
 
 pytestmark = pytest.mark.skipif(
     find_spec("moto") is None or find_spec("flask_cors") is None, reason="moto's server is not installed"
@@ -161,7 +163,7 @@ def test_two_imports_from_two_machines(
     for k in range(40):
         (other / f"o{k}.png").write_bytes(make_png(k))  # thirty of them are the folder's
     run(folder, place)
-    old = writer.append
+    old = append
     more = tmp_path / "more"
     more.mkdir()
     for k in range(35, 45):
@@ -186,7 +188,7 @@ def test_two_imports_from_two_machines(
 
 KILLED = """
 import os, signal
-from carrara.data import importing, writer
+from carrara.importing import importing; from carrara.dataset import writer
 writer.BATCH_ROWS = 4
 writer.Writer.commit = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 for report in importing.import_pictures({source!r}, {destination!r}):

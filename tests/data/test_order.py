@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from carrara.data.order import Order, batches, sample_seeds
+from carrara.dataset.order import Order, batches, sample_seeds
 from carrara.tensors import mix
 
 ROWS = np.arange(100, 137)

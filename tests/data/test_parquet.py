@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from carrara.data.importing import Summary, import_pictures
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
+from carrara.importing.summary import Summary
 
 NAMES = ["plane", "car", "bird"]
 
@@ -274,7 +275,7 @@ def test_a_table_beside_pictures_is_no_source(folder: Path, tmp_path: Path) -> N
 
 KILLED = """
 import os, signal
-from carrara.data import importing, writer
+from carrara.importing import importing; from carrara.dataset import writer
 writer.BATCH_ROWS = 8
 seen = 0
 for report in importing.import_pictures({source!r}, {destination!r}):

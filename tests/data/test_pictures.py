@@ -11,17 +11,9 @@ import pytest
 import torch
 from PIL import Image, ImageCms, TiffImagePlugin
 
-from carrara.data.pictures import (
-    BadPicture,
-    decode,
-    examine,
-    look,
-    looks_like_picture,
-    orientation,
-    resize_and_crop,
-    stack,
-    to_tensor,
-)
+from carrara.errors import BadPicture
+from carrara.images.decode import decode, examine, look, orientation, resize_and_crop, stack, to_tensor
+from carrara.images.header import looks_like_picture
 
 
 def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
@@ -298,7 +290,7 @@ def test_heic_is_read_or_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
     for share in (0.1, 0.5, 0.9):
         with pytest.raises(BadPicture):
             decode(data[: int(len(data) * share)])
-    monkeypatch.setattr("carrara.data.opened._reads_heic", lambda: False)
+    monkeypatch.setattr("carrara.images.header._reads_heic", lambda: False)
     with pytest.raises(BadPicture, match=r"a HEIC picture: pip install 'carrara\[heic\]'"):
         look(data)
 

@@ -16,13 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from carrara.data import planes, tiff
-from carrara.data.channels import bits_of, can_become, channel_counts, channels_of, check_channels
-from carrara.data.importing import import_pictures
-from carrara.data.loader import load
-from carrara.data.pictures import BadPicture, decode, examine, look, pixels, stack, whole
-from carrara.data.table import Dataset
-from carrara.errors import UserError
+from carrara.dataset.channels import channel_counts, check_channels
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.loader import load
+from carrara.errors import BadPicture, UserError
+from carrara.images import planes, tiff
+from carrara.images.channels import bits_of, can_become, channels_of
+from carrara.images.decode import decode, examine, look, pixels, stack, whole
+from carrara.importing.importing import import_pictures
 
 Numbers = npt.NDArray[np.uint16]
 COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
@@ -297,14 +298,14 @@ def test_damaged_deep_pictures_are_refused() -> None:
 
 def test_too_many_pages_or_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     data = pages(noise(9, 6, 6))
-    monkeypatch.setattr("carrara.data.tiff.MAX_PAGES", 8)
+    monkeypatch.setattr("carrara.images.tiff.MAX_PAGES", 8)
     with pytest.raises(BadPicture, match="more than 8 pages"):
         examine(data)
-    monkeypatch.setattr("carrara.data.tiff.MAX_PAGES", 9)
-    monkeypatch.setattr("carrara.data.planes.MAX_VALUES", 9 * 36 - 1)
+    monkeypatch.setattr("carrara.images.tiff.MAX_PAGES", 9)
+    monkeypatch.setattr("carrara.images.planes.MAX_VALUES", 9 * 36 - 1)
     with pytest.raises(BadPicture, match="9 pages of 6 x 6"):
         examine(data)
-    monkeypatch.setattr("carrara.data.planes.MAX_VALUES", 107)
+    monkeypatch.setattr("carrara.images.planes.MAX_VALUES", 107)
     with pytest.raises(BadPicture, match="6 x 6 in RGB;16 are more than 107 numbers"):
         examine(png16(noise(6, 6, 3)))
     assert examine(png16(noise(6, 5, 3))) == (5, 6, "RGB;16")
@@ -313,7 +314,7 @@ def test_too_many_pages_or_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", ["float", "32 bits", "16 bits", "8 bits", "colour", "PNG", "grey"])
 def test_the_memory_of_large_pictures(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the limit on numbers counts on: pages stay as they are, floats are a few rows at a time."""
-    monkeypatch.setattr("carrara.data.planes._BLOCK", 1 << 12, raising=False)
+    monkeypatch.setattr("carrara.images.planes._BLOCK", 1 << 12, raising=False)
     numbers = noise(6, 256, 256)
     make: dict[str, Callable[[], bytes]] = {
         "float": lambda: pages(numbers.astype(np.float32)),

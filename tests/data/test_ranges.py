@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from carrara.data import ranges
-from carrara.data.importing import Summary, import_pictures
-from carrara.data.perceptual_hash import all_glanced
-from carrara.data.subset import subset
-from carrara.data.summary import kinds
-from carrara.data.table import Dataset
+from carrara.dataset import ranges
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.fingerprints import all_glanced
+from carrara.dataset.subset import subset
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
+from carrara.importing.summary import Summary, kinds
 
 
 def floats(path: Path, value: float, far: float) -> None:

@@ -23,17 +23,18 @@ import torch
 
 from carrara.autoencoders import kl
 from carrara.autoencoders.stored import StoredAutoencoder, load_autoencoder
-from carrara.data import latents
-from carrara.data.amend import amend
-from carrara.data.cluster import deriving, parts, session
-from carrara.data.cluster.importing import RayEngine
-from carrara.data.derive import derive
-from carrara.data.importing import Summary, import_pictures
-from carrara.data.search import nearest
-from carrara.data.search.indexing import covered
-from carrara.data.store import ObjectStore
-from carrara.data.table import Dataset
+from carrara.dataset import latents
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import derive
+from carrara.dataset.store import ObjectStore
+from carrara.dataset.word_changes import amend
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
+from carrara.importing.summary import Summary
+from carrara.ray_engine import deriving, session, source_parts
+from carrara.ray_engine.importing import RayEngine
+from carrara.search import by_vector
+from carrara.search.indexes import covered
 from conftest import Here
 
 pytestmark = pytest.mark.slow
@@ -197,13 +198,13 @@ def test_killed_and_stopped(ray: None, shards: Path, tmp_path: Path, monkeypatch
             break
     reports.close()
     asked: list[set[int]] = []
-    cut = parts.parts
+    cut = source_parts.parts
 
     def watched(job: Any, done: set[int]) -> Any:
         asked.append(done)
         return cut(job, done)
 
-    monkeypatch.setattr("carrara.data.cluster.importing.parts", watched)
+    monkeypatch.setattr("carrara.ray_engine.importing.parts", watched)
     assert run(shards, tmp_path / "data").added == 69
     assert len(asked[0]) >= 2
     assert rows(tmp_path / "data") == rows(tmp_path / "here")
@@ -222,7 +223,7 @@ def test_encoded_and_indexed_by_commands(
     shutil.copytree("local", "ray")
     for command in (["local"], ["ray", "--engine", "ray", "--workers", 2]):
         assert here("data", "encode", *command, "--embedder", "ngrams").status == 0
-    monkeypatch.setattr(nearest, "EXACT", 1000)
+    monkeypatch.setattr(by_vector, "EXACT", 1000)
     indexed = here("data", "index", "ray", "--engine", "ray", "--workers", 2)
     assert indexed.status == 0, indexed.err
     dataset = Dataset.open("ray")
@@ -261,7 +262,7 @@ def test_words_that_change_while_they_are_encoded(
 
 def test_latents_by_a_worker_that_is_killed(ray: None, folder: Path, tmp_path: Path) -> None:
     """Those of some rows: they are what this process makes, and the other rows have none."""
-    from carrara.cli_engine import Team
+    from carrara.ray_engine.engine import Team
 
     run(folder, tmp_path / "data", None)
     shutil.copytree(tmp_path / "data", tmp_path / "local")

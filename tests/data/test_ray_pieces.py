@@ -17,17 +17,18 @@ import torch
 
 from carrara.autoencoders import kl
 from carrara.autoencoders.stored import StoredAutoencoder
-from carrara.data import looking
-from carrara.data.cluster import importing, parts, session
-from carrara.data.cluster.deriving import _asked
-from carrara.data.cluster.worker import Worker
-from carrara.data.derive import Derive, column_name
-from carrara.data.importing import Job, Options, import_pictures
-from carrara.data.latents import encode, latent_key
-from carrara.data.store import lock, release, store_at
-from carrara.data.table import Dataset
-from carrara.data.table_files import add_said, opened
+from carrara.dataset.commits import add_said, opened
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import Derive, column_name
+from carrara.dataset.latents import encode, latent_key
+from carrara.dataset.store import lock, release, store_at
 from carrara.errors import UserError
+from carrara.importing import decode_pool
+from carrara.importing.importing import Job, import_pictures
+from carrara.importing.options import Options
+from carrara.ray_engine import importing, session, source_parts
+from carrara.ray_engine.deriving import _asked
+from carrara.ray_engine.worker import Worker
 
 
 def job(source: Path, importer: str = "folder", **options: Any) -> Job:
@@ -38,13 +39,13 @@ def test_a_worker_knows_what_came_before(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the second part on it reads what is new alone; a picture of another part is a duplicate."""
-    monkeypatch.setattr(parts, "FEWEST", 10)
-    monkeypatch.setattr(looking, "THREADS", looking.THREADS)  # which a worker sets
+    monkeypatch.setattr(source_parts, "FEWEST", 10)
+    monkeypatch.setattr(decode_pool, "THREADS", decode_pool.THREADS)  # which a worker sets
     (folder / "x30.png").write_bytes((folder / "x3.png").read_bytes())
     place, wanted = tmp_path / "data", job(folder)
     worker = Worker(place, json.dumps({"importer": "folder"}), wanted, 0)
     own, brought = [], []
-    for part in parts.parts(wanted, set()):
+    for part in source_parts.parts(wanted, set()):
         *_, _pictures = worker.gather(part)
         writer = worker._writers[part.number]
         own.append(len(writer._known))
@@ -70,8 +71,8 @@ def test_only_a_source_that_cannot_be_read_is_listed(tmp_path: Path, monkeypatch
     source = tmp_path / "shards"
     source.mkdir()
     (source / "a.tar").write_bytes(b"no tar at all")
-    part, wanted = parts.Part(0, "a.tar"), job(source, "webdataset")
-    with pytest.raises(parts.Unreadable, match=r"shards/a\.tar"):
+    part, wanted = source_parts.Part(0, "a.tar"), job(source, "webdataset")
+    with pytest.raises(source_parts.Unreadable, match=r"shards/a\.tar"):
         list(Worker(tmp_path / "data", "{}", wanted, 0).gather(part))
     with tarfile.open(source / "a.tar", "w"):
         pass
@@ -96,12 +97,12 @@ def test_bytes_that_travel_end_a_part(
     with zipfile.ZipFile(archive, "w") as file:
         for k in range(12):
             file.writestr(f"{k}.png", make_png(k))
-    monkeypatch.setattr(parts, "MOST_CARRIED", 4 * len(make_png(0)))
-    found = list(parts.parts(job(archive, "archive"), set()))
+    monkeypatch.setattr(source_parts, "MOST_CARRIED", 4 * len(make_png(0)))
+    found = list(source_parts.parts(job(archive, "archive"), set()))
     counts = [len(pickle.loads(part.items)) for part in found]
     assert len(counts) > 2
     assert sum(counts) == 12
-    assert list(parts.parts(job(archive, "archive"), {0, 1})) == found[2:]
+    assert list(source_parts.parts(job(archive, "archive"), {0, 1})) == found[2:]
 
 
 def test_latents_are_asked_for(folder: Path, tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from carrara.data.importers.scenes import COLOURS, SIDE, THINGS, compose, paint
-from carrara.data.importing import import_pictures
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
+from carrara.importing.formats.scenes import COLOURS, SIDE, THINGS, compose, paint
+from carrara.importing.importing import import_pictures
 from conftest import Here
 
 

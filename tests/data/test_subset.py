@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from carrara.data import subset as room
-from carrara.data.amend import amend
-from carrara.data.derive import derive, derived
-from carrara.data.importing import import_pictures
-from carrara.data.subset import subset
-from carrara.data.table import Dataset
+from carrara.dataset import subset as room
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import derive, derived
+from carrara.dataset.subset import subset
+from carrara.dataset.word_changes import amend
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from carrara.data.importing import import_pictures
-from carrara.data.rows import chosen_by_hash
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.writer import chosen_by_hash
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_shares_by_hash() -> None:
 def test_the_room_opens_fast() -> None:
     """The heavy modules are loaded by what needs them, so that `--help` stays fast."""
     program = (
-        "import sys, carrara.data.importing, carrara.data.loader\n"
+        "import sys, carrara.importing.importing, carrara.dataset.loader\n"
         "print([m for m in ('lance', 'grain', 'pyarrow') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

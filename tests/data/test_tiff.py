@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 import tifffile
 
-from carrara.data.pictures import BadPicture, class_ids, examine, look, pixels, whole
+from carrara.errors import BadPicture
+from carrara.images.decode import class_ids, examine, look, pixels, whole
 
 Values = npt.NDArray[Any]
 BASE = {"miniswhite": 1, "minisblack": 1, "rgb": 3, "separated": 4}

@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from carrara.data import addresses, asking
-from carrara.data.addresses import checked, is_public
-from carrara.data.asking import Manners, fetch, forbidden
-from carrara.data.importing import Summary, import_pictures
-from carrara.data.rows import BadPicture
-from carrara.data.table import Dataset
-from carrara.errors import UserError
+from carrara.dataset.dataset import Dataset
+from carrara.errors import BadPicture, UserError
+from carrara.importing import addresses
+from carrara.importing import url as asking
+from carrara.importing.addresses import checked, is_public
+from carrara.importing.importing import import_pictures
+from carrara.importing.summary import Summary
+from carrara.importing.url import Manners, fetch, forbidden
 
 from .conftest import png
 
@@ -244,7 +245,7 @@ def test_killed_while_downloading(
 ) -> None:
     process = start_python(f"""
 import os, signal
-from carrara.data import asking, importing
+from carrara.importing import url as asking, importing
 asking.PAUSE = 0.01
 for report in importing.import_pictures({str(table)!r}, {str(tmp_path / "data")!r}, allow_private=True, seconds=30.0):
     if report.kept == 9:

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from carrara.data.amend import amend
-from carrara.data.derive import derive, derived
-from carrara.data.importing import import_pictures
-from carrara.data.store import store_at
-from carrara.data.table import Dataset
-from carrara.data.unfinished import sweep
-from carrara.data.versions import clean, tag, tags, untag, versions
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import derive, derived
+from carrara.dataset.store import store_at
+from carrara.dataset.unfinished_imports import sweep
+from carrara.dataset.versions import clean, tag, tags, untag, versions
+from carrara.dataset.word_changes import amend
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
 from conftest import Here, small_autoencoder, steps
 
 MakePng = Callable[..., bytes]
@@ -138,7 +138,7 @@ def test_cleaning_beside_an_import(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_png: MakePng
 ) -> None:
     """What an import has written but not published stays, whatever is cleaned meanwhile."""
-    monkeypatch.setattr("carrara.data.writer.BATCH_ROWS", 4)
+    monkeypatch.setattr("carrara.dataset.writer.BATCH_ROWS", 4)
     for k in range(3):
         (tmp_path / "a").mkdir(exist_ok=True)
         (tmp_path / "a" / f"{k}.png").write_bytes(make_png(70 + k))
@@ -163,7 +163,9 @@ def test_cleaning_between_a_killed_import_and_its_repetition(
     (again / "a.png").write_bytes(make_png(70))
     list(import_pictures(folder, data))
     with monkeypatch.context() as patch:
-        patch.setattr("carrara.data.writer.Writer.finish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "carrara.dataset.writer.Writer.finish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             list(import_pictures(again, data))
     tag(Dataset.open(data), "trained")

@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from carrara.data.boxes import parse
-from carrara.data.importing import Options, import_pictures, importers
-from carrara.data.looking import look_at
-from carrara.data.rows import Rejected, Row
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
+from carrara.images.boxes import parse
+from carrara.importing.importing import import_pictures, importers
+from carrara.importing.options import Options
+from carrara.importing.record import look_at
+from carrara.importing.row import Rejected, Row
 
 from .conftest import png
 
@@ -682,8 +683,8 @@ def test_letters_mean_the_same_in_either_form(kind: str, on_disk: str, tmp_path:
 
 
 def test_conditions_and_searches_take_either_form(tmp_path: Path) -> None:
-    from carrara.data.search.contract import Query
-    from carrara.data.search.search import search
+    from carrara.search.query import Query
+    from carrara.search.search import search
 
     root = pictures(tmp_path / "in", [nfd("Käse/Übung.png"), "Brot/a.png"])
     (root / nfd("Käse") / nfd("Übung.txt")).write_text(nfd("ein großer Käse"))

@@ -10,14 +10,16 @@ import pyarrow as pa
 import pytest
 import tomli_w
 
-from carrara.data.commits import update
-from carrara.data.importing import Summary, import_pictures
-from carrara.data.looking import look_at
-from carrara.data.owners import Owners
-from carrara.data.rows import Row, caption_column, caption_language
-from carrara.data.table import Dataset
-from carrara.data.versions import restore
+from carrara.dataset.columns import caption_column, caption_language
+from carrara.dataset.commits import update
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.versions import restore
+from carrara.dataset.word_sources import Owners
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
+from carrara.importing.record import look_at
+from carrara.importing.row import Row
+from carrara.importing.summary import Summary
 
 from .conftest import png
 
@@ -278,7 +280,7 @@ def test_what_the_table_cannot_take_is_one_rejected_row(
             found.record.update(wrong)
         return found
 
-    monkeypatch.setattr("carrara.data.looking.look_at", looked)
+    monkeypatch.setattr("carrara.importing.record.look_at", looked)
     assert take_in(source, data).added == 1
     (line,) = (data / "rejected.jsonl").read_text().splitlines()
     assert json.loads(line)["reason"].startswith(f"the table cannot take it: {reason}")

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from carrara.evaluation.charts import HEIGHT, WIDTH, Chart, Line
-from carrara.evaluation.plates import font
+from carrara.pages.html import HEIGHT, WIDTH, Chart, Line
+from carrara.pages.picture_grid import font
 
 
 @pytest.mark.parametrize(

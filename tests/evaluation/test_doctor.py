@@ -14,20 +14,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from carrara.config import read_toml
-from carrara.data import summary
-from carrara.data.derive import derive
-from carrara.data.importing import import_pictures
-from carrara.data.latents import latent_key
-from carrara.data.table import Dataset
-from carrara.evaluation.doctor import course, latents, network, process
-from carrara.evaluation.doctor.findings import Check
-from carrara.evaluation.doctor.patient import Patient
-from carrara.generation.generate import settings_for
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import derive
+from carrara.dataset.latents import latent_key
+from carrara.doctor import latents, network, sampling, training_log
+from carrara.doctor.finding import Check
+from carrara.doctor.opened_run import Patient
 from carrara.generation.model import load_model
+from carrara.generation.sample import settings_for
+from carrara.importing import summary
+from carrara.importing.importing import import_pictures
 from carrara.recipes.catalogue import named
-from carrara.training.diffusing import DiffusionRecipe, Pixels
+from carrara.training import lr_and_budget
+from carrara.training.recipe import DiffusionRecipe, Pixels, TrainConfig
 from carrara.training.stages import train_diffusion
-from carrara.training.train_config import TrainConfig
 from conftest import Here, Trained, run_out, small_diffusion
 
 
@@ -75,7 +75,7 @@ def test_a_sound_run(sound: Path, dataset: Dataset, here: Here, monkeypatch: pyt
         "averaged weights", "conditions", "one batch",
     }  # fmt: skip
     monkeypatch.setattr(summary, "FEW", 5)
-    monkeypatch.setattr(course, "_OFTEN", 5)
+    monkeypatch.setattr(lr_and_budget, "_MEETINGS", 5)
     monkeypatch.setattr(network, "_HELPS", 2)
     told = here("doctor", sound, dataset.path)
     assert told.status == 0, told.out
@@ -148,7 +148,7 @@ def test_stored_latents_that_are_sound(patient_of: Callable[..., Patient]) -> No
 def test_ends_of_schedules(sound: Path, change: dict[str, Any], found: set[str]) -> None:
     model = load_model(sound / "model")
     changed = replace(model, config=model.config.model_copy(update=change))
-    assert names(process.terminal(changed)) == found
+    assert names(sampling.terminal(changed)) == found
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_ends_of_schedules(sound: Path, change: dict[str, Any], found: set[str])
 )
 def test_times_that_were_never_trained(sound: Path, change: dict[str, Any], found: set[str]) -> None:
     model, recipe = load_model(sound / "model"), small_diffusion().model_copy(update=change)
-    assert names(process.times(model, recipe, settings_for(model, {}))) == found
+    assert names(sampling.times(model, recipe, settings_for(model, {}))) == found
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_how_pictures_were_sampled(
     config = model.config.model_copy(update={"schedule": schedule, "conditions": {"caption": caption}})
     changed = replace(model, config=config)
     recipe = small_diffusion().model_copy(update={"times": "discrete"})
-    assert names(process.sampling(changed, recipe, settings_for(changed, given))) == found
+    assert names(sampling.sampling(changed, recipe, settings_for(changed, given))) == found
 
 
 def test_a_picture_tells_how_it_was_sampled(sound: Path, trained: Trained, here: Here) -> None:
@@ -267,14 +267,14 @@ def line(step: int, loss: float, gradient: float = 1.0) -> dict[str, float]:
     ],
 )
 def test_the_course_of_a_loss(lines: list[dict[str, float]], found: set[str]) -> None:
-    assert names(course.losses(lines, TrainConfig())) == found
+    assert names(training_log.losses(lines, TrainConfig())) == found
 
 
 @pytest.mark.parametrize(
     ("reason", "fix"), [("the loss l1 is no longer finite", "lower train.lr"), ("no space left", "free what")]
 )
 def test_why_a_training_could_not_go_on(reason: str, fix: str) -> None:
-    (finding,) = course.losses([line(10, 1.0)], TrainConfig(), reason).findings
+    (finding,) = training_log.losses([line(10, 1.0)], TrainConfig(), reason).findings
     assert finding.name == "stopped"
     assert reason in finding.words
     assert finding.fix.startswith(fix)
@@ -285,13 +285,13 @@ def test_too_little_of_it(tmp_path: Path, pictures: Path) -> None:
     for file in (tmp_path / "alike").glob("*.txt"):
         file.write_text("a picture")
     run_out(import_pictures(str(tmp_path / "alike"), tmp_path / "data", held_out=0.0))
-    check = course.amount([line(10, 1.0)], Dataset.open(tmp_path / "data"), conditional=True)
+    check = training_log.amount([line(10, 1.0)], Dataset.open(tmp_path / "data"), conditional=True)
     assert names(check) == {"few_pictures", "few_seen", "one_caption"}
     for file in (tmp_path / "alike").glob("*.png"):
         if file.name != "red-bar-0.png":
             file.unlink()
     run_out(import_pictures(str(tmp_path / "alike"), tmp_path / "one", held_out=0.0))
-    assert "one_picture" in names(course.amount([], Dataset.open(tmp_path / "one"), conditional=False))
+    assert "one_picture" in names(training_log.amount([], Dataset.open(tmp_path / "one"), conditional=False))
 
 
 def test_runs_of_others(trained: Trained, here: Here, tmp_path: Path) -> None:

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from carrara.data.importing import import_pictures
-from carrara.data.search.vectors import vector_columns
-from carrara.data.store import store_at
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.store import store_at
+from carrara.embedders import embedders as opening
+from carrara.embedders import ngrams, use
+from carrara.embedders.embed_dataset import embed, embedded
+from carrara.embedders.embedders import Embedder, embedder_of, embedders, open_embedder, unit
 from carrara.errors import UserError
-from carrara.evaluation.embedders import ngrams, opening, use
-from carrara.evaluation.embedders.contract import Embedder, unit
-from carrara.evaluation.embedders.encode import embed, embedded
-from carrara.evaluation.embedders.opening import embedder_of, embedders, open_embedder
+from carrara.importing.importing import import_pictures
+from carrara.search.vector_columns import vector_columns
 from conftest import run_out
 from tiny_encoders import bert
 

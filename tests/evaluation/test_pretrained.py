@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from carrara.errors import UserError
-from carrara.evaluation.pretrained import (
+from carrara.metrics.pretrained_weights import (
     CONVOLUTIONS,
     installed,
     lite0_weights,
@@ -162,6 +162,6 @@ def test_packages_are_found_without_being_imported(tmp_path: Path, monkeypatch: 
 
 
 def test_a_missing_lite0_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("carrara.evaluation.pretrained.installed", lambda package, inside: None)
+    monkeypatch.setattr("carrara.metrics.pretrained_weights.installed", lambda package, inside: None)
     with pytest.raises(UserError, match=r"carrara\[eval\]"):
         lite0_weights()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from carrara.autoencoders import identity
 from carrara.autoencoders.point import PointEncoding
-from carrara.evaluation.reconstruction import batches, colour_shift, psnr, reconstruct, ssim
+from carrara.metrics.reconstruction import batches, colour_shift, psnr, reconstruct, ssim
 from carrara.tensors import from_pixels, to_pixels
 
 

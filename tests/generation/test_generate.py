@@ -14,14 +14,14 @@ from carrara.autoencoders import kl
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.conditions import label
-from carrara.data.summary import few
 from carrara.denoisers import unet
 from carrara.errors import UserError
-from carrara.generation.generate import Settings, decode, denoise, generate
 from carrara.generation.model import Model, ModelConfig, build_network, load_model
-from carrara.generation.pictures import png_note, read_recipe, save_png, sheet, to_image
+from carrara.generation.png import png_note, read_recipe, save_png, sheet, to_image
+from carrara.generation.sample import Settings, decode, denoise, generate
+from carrara.importing.summary import few
 from carrara.tensors import from_pixels
-from carrara.training.diffusing import Pixels
+from carrara.training.recipe import Pixels
 from conftest import Command, Trained
 
 PROMPTS = ["red disc", "blau", "", "a green bar that is far longer than all the other prompts of this test"]

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from carrara.cli_models import example_for
+from carrara.cli.models import example_for
 from carrara.conditions import image, label, layout, size, text
-from carrara.conditions.boxes import read_boxes
-from carrara.conditions.contract import Latent
-from carrara.conditions.holes import Masked
+from carrara.conditions.condition import Latent
+from carrara.conditions.random_holes import Masked
 from carrara.errors import UserError
-from carrara.generation.requests import Asked, read
+from carrara.generation.request import Asked, read
+from carrara.geometry import read_boxes
 from conftest import Here, Trained
 
 LATENT = Latent(4, 8, 3, 8, lambda picture: picture)

@@ -13,12 +13,12 @@ from PIL import Image
 
 from carrara.conditions.text import known_words, unseen_note
 from carrara.errors import UserError
-from carrara.evaluation.plates import contact_sheet
 from carrara.generation.model import WORDS, load_model
-from carrara.generation.pictures import parameters, read_recipe
+from carrara.generation.png import parameters, read_recipe
 from carrara.generation.prompt_file import read_prompts
-from carrara.generation.requests import Asked
-from carrara.training.conditioning import reads_of
+from carrara.generation.request import Asked
+from carrara.pages.picture_grid import contact_sheet
+from carrara.training.condition_columns import reads_of
 from carrara.training.passport import words_of
 from conftest import Here, Trained
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from carrara.autoencoders import kl, tiny, vq
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder, load_autoencoder
-from carrara.interop.diffusers_autoencoder import CONFIG, SCALE, WEIGHTS, open_autoencoder, read, write
-from carrara.interop.diffusers_names import names
+from carrara.interop.diffusers.autoencoder import SCALE, names, open_autoencoder, read, write
+from carrara.interop.diffusers.files import CONFIG, WEIGHTS
 from carrara.tensors import generator
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own
@@ -190,7 +190,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes_by_name_and_shape(name: str) -> None:
-    from carrara.interop.diffusers_configs import file_config
+    from carrara.interop.diffusers.autoencoder_config import file_config
 
     class_name, arguments, count = PUBLISHED[name]
     with torch.device("meta"):

@@ -15,8 +15,8 @@ from torch import Tensor
 from carrara.context import Context
 from carrara.denoisers import dit
 from carrara.errors import UserError
-from carrara.interop.diffusers_dit import AdoptedDiT, find_dit, read_dit, write_dit
-from carrara.interop.diffusers_files import CONFIG, WEIGHTS
+from carrara.interop.diffusers.dit import AdoptedDiT, find_dit, read_dit, write_dit
+from carrara.interop.diffusers.files import CONFIG, WEIGHTS
 from carrara.tensors import generator
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own

@@ -13,8 +13,8 @@ from diffusers_cases import diffusers, enlivened, trunk
 from torch import Tensor
 
 import tiny_encoders
-from carrara.generation.generate import Settings, denoise
 from carrara.generation.model import Model, load_model
+from carrara.generation.sample import Settings, denoise
 from carrara.tensors import PictureNoise
 from conftest import Here
 

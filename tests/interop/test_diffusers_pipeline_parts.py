@@ -24,7 +24,8 @@ from carrara.config import Config
 from carrara.denoisers import dit, unet
 from carrara.errors import UserError
 from carrara.generation.model import Model, ModelConfig, build_network, latent_of, load_model
-from carrara.interop import diffusers_pipeline, diffusers_pipeline_export
+from carrara.interop.diffusers import pipeline as diffusers_pipeline
+from carrara.interop.diffusers import pipeline_export
 from carrara.tensors import generator
 from conftest import Here
 
@@ -76,7 +77,7 @@ def test_classes_of_a_unet_and_a_scale_for_each_channel(tmp_path: Path) -> None:
         schedule_options={"zero_terminal": True},
         parameterization="v",
     )
-    remarks = diffusers_pipeline_export.write(mine, tmp_path / "out")
+    remarks = pipeline_export.write(mine, tmp_path / "out")
     assert remarks == [
         "its pipelines give a U-Net no class: call it yourself with class_labels, numbers of cat, dog, owl …, 3 stands "
         "for none"
@@ -118,7 +119,7 @@ def test_flow_matching(kind: str, tmp_path: Path) -> None:
         mine = model(denoiser, conditions={"label": classes(10)})
     else:
         mine = model(unet.Config(**SMALL), pixels=True)
-    diffusers_pipeline_export.write(mine, tmp_path / "out")
+    pipeline_export.write(mine, tmp_path / "out")
     back = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", low_cpu_mem_usage=False)
     back.set_progress_bar_config(disable=True)
     again = diffusers_pipeline.read(tmp_path / "out").model
@@ -244,11 +245,11 @@ def test_classes_that_dit_pipelines_cannot_count(tmp_path: Path) -> None:
     denoiser = dit.Config(width=24, depth=1, heads=2, frequency_shift=1.0, feed_forward_eps=1e-5)
     many = label.LabelEncoder(label.Config(width=10), [f"class {number}" for number in range(1001)])
     with pytest.raises(UserError, match="there are 1001 classes, and DiTPipeline takes number 1000 for none"):
-        diffusers_pipeline_export.write(model(denoiser, conditions={"label": many}), tmp_path / "out")
+        pipeline_export.write(model(denoiser, conditions={"label": many}), tmp_path / "out")
     assert not list(tmp_path.iterdir())
     always = label.LabelEncoder(label.Config(width=10, dropout=0.0), ["cat", "dog", "owl"])
     mine = model(denoiser, conditions={"label": always})
-    remarks = diffusers_pipeline_export.write(mine, tmp_path / "out")
+    remarks = pipeline_export.write(mine, tmp_path / "out")
     assert "it knows no picture without a class: call its pipeline with guidance_scale=1" in remarks
     back = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", low_cpu_mem_usage=False)
     back.set_progress_bar_config(disable=True)
@@ -285,7 +286,7 @@ def test_a_class_without_none(tmp_path: Path, here: Here) -> None:
 )  # fmt: skip
 def test_processes_that_cannot_be_exported(change: dict[str, Any], line: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as told:
-        diffusers_pipeline_export.write(model(unet.Config(**SMALL), pixels=True, **change), tmp_path / "out")
+        pipeline_export.write(model(unet.Config(**SMALL), pixels=True, **change), tmp_path / "out")
     assert line in str(told.value)
     assert not list(tmp_path.iterdir())
 
@@ -297,7 +298,7 @@ def test_conditions_that_cannot_be_exported(tmp_path: Path) -> None:
     def refusal(denoiser: Config, encoder: Any, **more: Any) -> str:
         mine = model(denoiser, conditions={"it": encoder}, schedule="linear", parameterization="eps", **more)
         with pytest.raises(UserError) as told:
-            diffusers_pipeline_export.write(mine, tmp_path / "out")
+            pipeline_export.write(mine, tmp_path / "out")
         assert not list(tmp_path.iterdir())
         return str(told.value)
 
@@ -323,14 +324,14 @@ def test_conditions_that_cannot_be_exported(tmp_path: Path) -> None:
 def test_flow_matching_in_latents_is_refused(tmp_path: Path) -> None:
     """The schedulers that these pipelines work with tell the network whole numbers for its times."""
     with pytest.raises(UserError, match="LDMPipeline works with cut times to whole numbers"):
-        diffusers_pipeline_export.write(model(unet.Config(**SMALL)), tmp_path / "out")
+        pipeline_export.write(model(unet.Config(**SMALL)), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_flow_is_sampled_there_as_here(tmp_path: Path) -> None:
     """Its own pipeline, with its own noise, against Euler's rule at the times themselves."""
     mine = model(unet.Config(**SMALL), pixels=True)
-    diffusers_pipeline_export.write(mine, tmp_path / "out")
+    pipeline_export.write(mine, tmp_path / "out")
     back = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", low_cpu_mem_usage=False)
     back.set_progress_bar_config(disable=True)
     made = back(num_inference_steps=3, generator=torch.Generator().manual_seed(4), output_type="pt").images
@@ -359,10 +360,10 @@ def test_a_scale_for_each_channel(kind: str, refused: bool, tmp_path: Path) -> N
         with pytest.raises(
             UserError, match=f"LDMPipeline knows one factor, .* of kind '{kind}' cannot take it"
         ):
-            diffusers_pipeline_export.write(mine, tmp_path / "out")
+            pipeline_export.write(mine, tmp_path / "out")
         assert not list(tmp_path.iterdir())
         mine.autoencoder = mine.autoencoder.with_scale(LatentScale(torch.zeros(4), torch.full((4,), 2.0)))
-    diffusers_pipeline_export.write(mine, tmp_path / "out")
+    pipeline_export.write(mine, tmp_path / "out")
     assert diffusers_pipeline.is_denoiser(tmp_path / "out")
 
 
@@ -373,7 +374,7 @@ def test_the_factor_and_the_names_that_other_programs_know(tmp_path: Path) -> No
     captions = config.learn(diffusers_pipeline._NoData())
     reading = unet.Config(**{**SMALL, "depth": 1})
     mine = model(reading, conditions={"it": captions}, schedule="scaled_linear", parameterization="eps")
-    diffusers_pipeline_export.write(mine, tmp_path / "out")
+    pipeline_export.write(mine, tmp_path / "out")
     back = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", low_cpu_mem_usage=False)
     assert back.vae.config.scaling_factor == 0.18215
     assert mine.autoencoder.scale is not None
@@ -399,7 +400,7 @@ def test_a_pipeline_in_half_precision(tmp_path: Path) -> None:
     context = adopted.model.context([{"caption": "red disc"}])
     assert context.tokens is not None
     assert context.tokens.std() > 0.1
-    diffusers_pipeline_export.write(adopted.model, tmp_path / "out")
+    pipeline_export.write(adopted.model, tmp_path / "out")
     diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", low_cpu_mem_usage=False)
     assert diffusers_pipeline.read(tmp_path / "out").model.config.sampling == adopted.model.config.sampling
 

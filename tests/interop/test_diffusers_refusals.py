@@ -17,7 +17,8 @@ from carrara.autoencoders import fsq, identity, kl, vq
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.errors import UserError
-from carrara.interop.diffusers_autoencoder import CONFIG, SCALE, WEIGHTS, open_autoencoder, read, write
+from carrara.interop.diffusers.autoencoder import SCALE, open_autoencoder, read, write
+from carrara.interop.diffusers.files import CONFIG, WEIGHTS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own
 
@@ -320,7 +321,7 @@ def test_writing_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("carrara.interop.diffusers_autoencoder.write_weights", full)
+    monkeypatch.setattr("carrara.interop.diffusers.autoencoder.write_weights", full)
     assert "No space left on device" in refusal(lambda: write(stored, tmp_path / "theirs"))
     assert [p.name for p in tmp_path.iterdir()] == ["theirs"]
     assert {p.name: p.read_bytes() for p in (tmp_path / "theirs").iterdir()} == before

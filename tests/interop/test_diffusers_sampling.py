@@ -15,10 +15,11 @@ from torch import Tensor
 
 from carrara.diffusion.schedules import SCHEDULES, logsnr
 from carrara.errors import UserError
-from carrara.generation.generate import denoise, settings_for
 from carrara.generation.model import Model, Released, load_model
-from carrara.interop import diffusers_pipeline, diffusers_pipeline_export
-from carrara.interop.diffusers_pipeline_scheduler import process_of
+from carrara.generation.sample import denoise, settings_for
+from carrara.interop.diffusers import pipeline as diffusers_pipeline
+from carrara.interop.diffusers import pipeline_export
+from carrara.interop.diffusers.scheduler import process_of
 from carrara.tensors import PictureNoise
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own
@@ -109,7 +110,7 @@ def test_as_it_was_released(
     assert spread > 0.1
     torch.testing.assert_close(last.z / spread, expected / spread, rtol=0, atol=2e-3)
 
-    diffusers_pipeline_export.write(model, tmp_path / "back")
+    pipeline_export.write(model, tmp_path / "back")
     came, back = (
         json.loads((tmp_path / side / "scheduler" / "scheduler_config.json").read_text())
         for side in ("theirs", "back")

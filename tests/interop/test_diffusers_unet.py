@@ -15,11 +15,11 @@ from unet_cases import CASES, CONDITIONAL, PLAIN, Case, asked, sides
 
 from carrara.denoisers import unet
 from carrara.errors import UserError
-from carrara.interop import diffusers_unet
-from carrara.interop.diffusers_files import CONFIG
-from carrara.interop.diffusers_names import modern
-from carrara.interop.diffusers_unet import read_unet, write_unet
-from carrara.interop.diffusers_unet_configs import Extras, UNet2DConditionModel, UNet2DModel
+from carrara.interop.diffusers import unet as diffusers_unet
+from carrara.interop.diffusers.autoencoder import modern
+from carrara.interop.diffusers.files import CONFIG, read_tensors
+from carrara.interop.diffusers.unet import read_unet, write_unet
+from carrara.interop.diffusers.unet_config import Extras, UNet2DConditionModel, UNet2DModel
 from carrara.tensors import generator
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own
@@ -125,7 +125,7 @@ def test_weights_are_not_copied_and_not_held_twice(tmp_path: Path, monkeypatch: 
     read: dict[str, Tensor] = {}
     monkeypatch.setattr(diffusers_unet, "modern", lambda given: read.update(modern(given)) or read)
     places: list[int] = []
-    reading = diffusers_unet.read_tensors
+    reading = read_tensors
     monkeypatch.setattr(
         diffusers_unet,
         "read_tensors",

@@ -9,7 +9,7 @@ import torch
 from diffusers_cases import CASES, diffusers, enlivened, trunk
 
 from carrara.autoencoders.stored import load_autoencoder
-from carrara.interop.diffusers_autoencoder import read
+from carrara.interop.diffusers.autoencoder import read
 from conftest import Here, Trained, recipe_file, small_autoencoder, small_diffusion
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own
@@ -74,7 +74,7 @@ def test_the_autoencoder_of_a_diffusion_model(here: Here, tmp_path: Path, traine
     """It has a measured scale, and diffusers decodes its latents to the same picture."""
     refusal = here("export", trained.diffusion, "out").refusal
     assert refusal.startswith(
-        "the condition 'caption' (text) cannot be exported: its text encoder was trained"
+        "the condition 'caption' (text) cannot be exported: its text encoder reads as none"
     )
     alone = refusal.rpartition("carrara export ")[2].removesuffix(" DEST")
     assert not (tmp_path / "out").exists()

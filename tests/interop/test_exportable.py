@@ -21,11 +21,10 @@ from carrara.config import Config, to_toml
 from carrara.denoisers import dit, unet
 from carrara.errors import UserError
 from carrara.generation.model import Model, ModelConfig, build_network
-from carrara.interop import diffusers_pipeline_export
+from carrara.interop.diffusers import pipeline_export
 from carrara.interop.exportable import exportable, stand_in
-from carrara.training.autoencoding import AutoencoderRecipe
-from carrara.training.diffusing import DiffusionRecipe
-from carrara.training.rehearsal import MadeUp
+from carrara.training.random_data import MadeUp
+from carrara.training.recipe import AutoencoderRecipe, DiffusionRecipe
 from conftest import Here, Trained, recipe_file, small_diffusion
 
 PLAIN_DIT: dict[str, Any] = {"width": 24, "depth": 1, "heads": 2, "frequency_shift": 1.0}
@@ -61,11 +60,11 @@ def test_said_before_and_done_after(words: str, tmp_path: Path) -> None:
     assert words in said
     if said.startswith("not"):
         with pytest.raises(UserError) as refused:
-            diffusers_pipeline_export.write(mine, tmp_path / "out")
+            pipeline_export.write(mine, tmp_path / "out")
         assert said == f"not to diffusers: {str(refused.value).removeprefix('diffusers cannot express it: ')}"
     else:
         assert said == f"as {words} of diffusers: carrara export RUN DEST"
-        diffusers_pipeline_export.write(mine, tmp_path / "out")
+        pipeline_export.write(mine, tmp_path / "out")
         index = diffusers.DiffusionPipeline.load_config(tmp_path / "out")
         assert index["_class_name"] == words
 
@@ -112,4 +111,4 @@ def test_a_latent_alone_and_a_model_to_begin_from(here: Here, tmp_path: Path) ->
     start = Model(table.model, build_network(table.model, nn.ModuleDict(), 3), nn.ModuleDict(), plain, {})
     assert "cannot take it in" in exportable(table, plain, MadeUp())
     assert exportable(table, plain, MadeUp(), start=start).startswith("as LDMPipeline of diffusers")
-    diffusers_pipeline_export.write(start, tmp_path / "out")
+    pipeline_export.write(start, tmp_path / "out")

@@ -7,7 +7,8 @@ from pathlib import Path
 from carrara.autoencoders import kl
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.recipes.catalogue import named
-from carrara.training.autoencoding import AutoencoderRecipe, with_network
+from carrara.training.autoencoder_task import with_network
+from carrara.training.recipe import AutoencoderRecipe
 
 PAGE = Path(__file__).parents[2] / "docs" / "interop.md"
 

@@ -13,10 +13,10 @@ from carrara.conditions import text
 from carrara.denoisers import unet
 from carrara.errors import UserError
 from carrara.generation.model import load_model
-from carrara.interop import diffusers_pipeline, diffusers_pipeline_export
+from carrara.interop.diffusers import pipeline, pipeline_export
 from carrara.interop.exportable import exportable, stand_in
 from carrara.recipes.catalogue import named
-from carrara.training.rehearsal import MadeUp
+from carrara.training.random_data import MadeUp
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own
 CONFIG = text.Config(vocabulary=300, length=9, width=16, depth=2, heads=2, causal=True)
@@ -40,7 +40,7 @@ def test_the_same_words_give_the_same_there(tmp_path: Path) -> None:
         parameterization="v",
     )
     mine.save(tmp_path / "mine")
-    diffusers_pipeline_export.write(load_model(tmp_path / "mine"), tmp_path / "out")
+    pipeline_export.write(load_model(tmp_path / "mine"), tmp_path / "out")
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out", low_cpu_mem_usage=False)
     pipe.set_progress_bar_config(disable=True)
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_the_same_words_give_the_same_there(tmp_path: Path) -> None:
         z, t = torch.randn(6, *mine.latent_shape), torch.tensor(500)
         again = mine.network(z, torch.full((6,), 0.501), mine.context([{"caption": p} for p in PROMPTS]))
         assert_near(pipe.unet(z, t, theirs).sample, again)
-        back = diffusers_pipeline.read(tmp_path / "out").model
+        back = pipeline.read(tmp_path / "out").model
         tokens = back.context([{"caption": p} for p in PROMPTS[:-1]]).tokens
         assert tokens is not None
         assert_near(tokens, expected[:-1])
@@ -75,4 +75,4 @@ def test_a_model_with_a_second_text_is_refused(tmp_path: Path) -> None:
         parameterization="v",
     )
     with pytest.raises(UserError, match="text, the second"):
-        diffusers_pipeline_export.write(mine, tmp_path / "out")
+        pipeline_export.write(mine, tmp_path / "out")

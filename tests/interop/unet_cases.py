@@ -12,7 +12,7 @@ from torch import Tensor
 from carrara.context import Context
 from carrara.denoisers import unet
 from carrara.denoisers.time_features import time_features
-from carrara.interop.diffusers_unet_configs import Extras
+from carrara.interop.diffusers.unet_config import Extras
 from carrara.tensors import generator
 
 PLAIN, CONDITIONAL = "UNet2DModel", "UNet2DConditionModel"

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from carrara.data.importing import import_pictures
-from carrara.data.store import lock, store_at
-from carrara.data.table import Dataset
-from carrara.data.versions import clean, versions
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.store import lock, store_at
+from carrara.dataset.versions import clean, versions
 from carrara.errors import UserError, refusal
 from carrara.files import check_writable
+from carrara.importing.importing import import_pictures
 from conftest import Here, Trained, write_pictures
 
 LANCE = ", /home/someone/rust/lance-io/src/object_store.rs:1013:21"
@@ -109,7 +109,7 @@ def test_the_check_leaves_nothing_and_sees_a_full_disk(
 def test_what_the_machine_refuses_is_one_line(
     here: Here, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
 ) -> None:
-    monkeypatch.setattr("carrara.data.table.Dataset.open", lambda *_, **__: (_ for _ in ()).throw(error))
+    monkeypatch.setattr("carrara.dataset.dataset.Dataset.open", lambda *_, **__: (_ for _ in ()).throw(error))
     assert here("data", "versions", "d").refusal == line
 
 
@@ -202,7 +202,7 @@ def test_cleaning_a_full_disk_makes_room_before_it_joins_files(
         raise OSError(f"LanceError(IO): No space left on device (os error 28){LANCE}")
 
     with monkeypatch.context() as patch:
-        patch.setattr("carrara.data.versions._compact", full)
+        patch.setattr("carrara.dataset.versions._compact", full)
         refusal = here("data", "clean", "d", "--keep-hours", 0).refusal
     assert refusal.startswith(f"{len(old)} old versions removed, 0.")
     assert refusal.endswith(

@@ -185,7 +185,7 @@ def newer(about: Path) -> None:
 
 
 def test_a_run_that_has_not_finished(here: Here, files: Path) -> None:
-    from carrara.data.table import Dataset
+    from carrara.dataset.dataset import Dataset
     from carrara.training.stages import train_autoencoder
 
     reports = train_autoencoder(small_autoencoder(), Dataset.open(files / "data"), files / "half")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from carrara.data.table import Dataset
-from carrara.generation.pictures import read_recipe
-from carrara.training.run import read_metrics
+from carrara.dataset.dataset import Dataset
+from carrara.generation.png import read_recipe
+from carrara.training.metrics_log import read_metrics
 from conftest import Command, recipe_file, small_autoencoder, small_diffusion, write_pictures
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import carrara as library
-from carrara.data.table import Dataset
+from carrara.cli.quickstart import _left, _Timer
+from carrara.dataset.dataset import Dataset
 from carrara.generation.model import Model
-from carrara.generation.pictures import read_recipe
-from carrara.quickstart import _left, _Timer
-from carrara.training.budget import Budget
+from carrara.generation.png import read_recipe
+from carrara.training.lr_and_budget import Budget
 from conftest import Command
 
 CHOICES = ["--budget", "6steps", "--set", "Activities"]

@@ -11,14 +11,14 @@ from carrara.diffusion.ddpm import DDPM
 from carrara.diffusion.samplers import SAMPLERS
 from carrara.diffusion.schedules import SCHEDULES
 from carrara.errors import UserError
-from carrara.evaluation.exhibits import Exhibit, Lesson
-from carrara.evaluation.lessons.forward import both_ways, forward
-from carrara.evaluation.lessons.reverse import reverse
-from carrara.evaluation.lessons.samplers import Result, cost, samplers, within
-from carrara.generation.generate import Settings, denoise, generate
 from carrara.generation.model import Model, ModelConfig, build_network
+from carrara.generation.sample import Settings, denoise, generate
+from carrara.lessons.forward import both_ways, forward
+from carrara.lessons.output import Exhibit, Lesson
+from carrara.lessons.reverse import reverse
+from carrara.lessons.samplers import Result, cost, samplers, within
 from carrara.tensors import PictureNoise, from_pixels
-from carrara.training.diffusing import Pixels
+from carrara.training.recipe import Pixels
 from conftest import Command, Trained
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 import carrara as library
-from carrara.data.importing import import_pictures
-from carrara.data.table import Dataset
-from carrara.evaluation.reconstruction import nearest_picture
-from carrara.generation.generate import Settings, generate
+from carrara.dataset.dataset import Dataset
 from carrara.generation.model import Model
-from carrara.generation.pictures import read_recipe
+from carrara.generation.png import read_recipe
+from carrara.generation.sample import Settings, generate
+from carrara.importing.importing import import_pictures
+from carrara.metrics.reconstruction import nearest_picture
 from conftest import Here, run_out
 
 STARTER = Path(library.__file__).with_name("starter")

@@ -8,16 +8,16 @@ from PIL import Image
 
 from carrara.conditions import text
 from carrara.config import to_toml
-from carrara.data.importing import import_pictures
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.diffusion.ddpm import DDPM
 from carrara.diffusion.schedules import Discrete
 from carrara.diffusion.times import TIMES
-from carrara.generation.generate import generate, settings_for
 from carrara.generation.model import bind, load_model
+from carrara.generation.sample import generate, settings_for
+from carrara.importing.importing import import_pictures
 from carrara.recipes.catalogue import named, recipes
 from carrara.tensors import from_pixels, sample_uniform
-from carrara.training.diffusing import DiffusionRecipe
+from carrara.training.recipe import DiffusionRecipe
 from carrara.training.stages import train_diffusion
 from conftest import run_out, steps
 

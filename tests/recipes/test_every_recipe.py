@@ -10,13 +10,12 @@ from torch import nn
 from carrara.autoencoders import kl
 from carrara.autoencoders.scale import LatentScale
 from carrara.autoencoders.stored import StoredAutoencoder
-from carrara.data.importing import import_pictures
-from carrara.data.table import Dataset
-from carrara.generation.generate import Settings, generate
+from carrara.dataset.dataset import Dataset
 from carrara.generation.model import build_network, latent_of, load_model
+from carrara.generation.sample import Settings, generate
+from carrara.importing.importing import import_pictures
 from carrara.recipes.catalogue import named, recipes
-from carrara.training.autoencoding import AutoencoderRecipe
-from carrara.training.diffusing import DiffusionRecipe
+from carrara.training.recipe import AutoencoderRecipe, DiffusionRecipe
 from carrara.training.stages import train_diffusion
 from conftest import run_out, steps
 

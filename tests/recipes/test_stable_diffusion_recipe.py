@@ -9,13 +9,13 @@ import tiny_encoders
 from carrara.autoencoders import kl
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.conditions.pretrained_text import PretrainedTextEncoder
-from carrara.data.importing import import_pictures
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
 from carrara.generation.model import load_model
+from carrara.importing.importing import import_pictures
 from carrara.recipes.catalogue import named
-from carrara.training.conditioning import learned
-from carrara.training.diffusing import DiffusionRecipe
+from carrara.training.condition_columns import learned
+from carrara.training.recipe import DiffusionRecipe
 from carrara.training.stages import train_diffusion
 from conftest import run_out, steps, write_pictures
 

@@ -17,13 +17,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 from torch import Tensor
 
-from carrara.data.importing import import_pictures
-from carrara.data.perceptual_hash import derive_glances
-from carrara.data.search.vectors import VectorColumn
-from carrara.data.table import Dataset
-from carrara.evaluation.embedders.contract import Embedder, unit
-from carrara.evaluation.embedders.encode import embed
-from carrara.serving.browse import browse_app
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.fingerprints import derive_glances
+from carrara.embedders.embed_dataset import embed
+from carrara.embedders.embedders import Embedder, unit
+from carrara.importing.importing import import_pictures
+from carrara.search.vector_columns import VectorColumn
+from carrara.serving.app import browse_app
 from conftest import run_out, write_pictures
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"> & 100% 'of' it"

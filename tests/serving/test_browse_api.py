@@ -15,12 +15,12 @@ from fastapi import HTTPException
 from PIL import Image
 from starlette.testclient import TestClient
 
-from carrara.data.importing import import_pictures
-from carrara.data.search.contract import Query
-from carrara.data.table import Dataset
-from carrara.serving import browse, guard, shown
-from carrara.serving.browse import STATIC, browse_app
-from carrara.serving.standing import Standing
+from carrara.dataset.dataset import Dataset
+from carrara.importing.importing import import_pictures
+from carrara.search.query import Query
+from carrara.serving import app, localhost_only, thumbnails
+from carrara.serving.app import STATIC, browse_app
+from carrara.serving.opened_dataset import Standing
 from conftest import run_out
 from serving.conftest import HOSTILE, asker, embedder_of, write_source
 
@@ -168,14 +168,14 @@ def test_pictures_are_only_ever_pictures(client: TestClient, data: Dataset, sour
     assert refusal(client, f"/api/pictures/{row}/..%2f..%2fdataset.toml", 404) != ""
     assert refusal(client, f"/api/pictures/{10**30}/{name}", 422) != ""
     for active in (b"<svg onload='x'/>", b"<!doctype html><script>", b"%PDF-1.7", b""):
-        assert shown.kind_of(active) == "application/octet-stream"
+        assert thumbnails.kind_of(active) == "application/octet-stream"
 
 
 def test_large_pictures_become_small() -> None:
     file = io.BytesIO()
     Image.linear_gradient("L").resize((700, 350)).convert("RGB").save(file, "JPEG")
     for side in (96, 384):
-        found = Image.open(io.BytesIO(shown.seen(file.getvalue(), side)))
+        found = Image.open(io.BytesIO(thumbnails.seen(file.getvalue(), side)))
         assert found.size == (side, side // 2)
         assert np.asarray(found).std() > 50
 
@@ -197,7 +197,7 @@ def test_large_pictures_become_small() -> None:
         ({"origin": "http://127.0.0.1:8000"}, 200),
         ({"origin": "http://127.0.0.1:9"}, 403),
         ({"origin": "null"}, 403),
-        ({"content-length": str(guard.UPLOAD + 1)}, 413),
+        ({"content-length": str(localhost_only.UPLOAD + 1)}, 413),
     ],
 )
 def test_who_may_ask(client: TestClient, headers: dict[str, str], status: int) -> None:
@@ -220,7 +220,7 @@ def test_other_machines_may_ask_where_it_listens_for_them(data: Dataset) -> None
 
 
 def test_uploads_end_where_they_are_too_large(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(browse, "UPLOAD", 1000)
+    monkeypatch.setattr(app, "UPLOAD", 1000)
     sent = []
 
     def pieces() -> Iterator[bytes]:  # of unknown length, so no header tells
@@ -281,7 +281,7 @@ def test_a_data_set_that_may_only_be_read(
     def refused(*_: object) -> None:
         raise OSError("Permission denied")
 
-    monkeypatch.setattr("carrara.data.search.indexing.committed", refused)
+    monkeypatch.setattr("carrara.search.indexes.committed", refused)
     client = asker(browse_app(tmp_path / "data", embedder_of=embedder_of))
     found = get(client, "/api/search", words="red disc")
     assert rows(found)[0] == row_of(Dataset.open(tmp_path / "data"), "red-disc-0.png")
@@ -316,7 +316,7 @@ def test_uploads_that_do_not_end_are_few(monkeypatch: pytest.MonkeyPatch) -> Non
 
     async def send(limiter: anyio.CapacityLimiter) -> None:
         try:
-            await browse._body(Slow(), limiter)  # type: ignore[arg-type]
+            await app._body(Slow(), limiter)  # type: ignore[arg-type]
         except HTTPException as error:
             refused.append(error.status_code)
 
@@ -327,14 +327,14 @@ def test_uploads_that_do_not_end_are_few(monkeypatch: pytest.MonkeyPatch) -> Non
                 group.start_soon(send, limiter)
         assert limiter.borrowed_tokens == 0
 
-    monkeypatch.setattr(browse, "SECONDS", 0.05)
+    monkeypatch.setattr(app, "SECONDS", 0.05)
     anyio.run(all_at_once)
     assert refused == [503, 503, 503, 408, 408]
 
 
 def test_a_data_set_that_is_removed_under_the_server(data: Dataset, tmp_path: Path) -> None:
     shutil.copytree(data.path, tmp_path / "d")
-    with asker(browse.browse_app(tmp_path / "d", embedder_of=embedder_of)) as client:
+    with asker(app.browse_app(tmp_path / "d", embedder_of=embedder_of)) as client:
         row = get(client, "/api/search")["hits"][0]  # type: ignore[index]
         shutil.rmtree(tmp_path / "d")
         picture = f"/api/pictures/{row['row']}/{row['id']}"

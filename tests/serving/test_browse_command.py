@@ -8,7 +8,7 @@ import urllib.request
 import pytest
 import uvicorn
 
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from conftest import Command, Here
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from serving.conftest import HOSTILE
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from carrara.data.amend import amend
-from carrara.data.table import Dataset
-from carrara.serving.browse import browse_app
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.word_changes import amend
+from carrara.serving.app import browse_app
 from carrara.serving.edits import HEADER
 from serving.conftest import asker, embedder_of
 

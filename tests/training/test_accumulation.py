@@ -15,9 +15,10 @@ from toy import Toy, batches, config, state_of
 from carrara.autoencoders import kl, vq
 from carrara.autoencoders.stored import load_autoencoder
 from carrara.denoisers import unet
-from carrara.training.accumulation import parts
-from carrara.training.loop import TrainConfig, train
-from carrara.training.parallel import blocks
+from carrara.training.devices import blocks
+from carrara.training.gradients import parts
+from carrara.training.loop import train
+from carrara.training.recipe import TrainConfig
 from carrara.training.stages import train_autoencoder, train_diffusion
 from conftest import Trained, first_step, run_out, small_autoencoder, small_diffusion
 

@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 
 from carrara.autoencoders import vq
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
 from carrara.model_folder import read_passport
-from carrara.training import adversary, checkpoint
-from carrara.training.adversary import SNAPSHOT, Adversary
-from carrara.training.autoencoding import AutoencoderRecipe
-from carrara.training.discriminator import Discriminator
-from carrara.training.held_out import HeldOutJudge
-from carrara.training.loop import Report, TrainConfig, TrainingState
-from carrara.training.parallel import Placement
-from carrara.training.run import read_metrics
+from carrara.training import checkpoint
+from carrara.training.checkpoint import TrainingState
+from carrara.training.devices import Placement
+from carrara.training.discriminator import SNAPSHOT, Adversary, Discriminator
+from carrara.training.loop import Report
+from carrara.training.metrics_log import read_metrics
+from carrara.training.recipe import AutoencoderRecipe, DiscriminatorConfig, TrainConfig
 from carrara.training.stages import train_autoencoder
+from carrara.training.validation import HeldOutJudge
 from conftest import run_out, small_autoencoder, some_steps, steps
 
-SMALL = adversary.Config(layers=1, channels=8, latest=0.4, ramp=0.2)
+SMALL = DiscriminatorConfig(layers=1, channels=8, latest=0.4, ramp=0.2)
 
 
 def recipe(budget: str = "40steps", **changes: Any) -> AutoencoderRecipe:
@@ -201,7 +201,7 @@ def test_the_judge_looks_at_averages_and_leaves_no_trace(dataset: Dataset) -> No
 
 def test_a_picture_too_small_for_it_is_refused() -> None:
     with pytest.raises(ValueError, match="needs at least 24: take fewer layers"):
-        AutoencoderRecipe(size=16, autoencoder=vq.Config(), discriminator=adversary.Config())
+        AutoencoderRecipe(size=16, autoencoder=vq.Config(), discriminator=DiscriminatorConfig())
 
 
 def test_too_few_pictures_and_too_many_codes_are_refused(dataset: Dataset, tmp_path: Path) -> None:

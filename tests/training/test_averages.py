@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from toy import Toy, Training, batches, config, state_of
 
 from carrara.config import to_toml
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
 from carrara.generation.model import load_model
-from carrara.training import adversary, checkpoint
-from carrara.training.autoencoding import AutoencoderRecipe
+from carrara.training import checkpoint
 from carrara.training.ema import Ema, power_of
-from carrara.training.loop import TrainConfig, train
-from carrara.training.post_hoc import Snapshots, fit, rebuild, snapshots
+from carrara.training.loop import train
+from carrara.training.post_hoc_averages import Snapshots, fit, rebuild, snapshots
+from carrara.training.recipe import AutoencoderRecipe, DiscriminatorConfig, TrainConfig, ValidationConfig
 from carrara.training.stages import train_diffusion
-from carrara.training.validation import ValidationConfig
 from conftest import Here, Trained, run_out, small_diffusion, some_steps
 
 LENGTHS = (0.05, 0.1)
@@ -76,7 +75,7 @@ def test_lengths_that_cannot_be(values: dict[str, Any], told: str) -> None:
         TrainConfig(**values)
     if told.startswith("posthoc"):
         with pytest.raises(ValidationError, match="a discriminator may be undone"):
-            AutoencoderRecipe(discriminator=adversary.Config(), train=TrainConfig(posthoc=LENGTHS))
+            AutoencoderRecipe(discriminator=DiscriminatorConfig(), train=TrainConfig(posthoc=LENGTHS))
 
 
 # --- any length afterwards ---

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from carrara.data.table import Dataset
-from carrara.training.budget import Budget
+from carrara.dataset.dataset import Dataset
+from carrara.training.lr_and_budget import Budget
 from carrara.training.stages import train_autoencoder
 from conftest import Here, Trained, recipe_file, run_out, small_autoencoder, steps
 

@@ -10,17 +10,15 @@ import pytest
 from PIL import Image
 
 from carrara.conditions import image, label, layout
-from carrara.conditions.contract import Latent
-from carrara.data.importing import import_pictures
-from carrara.data.table import Dataset
+from carrara.conditions.condition import Latent
+from carrara.dataset.dataset import Dataset
 from carrara.denoisers import unet
 from carrara.errors import UserError
 from carrara.generation.model import ModelConfig
-from carrara.training.conditioning import TrainingRows, checked, learned, reads_of
-from carrara.training.diffusing import DiffusionRecipe, Pixels
-from carrara.training.loop import TrainConfig
+from carrara.importing.importing import import_pictures
+from carrara.training.condition_columns import TrainingRows, checked, learned, reads_of
+from carrara.training.recipe import DiffusionRecipe, Pixels, TrainConfig, ValidationConfig
 from carrara.training.stages import train_diffusion
-from carrara.training.validation import ValidationConfig
 from conftest import Here, Trained, run_out, write_pictures
 
 MAPS = image.Config(shows="map", classes=3)

@@ -12,7 +12,8 @@ from toy import Recipe, Toy, Training, config
 
 from carrara.errors import UserError
 from carrara.training import checkpoint
-from carrara.training.run import Run, _cut_log, read_metrics
+from carrara.training.metrics_log import _cut_log, read_metrics
+from carrara.training.run import Run
 
 ALWAYS = {"save_every": 1e-9}
 

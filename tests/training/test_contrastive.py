@@ -11,21 +11,22 @@ import torch
 from torch.nn import functional as F
 
 from carrara.config import parse
-from carrara.data.importing import import_pictures
-from carrara.data.loader import Loaded
-from carrara.data.search.contract import Query
-from carrara.data.search.search import search
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.loader import Loaded
+from carrara.doctor import joint_space
+from carrara.embedders.contrastive import load_towers
+from carrara.embedders.embed_dataset import embed
+from carrara.embedders.embedders import embedder_of, open_embedder
+from carrara.embedders.two_towers import Towers, TowersConfig
 from carrara.errors import UserError
-from carrara.evaluation.doctor import joint
-from carrara.evaluation.embedders.contrastive import load_towers
-from carrara.evaluation.embedders.encode import embed
-from carrara.evaluation.embedders.opening import embedder_of, open_embedder
-from carrara.evaluation.embedders.towers import Towers, TowersConfig
-from carrara.evaluation.recall import ranks, recall, reciprocal
+from carrara.importing.importing import import_pictures
+from carrara.metrics.recall import ranks, recall, reciprocal
 from carrara.model_folder import read_passport
-from carrara.training import contrasting
-from carrara.training.contrasting import ContrastiveRecipe, ContrastiveTask, Pairs, train_contrastive
+from carrara.search.query import Query
+from carrara.search.search import search
+from carrara.training import contrastive_task
+from carrara.training.contrastive_task import ContrastiveTask, Pairs, train_contrastive
+from carrara.training.recipe import ContrastiveRecipe
 from conftest import run_out, steps
 
 
@@ -83,17 +84,17 @@ def test_it_learns_and_finds_what_no_caption_names(data: Dataset, tmp_path: Path
 
 def test_who_chooses_is_not_who_measures() -> None:
     rows = np.arange(1000, 1300)
-    choosing, measured = contrasting.halves(rows, recipe())
+    choosing, measured = contrastive_task.halves(rows, recipe())
     assert len(choosing) == len(measured) == 150
     assert sorted([*choosing, *measured]) == rows.tolist()
     assert 1100 < choosing.mean() < 1200, "by chance, not the first"
     assert (np.diff(choosing) > 0).all()
-    again = contrasting.halves(rows, recipe())
+    again = contrastive_task.halves(rows, recipe())
     assert (again[0] == choosing).all()
-    few = contrasting.halves(rows, recipe(pairs=20))
+    few = contrastive_task.halves(rows, recipe(pairs=20))
     assert (len(few[0]), len(few[1]), len({*few[0], *few[1]})) == (20, 20, 40)
     for count, wanted in ((0, (0, 0)), (1, (0, 0)), (3, (3, 0)), (5, (2, 3))):
-        assert tuple(map(len, contrasting.halves(rows[:count], recipe()))) == wanted
+        assert tuple(map(len, contrastive_task.halves(rows[:count], recipe()))) == wanted
 
 
 def test_a_resumed_training_is_the_same_to_the_bit(data: Dataset, tmp_path: Path) -> None:
@@ -117,9 +118,9 @@ def test_batches_from_memory_are_those_from_the_table(data: Dataset, monkeypatch
     pairs = Pairs(recipe(), data)
     seen, read = pairs.columns()
     rows, columns, config = pairs.rows("train"), (seen, *read.values()), recipe().train
-    kept = list(islice(contrasting._batches(data, columns, config, rows, 16), 3))
-    monkeypatch.setattr(contrasting, "IN_MEMORY", 0)
-    loading = contrasting._batches(data, columns, config, rows, 16)
+    kept = list(islice(contrastive_task._batches(data, columns, config, rows, 16), 3))
+    monkeypatch.setattr(contrastive_task, "IN_MEMORY", 0)
+    loading = contrastive_task._batches(data, columns, config, rows, 16)
     for one, other in zip(kept, islice(loading, 3), strict=True):
         assert (one.rows == other.rows).all()
         assert (one.seeds == other.seeds).all()
@@ -146,29 +147,31 @@ def test_the_doctor_draws_by_chance_and_is_sure_of_enough_held_out_pairs_only(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_out(train_contrastive(recipe("1steps"), data, tmp_path / "run"))
-    patient = joint.JointPatient(tmp_path / "run", recipe("1steps"), data)
-    monkeypatch.setattr(joint, "ranks", lambda one, other: np.full(len(one), len(one)))  # nothing is found
-    monkeypatch.setattr(joint, "halves", lambda rows, recipe: (rows[:0], rows[:0]))
+    patient = joint_space.JointPatient(tmp_path / "run", recipe("1steps"), data)
+    monkeypatch.setattr(
+        joint_space, "ranks", lambda one, other: np.full(len(one), len(one))
+    )  # nothing is found
+    monkeypatch.setattr(joint_space, "halves", lambda rows, recipe: (rows[:0], rows[:0]))
     asked: list[list[int]] = []
 
     def stored(dataset: Dataset, columns: Sequence[str], rows: np.ndarray) -> dict[str, torch.Tensor]:
         asked.append(rows.tolist())
-        return contrasting.stored_vectors(dataset, columns, rows)
+        return contrastive_task.stored_vectors(dataset, columns, rows)
 
-    monkeypatch.setattr(joint, "stored_vectors", stored)
-    monkeypatch.setattr(joint, "_LOOKED_AT", 18)
+    monkeypatch.setattr(joint_space, "stored_vectors", stored)
+    monkeypatch.setattr(joint_space, "_LOOKED_AT", 18)
     train = Pairs(patient.recipe, data).rows("train").tolist()
-    (finding,) = joint._found(patient).findings
+    (finding,) = joint_space._found(patient).findings
     assert (finding.name, finding.serious) == ("no_better_than_chance", False)
     assert "18 training pairs are no sure sign" in finding.words
     assert set(asked[0]) < set(train)
     assert asked[0] == sorted(asked[0]) != train[:18]
-    joint._found(patient)
+    joint_space._found(patient)
     assert asked[1] == asked[0]
-    monkeypatch.setattr(joint, "halves", lambda rows, recipe: (rows[:0], np.array(train)))
+    monkeypatch.setattr(joint_space, "halves", lambda rows, recipe: (rows[:0], np.array(train)))
     for enough in (False, True):
-        monkeypatch.setattr(joint, "_FEW", 18 if enough else 19)
-        (finding,) = joint._found(patient).findings
+        monkeypatch.setattr(joint_space, "_FEW", 18 if enough else 19)
+        (finding,) = joint_space._found(patient).findings
         assert finding.serious is enough
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
-from carrara.training.continuing import recipe_file
+from carrara.training.run_changes import recipe_file
 from carrara.training.stages import train_autoencoder
 from conftest import Here, Trained, run_out, small_autoencoder
 

@@ -14,16 +14,16 @@ from toy import Toy, batches, config
 from carrara.autoencoders import vq
 from carrara.autoencoders.stored import load_autoencoder
 from carrara.conditions import text
-from carrara.data.loader import Loaded
-from carrara.generation.generate import Settings, generate
+from carrara.dataset.loader import Loaded
 from carrara.generation.model import load_model
+from carrara.generation.sample import Settings, generate
 from carrara.layers import GroupNorm, attend
 from carrara.training import fastest
-from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask
+from carrara.training.autoencoder_task import AutoencoderTask
+from carrara.training.devices import Placement
 from carrara.training.gradients import gradients
-from carrara.training.parallel import Placement
+from carrara.training.recipe import AutoencoderRecipe, TrainConfig
 from carrara.training.stages import train_autoencoder, train_diffusion
-from carrara.training.train_config import TrainConfig
 from conftest import Trained, first_step, run_out, small_autoencoder, small_diffusion, steps
 
 CPU = Placement(torch.device("cpu"), False)
@@ -69,7 +69,7 @@ def test_the_fastest_way_is_taken_and_remembered(
         assert (found.bf16, found.parts) == expected
         assert replace(found, bf16=False, parts=1) == CPU, "another memory format is no faster"
         assert words.startswith(str(found))
-        assert "against" in words
+        assert "s in a trial; CPU" in words
         count = len(calls)
     assert set(calls) == set(seconds)
     fastest.fastest(CPU, work, "shapes", precision="auto", divisible=True)
@@ -92,7 +92,7 @@ def test_memory_format_and_kernels_are_tried_of_the_fastest_way(
     monkeypatch.setattr(fastest, "measured", clock)
     found, words = fastest.fastest(CPU, lambda way: way, "x", precision="auto", divisible=False)  # type: ignore[arg-type, return-value]
     assert found == replace(CPU, bf16=True, own_kernels=False), "a hundredth is noise, a tenth is not"
-    assert "PyTorch's kernels: 1.8 s, against 3 s in CPU, float32" in words
+    assert "PyTorch's kernels (1.8 s in a trial; CPU, float32: 3 s)" in words
 
 
 def test_a_placement_lays_out_what_it_says() -> None:

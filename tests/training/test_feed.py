@@ -9,17 +9,15 @@ import torch
 from PIL import Image
 
 from carrara.conditions import label
-from carrara.data.importing import import_pictures
-from carrara.data.latents import encode, variants
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.latents import encode, variants
 from carrara.denoisers import dit, unet
-from carrara.generation.generate import Settings, generate
 from carrara.generation.model import ModelConfig, load_model
-from carrara.training.diffusing import DiffusionRecipe, Pixels
-from carrara.training.feed import Feed, Resolution
-from carrara.training.loop import TrainConfig
+from carrara.generation.sample import Settings, generate
+from carrara.importing.importing import import_pictures
+from carrara.training.batches import Feed
+from carrara.training.recipe import DiffusionRecipe, Pixels, Resolution, TrainConfig, ValidationConfig
 from carrara.training.stages import feed_of, train_autoencoder, train_diffusion
-from carrara.training.validation import ValidationConfig
 from conftest import Here, run_out, small_autoencoder
 
 SIDES = [(32, 32), (44, 24), (24, 44), (60, 30)]  # width and height

@@ -7,12 +7,11 @@ import torch
 
 from carrara.autoencoders import kl, vq
 from carrara.autoencoders.stored import StoredAutoencoder, load_autoencoder
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
-from carrara.evaluation.reconstruction import mean_psnr
+from carrara.metrics.reconstruction import mean_psnr
 from carrara.recipes import finetune_autoencoder
-from carrara.training.autoencoding import AutoencoderRecipe
-from carrara.training.loop import TrainConfig
+from carrara.training.recipe import AutoencoderRecipe, TrainConfig
 from carrara.training.stages import train_autoencoder
 from conftest import Command, Trained, first_step, run_out, small_autoencoder
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from carrara.autoencoders import kl
 from carrara.autoencoders.point import PointEncoding
 from carrara.errors import UserError
-from carrara.training.autoencoding import AutoencoderRecipe
-from carrara.training.held_out import HeldOutJudge
-from carrara.training.parallel import Placement
+from carrara.training.devices import Placement
+from carrara.training.recipe import AutoencoderRecipe
+from carrara.training.validation import HeldOutJudge
 
 CPU = torch.device("cpu")
 
@@ -77,7 +77,7 @@ def state(*, bf16: bool = False) -> Any:
 @pytest.fixture
 def means(monkeypatch: pytest.MonkeyPatch) -> Means:
     network = Means()
-    monkeypatch.setattr("carrara.evaluation.features.load_features", lambda path: network)
+    monkeypatch.setattr("carrara.metrics.features.load_features", lambda path: network)
     return network
 
 
@@ -107,5 +107,5 @@ def test_none_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(path: None) -> None:
         raise UserError("no weights")
 
-    monkeypatch.setattr("carrara.evaluation.features.load_features", missing)
+    monkeypatch.setattr("carrara.metrics.features.load_features", missing)
     assert judge().distance(state()) is None

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from carrara.autoencoders import vq
-from carrara.data.table import Dataset
-from carrara.training import adversary
-from carrara.training.run import read_metrics
+from carrara.dataset.dataset import Dataset
+from carrara.training.metrics_log import read_metrics
+from carrara.training.recipe import DiscriminatorConfig
 from conftest import Command, Trained, recipe_file, small_autoencoder, small_diffusion
 
 STEPS, BATCH = 120, 4
@@ -31,7 +31,7 @@ def arguments(request: pytest.FixtureRequest, tmp_path: Path, dataset: Dataset) 
     if request.param == "codes and a discriminator":
         plain = small_autoencoder(**options)
         network = vq.Config(channels=8, multipliers=(1, 2), blocks=1, middle_attention=False, codes=64)
-        opponent = adversary.Config(layers=1, channels=8, latest=0.3, settled=0.0)
+        opponent = DiscriminatorConfig(layers=1, channels=8, latest=0.3, settled=0.0)
         chosen = plain.model_copy(update={"autoencoder": network, "discriminator": opponent})
         file = recipe_file(chosen, tmp_path / "mine.toml")
         return lambda run: ["train", file, dataset.path, "--out", run, "--budget", f"{STEPS}steps"]

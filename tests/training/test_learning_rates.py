@@ -14,9 +14,12 @@ from torch import nn
 from toy import Block, Net, Toy, Training, batches, config, state_of
 
 from carrara.errors import UserError
-from carrara.training.learning_rate import SCHEDULES, share
-from carrara.training.loop import TrainConfig, TrainingState, train
-from carrara.training.parallel import Placement
+from carrara.training.checkpoint import TrainingState
+from carrara.training.devices import Placement
+from carrara.training.loop import train
+from carrara.training.lr_and_budget import SCHEDULES
+from carrara.training.optim import lr_share
+from carrara.training.recipe import TrainConfig
 from conftest import run_out
 
 EXACT: dict[str, Any] = {
@@ -32,9 +35,9 @@ def test_a_schedule_is_its_formula(name: str) -> None:
     for step in range(100):
         used = step / 100
         expected = min(1, (step + 1) / 10) * EXACT[name](used)
-        assert share(given, used=used, step=step) == pytest.approx(expected, abs=1e-12)
-    assert share(given, used=0.0, step=9) == 1.0
-    assert share(TrainConfig(lr_schedule=name, warmup=0, cooldown=0.0), used=0.0, step=0) == 1.0
+        assert lr_share(given, used=used, step=step) == pytest.approx(expected, abs=1e-12)
+    assert lr_share(given, used=0.0, step=9) == 1.0
+    assert lr_share(TrainConfig(lr_schedule=name, warmup=0, cooldown=0.0), used=0.0, step=0) == 1.0
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -145,7 +148,7 @@ def test_a_warm_up_takes_at_most_a_tenth_of_the_budget(name: str, steps: int, wa
     """One that takes no more is as it was."""
     given = TrainConfig(lr_schedule=name, warmup=warmup, cooldown=0.0)
     shape = EXACT[name] if name != "wsd" else (lambda used: 1.0)
-    rises = [share(given, used=k / steps, step=k) / shape(k / steps) for k in range(steps)]
+    rises = [lr_share(given, used=k / steps, step=k) / shape(k / steps) for k in range(steps)]
     assert rises == sorted(rises)
     assert all(rise == pytest.approx(1) for k, rise in enumerate(rises) if k >= 0.1 * steps)
     if warmup <= 0.1 * steps:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from toy import Recipe, Toy, batches, config, state_of
 
-from carrara.training.budget import Budget
+from carrara.training.checkpoint import TrainingState
+from carrara.training.devices import Placement
 from carrara.training.looks import Looks
-from carrara.training.loop import TrainingState, train
-from carrara.training.parallel import Placement
+from carrara.training.loop import train
+from carrara.training.lr_and_budget import Budget
 from carrara.training.run import Run
 from conftest import run_out
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
 from carrara.training import checkpoint
-from carrara.training.autoencoding import AutoencoderTask
-from carrara.training.run import read_stopped
+from carrara.training.autoencoder_task import AutoencoderTask
+from carrara.training.metrics_log import read_stopped
 from carrara.training.stages import train_autoencoder
 from conftest import first_step, run_out, small_autoencoder, some_steps
 

@@ -6,10 +6,11 @@ import torch
 from pydantic import ValidationError
 
 from carrara.conditions import image
-from carrara.data.beside import KINDS, mirror
+from carrara.dataset.columns import KINDS
+from carrara.dataset.picture_columns import mirror
 from carrara.generation.model import ModelConfig
-from carrara.training.diffusing import DiffusionRecipe, Pixels
 from carrara.training.mirroring import as_seen, note
+from carrara.training.recipe import DiffusionRecipe, Pixels
 
 
 def ball() -> torch.Tensor:

@@ -11,13 +11,13 @@ from carrara.autoencoders import kl
 from carrara.conditions import text
 from carrara.config import component, kinds
 from carrara.denoisers import unet
-from carrara.training.budget import Budget
+from carrara.training.checkpoint import TrainingState
+from carrara.training.devices import Placement
 from carrara.training.ema import Ema, power_of
-from carrara.training.learning_rate import share
-from carrara.training.loop import TrainConfig, TrainingState
 from carrara.training.losses import TERMS
-from carrara.training.optim import Muon, orthogonalise, split_parameters
-from carrara.training.parallel import Placement
+from carrara.training.lr_and_budget import Budget
+from carrara.training.optim import Muon, lr_share, orthogonalise, split_parameters
+from carrara.training.recipe import TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_budget_is_read(written: str, meant: Budget) -> None:
     "written", ["", "10", "m", "-3m", "0s", "0steps", "1.5steps", "10 parsecs", "1h30m", "nan m", "١٠x"]
 )
 def test_a_budget_that_cannot_be_read(written: str) -> None:
-    with pytest.raises(ValueError, match=r"expected for example 90s, 10m, 1\.5h or 4000steps"):
+    with pytest.raises(ValueError, match=r"expected for example 90s, 10m, 1\.5h, 4000steps or 20epochs"):
         Budget.parse(written)
 
 
@@ -58,7 +58,7 @@ def state_of(module: nn.Module, **config: object) -> TrainingState:
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
     config = TrainConfig(budget="100steps", warmup=10, cooldown=0.4)
-    shape = [share(config, used=step / 100, step=step) for step in range(100)]
+    shape = [lr_share(config, used=step / 100, step=step) for step in range(100)]
     assert shape[:10] == pytest.approx([k / 10 for k in range(1, 11)])
     assert shape[10:61] == [1.0] * 51
     assert shape[60:] == pytest.approx([(100 - k) / 40 for k in range(60, 100)])

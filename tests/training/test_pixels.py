@@ -7,14 +7,14 @@ import torch
 
 import carrara
 from carrara.autoencoders import identity
-from carrara.data.loader import Loaded, load
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.loader import Loaded, load
 from carrara.errors import UserError
-from carrara.generation.generate import Settings, generate, settings_for
 from carrara.generation.model import Model, build_network
+from carrara.generation.sample import Settings, generate, settings_for
 from carrara.tensors import from_pixels
-from carrara.training.autoencoding import AutoencoderRecipe
-from carrara.training.diffusing import DiffusionRecipe, DiffusionTask, Pixels
+from carrara.training.diffusion_task import DiffusionTask
+from carrara.training.recipe import AutoencoderRecipe, DiffusionRecipe, Pixels
 from carrara.training.stages import train_autoencoder, train_diffusion
 from conftest import Command, run_out, small_diffusion, some_steps, steps
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from toy import Toy, Training
 
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
 from carrara.training import checkpoint
-from carrara.training.learning_rate import falls_from, share
-from carrara.training.loop import TrainConfig
-from carrara.training.run import read_metrics
+from carrara.training.metrics_log import read_metrics
+from carrara.training.optim import falls_from, lr_share
+from carrara.training.recipe import TrainConfig
 from carrara.training.stages import train_autoencoder
 from conftest import first_step, run_out, small_autoencoder, some_steps, steps
 
@@ -121,8 +121,8 @@ def test_a_course_without_a_plateau_says_that_the_rate_rises_again(tmp_path: Pat
 def test_until_it_falls_the_rate_is_at_its_highest(name: str, falls: float) -> None:
     config = TrainConfig(lr_schedule=name, cooldown=0.4, warmup=0)
     assert falls_from(config) == pytest.approx(falls)
-    assert share(config, used=falls_from(config), step=0) == pytest.approx(1)
-    assert share(config, used=falls + 0.1, step=0) < 1 or falls == 1
+    assert lr_share(config, used=falls_from(config), step=0) == pytest.approx(1)
+    assert lr_share(config, used=falls + 0.1, step=0) < 1 or falls == 1
 
 
 # --- settings ---
@@ -177,7 +177,7 @@ def test_a_run_without_a_step_may_change_anything(
     run_out(train_autoencoder(other, dataset, tmp_path / "fresh"))
     reports = train_autoencoder(small_autoencoder("30steps"), dataset, run)
     some_steps(reports, 12)
-    monkeypatch.setattr("carrara.training.state.TrainingState.save", lambda *_, **__: run)
+    monkeypatch.setattr("carrara.training.checkpoint.TrainingState.save", lambda *_, **__: run)
     reports.close()  # type: ignore[attr-defined]
     monkeypatch.undo()
     assert read_metrics(run)

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from carrara.autoencoders.stored import load_autoencoder
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
 from carrara.training import checkpoint
 from carrara.training.loop import Report
-from carrara.training.run import LOG_EVERY, read_metrics
+from carrara.training.metrics_log import read_metrics
+from carrara.training.recipe import LOG_EVERY
 from carrara.training.stages import train_autoencoder, train_diffusion
 from conftest import Trained, first_step, run_out, small_autoencoder, small_diffusion, some_steps, steps
 
@@ -135,7 +136,7 @@ def test_another_recipe_in_the_same_folder_is_refused(start: Start, tmp_path: Pa
 
 
 def test_other_pictures_in_the_same_folder_are_refused(dataset: Dataset, tmp_path: Path) -> None:
-    from carrara.data.importing import import_pictures
+    from carrara.importing.importing import import_pictures
     from conftest import write_pictures
 
     folder = write_pictures(tmp_path / "other", size=21)

@@ -8,14 +8,9 @@ from torch import Tensor, nn
 
 from carrara.autoencoders import fsq, kl, vq
 from carrara.tensors import generator
-from carrara.training.discriminator import (
-    LOSSES,
-    Discriminator,
-    fooled,
-    gradient_penalty,
-    smallest_side,
-)
+from carrara.training.discriminator import LOSSES, Discriminator, fooled, gradient_penalty
 from carrara.training.losses import TERMS, LossWeights, reconstruction_terms
+from carrara.training.recipe import smallest_side
 
 CPU = torch.device("cpu")
 SHAPE: dict[str, Any] = {"channels": 8, "multipliers": (1, 2), "blocks": 1}

@@ -14,19 +14,18 @@ from PIL import Image
 
 import tiny_encoders
 from carrara.conditions import pretrained_text
-from carrara.data.importing import import_pictures
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
-from carrara.evaluation.run_report import run_report, write_report
 from carrara.generation.model import load_model
-from carrara.generation.pictures import read_recipe
+from carrara.generation.png import read_recipe
+from carrara.importing.importing import import_pictures
 from carrara.training import checkpoint
-from carrara.training.diffusing import DiffusionRecipe, Pixels
-from carrara.training.fixed_pictures import BINS, absent
-from carrara.training.run import read_metrics
+from carrara.training.metrics_log import read_metrics
+from carrara.training.recipe import BINS, DiffusionRecipe, Pixels, TrainConfig, ValidationConfig
+from carrara.training.run_page import run_report, write_report
 from carrara.training.stages import train_diffusion
-from carrara.training.train_config import TrainConfig
-from carrara.training.validation import Validation, ValidationConfig
+from carrara.training.validation import Validation
+from carrara.training.validation_pictures import absent
 from conftest import Trained, run_out, small_diffusion, steps, write_pictures
 
 

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from carrara.config import Config
-from carrara.data.loader import Loaded
-from carrara.data.order import sample_seeds
+from carrara.dataset.loader import Loaded
+from carrara.dataset.order import sample_seeds
 from carrara.tensors import sample_noise
-from carrara.training.loop import Report, Task, TrainConfig, TrainingState
-from carrara.training.parallel import Placement
+from carrara.training.checkpoint import TrainingState
+from carrara.training.devices import Placement
+from carrara.training.loop import Report
+from carrara.training.recipe import TrainConfig
 from carrara.training.run import Run
+from carrara.training.task import Task
 
 
 class Recipe(Config):

@@ -1,4 +1,5 @@
-"""No autoencoder: the latent is the picture itself, so that diffusion happens in pixels (Ho et al. 2020)."""
+"""The identity, which is no autoencoder: the latent is the picture itself, so that diffusion happens in pixels (Ho
+et al. 2020)."""
 
 from __future__ import annotations
 

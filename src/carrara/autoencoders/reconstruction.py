@@ -1,4 +1,5 @@
-"""What one training pass of any autoencoder gives: the picture again, its latent, the latent's own loss terms."""
+"""A reconstruction: what one training pass of any autoencoder gives: the picture again, its latent, the latent's own
+loss terms."""
 
 from __future__ import annotations
 

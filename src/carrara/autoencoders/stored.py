@@ -1,4 +1,5 @@
-"""An autoencoder with all that its users need: configuration, picture size, latent scale, hash; on disk or not."""
+"""An autoencoder stored with all that its users need: configuration, picture size, latent scale, hash; on disk or
+not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The convolutional encoder and decoder that KL and VQ autoencoders share (Rombach et al. 2022, appendix G)."""
+"""The trunk: a convolutional encoder and decoder that KL and VQ autoencoders share (Rombach et al. 2022, appendix
+G)."""
 
 from __future__ import annotations
 

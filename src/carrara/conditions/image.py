@@ -1,4 +1,4 @@
-"""A picture beside z, concatenated to its channels (Saharia et al. 2021; Rombach et al. 2022, section 4.3.2).
+"""An image beside z, concatenated to its channels (Saharia et al. 2021; Rombach et al. 2022, section 4.3.2).
 
 A low-resolution picture, a masked one, a map of classes, any other picture of the row, or its own edges.
 """
@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from carrara.conditions.contract import Columns, Contents, Derivation, Form, Latent, Size, dropped
-from carrara.conditions.fitting import central, edges, fit_map, fit_mask, fit_picture, resize, shrink
-from carrara.conditions.holes import Masked, draw_hole
+from carrara.conditions.condition import Columns, Contents, Derivation, Form, Latent, dropped
+from carrara.conditions.random_holes import Masked, draw_hole
 from carrara.config import Config as Base
 from carrara.context import Context
 from carrara.errors import UserError, nearest
+from carrara.geometry import Size, central, edges, fit_map, fit_mask, fit_picture, resize, shrink
 from carrara.tensors import from_pixels, mix, sample_noise, sample_uniform
 
 UNLABELLED = 255

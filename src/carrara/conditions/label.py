@@ -1,4 +1,4 @@
-"""A class: one of a list of names, as a vector beside the time (Dhariwal & Nichol 2021) or a token to attend to."""
+"""A label: one of a list of names, as a vector beside the time (Dhariwal & Nichol 2021) or a token to attend to."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from carrara.conditions.contract import Columns, Contents, Derivation, Form, Latent, Size, dropped
+from carrara.conditions.condition import Columns, Contents, Derivation, Form, Latent, dropped
 from carrara.config import Config as Base
 from carrara.context import Context
 from carrara.errors import UserError, nearest
+from carrara.geometry import Size
 from carrara.model_folder import read_names
 
 _CLASSES = "classes.json"

@@ -1,4 +1,5 @@
-"""Boxes with what is in them: a token a box (Li et al. 2023, GLIGEN, eq. 5), and painted beside z if wanted."""
+"""A layout: boxes with what is in them: a token a box (Li et al. 2023, GLIGEN, eq. 5), and painted beside z if
+wanted."""
 
 from __future__ import annotations
 
@@ -13,11 +14,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from carrara.conditions import text
-from carrara.conditions.boxes import Box, Layout, covered, read_boxes
-from carrara.conditions.contract import Columns, Contents, Derivation, Form, Latent, Size, dropped
+from carrara.conditions.condition import Columns, Contents, Derivation, Form, Latent, dropped
 from carrara.config import Config as Base
 from carrara.context import Context
 from carrara.errors import UserError, nearest
+from carrara.geometry import Box, Layout, Size, covered, read_boxes
 from carrara.model_folder import read_names
 
 _COLUMNS = ("boxes", "width", "height")

@@ -17,12 +17,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from carrara.conditions import text
-from carrara.conditions.contract import Columns, Derivation, Form, Latent, Size, dropped
-from carrara.conditions.encoder_folder import EncoderFolder
+from carrara.conditions.condition import Columns, Derivation, Form, Latent, dropped
+from carrara.conditions.frozen_encoder import EncoderFolder
 from carrara.config import Config as Base
 from carrara.context import Context
 from carrara.errors import UserError
 from carrara.files import json_object
+from carrara.geometry import Size
 from carrara.tensors import sample_uniform
 
 _REFERENCES = "references.json"

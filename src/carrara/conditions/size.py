@@ -14,11 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from carrara.conditions.contract import Columns, Derivation, Form, Latent, Size, dropped
-from carrara.conditions.covering import shown
+from carrara.conditions.condition import Columns, Derivation, Form, Latent, dropped
 from carrara.config import Config as Base
 from carrara.context import Context
 from carrara.errors import UserError, nearest
+from carrara.geometry import Size, shown
 
 _COLUMNS = ("width", "height")
 _NUMBERS = 6  # original height and width, top and left of the cut, height and width that are made

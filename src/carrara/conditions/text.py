@@ -13,11 +13,12 @@ from pydantic import Field, model_validator
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from carrara.conditions.contract import Columns, Derivation, Form, Latent, Size, dropped
+from carrara.conditions.condition import Columns, Derivation, Form, Latent, dropped
 from carrara.config import Config as Base
 from carrara.config import check_memory
 from carrara.context import Context
 from carrara.errors import UserError
+from carrara.geometry import Size
 from carrara.layers import attend
 from carrara.model_folder import check_hash
 from carrara.tensors import sample_uniform

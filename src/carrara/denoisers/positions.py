@@ -1,4 +1,5 @@
-"""Where a patch lies, as sines: added to it (Vaswani et al. 2017) or turned into its products (Su et al. 2021)."""
+"""Positions: where a patch lies, as sines: added to it (Vaswani et al. 2017) or turned into its products (Su et al.
+2021)."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from carrara.diffusion.schedules import Discrete, NoiseSchedule, logsnr, time_of_level
-from carrara.diffusion.tables import Table
 from carrara.errors import UserError
+from carrara.registry import Table
 
 GRIDS: Table[Tensor] = Table("time grid")
 """``GRIDS[name](steps, schedule, **options) -> times``."""

@@ -35,8 +35,8 @@ from carrara.diffusion.parameterizations import Parameterization
 from carrara.diffusion.process import solved
 from carrara.diffusion.samplers.path import Denoise
 from carrara.diffusion.schedules import NoiseSchedule
-from carrara.diffusion.tables import Table
 from carrara.errors import UserError
+from carrara.registry import Table
 
 
 class Estimates(NamedTuple):

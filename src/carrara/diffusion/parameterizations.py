@@ -1,4 +1,4 @@
-"""What a network is trained towards: two numbers, ``a * latent + b * noise``.
+"""Parameterizations: what a network is trained towards: two numbers, ``a * latent + b * noise``.
 
 Solved together with z = alpha * latent + sigma * noise, its output gives the clean estimate back:
 x0 = (b * z - sigma * out) / (alpha * b - sigma * a).
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from carrara.diffusion.tables import Table
+from carrara.registry import Table
 
 Parameterization = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(alpha, sigma) -> (a, b), each of the same shape."""

@@ -1,4 +1,4 @@
-"""Diffusion: a network, a schedule and a parameterization; everything a task or a sampler asks of them."""
+"""A diffusion process: a network, a schedule and a parameterization; everything a task or a sampler asks of them."""
 
 from __future__ import annotations
 

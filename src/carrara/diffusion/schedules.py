@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from carrara.diffusion.tables import Table
 from carrara.errors import UserError
+from carrara.registry import Table
 
 
 class NoiseSchedule(Protocol):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from carrara.diffusion.schedules import NoiseSchedule, time_of_level
-from carrara.diffusion.tables import Table
+from carrara.registry import Table
 
 TIMES: Table[Tensor] = Table("time distribution")
 """``TIMES[name](u, schedule, **options) -> t``; ``u`` and ``t`` are [b], float32 or float64, in [0, 1]."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from carrara.diffusion.parameterizations import Parameterization
 from carrara.diffusion.schedules import NoiseSchedule
-from carrara.diffusion.tables import Table
+from carrara.registry import Table
 
 WEIGHTINGS: Table[Tensor] = Table("weighting")
 """``WEIGHTINGS[name](t, schedule, **options) -> weight of the eps error``, both [b]."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carrara.evaluation.reconstruction import TOPS
+from carrara.metrics.reconstruction import TOPS
 from carrara.tensors import from_pixels, to_pixels
 
 

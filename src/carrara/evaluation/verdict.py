@@ -1,4 +1,5 @@
-"""Whether an autoencoder is good enough to train a diffusion model on its latents, and what to change: one table."""
+"""The verdict on an autoencoder: whether it is good enough to train a diffusion model on its latents, and what to
+change: one table."""
 
 from __future__ import annotations
 

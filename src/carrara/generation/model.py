@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from carrara.autoencoders.stored import StoredAutoencoder, load_autoencoder
-from carrara.conditions.contract import Inputs, Latent, Size
+from carrara.conditions.condition import Inputs, Latent
 from carrara.config import Component, Config, OneOf, component, kinds, parse
 from carrara.context import Context
 from carrara.denoisers import unet
@@ -23,6 +23,7 @@ from carrara.diffusion.process import Diffusion
 from carrara.diffusion.samplers import SAMPLERS
 from carrara.diffusion.schedules import SCHEDULES, NoiseSchedule
 from carrara.errors import UserError
+from carrara.geometry import Size
 from carrara.model_folder import (
     hash_weights,
     load_into,

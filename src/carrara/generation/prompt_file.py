@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from carrara.errors import UserError, nearest
-from carrara.generation.requests import Asked
+from carrara.generation.request import Asked
 
 _LONGEST = 64 * 2**20  # bytes of a file of prompts
 _TEXTS = ("negative", "label", "original")

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from carrara.conditions.contract import Size
 from carrara.context import Context
 from carrara.generation.model import Model, joined
+from carrara.geometry import Size
 
 Given = Mapping[str, Sequence[Any]]
 """By a condition's name its values, one a picture."""

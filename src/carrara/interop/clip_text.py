@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from carrara.conditions.text import PAD, START, TextEncoder
-from carrara.interop.diffusers_files import write_table
+from carrara.interop.diffusers.files import write_table
 from carrara.model_folder import write_weights
 
 _LAYER = {

@@ -14,9 +14,9 @@ from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.config import Config
 from carrara.errors import UserError
 from carrara.generation.model import Model, ModelConfig, build_network
-from carrara.interop import diffusers_autoencoder, diffusers_pipeline_export
-from carrara.training.autoencoding import AutoencoderRecipe
-from carrara.training.diffusing import DiffusionRecipe
+from carrara.interop.diffusers import autoencoder as diffusers_autoencoder
+from carrara.interop.diffusers import pipeline_export
+from carrara.training.recipe import AutoencoderRecipe, DiffusionRecipe
 
 
 class LatentShape(Config):
@@ -46,14 +46,14 @@ def exportable(
             stored = StoredAutoencoder(module, recipe.network, recipe.size, None, "", {})
             return _as(type(diffusers_autoencoder.described(stored)).__name__)
         if start:
-            return _as(diffusers_pipeline_export.check(start))
+            return _as(pipeline_export.check(start))
         worked_on = recipe.pixels.autoencoder() if recipe.pixels else autoencoder
         assert worked_on is not None
         if not recipe.pixels:
             channels = int(worked_on.module.channels)  # type: ignore[arg-type]
             measured = LatentScale(torch.zeros(channels), 1 + torch.arange(channels).float())
             worked_on = worked_on.with_scale(measured)
-        return _as(diffusers_pipeline_export.check(_sketch(recipe.model, worked_on, data)))
+        return _as(pipeline_export.check(_sketch(recipe.model, worked_on, data)))
     except UserError as error:
         return f"not to diffusers: {str(error).removeprefix('diffusers cannot express it: ')}"
 
@@ -73,7 +73,7 @@ def _sketch(config: ModelConfig, autoencoder: StoredAutoencoder, data: Any) -> M
     """The model without a number in it. UserError of a condition that cannot be exported, before it learns."""
     encoders = nn.ModuleDict()
     for name, condition in config.conditions.items():
-        diffusers_pipeline_export.check_condition(name, condition)
+        pipeline_export.check_condition(name, condition)
         encoders[name] = (
             condition.opened() if condition.kind == "pretrained_text" else condition.learn(data, None)
         )

@@ -1,4 +1,4 @@
-"""Recipes by name (the folder is the list), from TOML files, and with single values changed."""
+"""The catalogue of recipes by name (the folder is the list), from TOML files, and with single values changed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from carrara.config import Config, parse, read_toml
 from carrara.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from carrara.training.autoencoding import AutoencoderRecipe
-    from carrara.training.contrasting import ContrastiveRecipe
-    from carrara.training.diffusing import DiffusionRecipe
+    from carrara.training.recipe import AutoencoderRecipe, ContrastiveRecipe, DiffusionRecipe
 
     Recipe: TypeAlias = AutoencoderRecipe | DiffusionRecipe | ContrastiveRecipe
 
@@ -60,9 +58,7 @@ def named(
         values = form().model_dump(mode="json", exclude_none=True)
     else:
         raise UserError(f"no recipe is called {name!r}{nearest(name, known)}, and there is no such file")
-    from carrara.training.autoencoding import AutoencoderRecipe
-    from carrara.training.contrasting import ContrastiveRecipe
-    from carrara.training.diffusing import DiffusionRecipe
+    from carrara.training.recipe import AutoencoderRecipe, ContrastiveRecipe, DiffusionRecipe
 
     if network and values.get("task") == "autoencoder":
         values.setdefault("autoencoder", network.model_dump(mode="json", exclude_none=True))

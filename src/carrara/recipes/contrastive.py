@@ -1,7 +1,7 @@
-"""A joint space of texts and pictures, to search by words that no caption has: two small towers on your own pairs."""
+"""A joint, contrastive space of texts and pictures, to search by words that no caption has: two small towers on your
+own pairs."""
 
-from carrara.training.contrasting import ContrastiveRecipe
-from carrara.training.loop import TrainConfig
+from carrara.training.recipe import ContrastiveRecipe, TrainConfig
 
 
 def recipe() -> ContrastiveRecipe:

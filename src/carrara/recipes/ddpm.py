@@ -2,8 +2,7 @@
 
 from carrara.denoisers import unet
 from carrara.generation.model import ModelConfig
-from carrara.training.diffusing import DiffusionRecipe, Pixels
-from carrara.training.loop import TrainConfig
+from carrara.training.recipe import DiffusionRecipe, Pixels, TrainConfig
 
 
 def recipe() -> DiffusionRecipe:

@@ -2,7 +2,7 @@
 
 from carrara.conditions import text
 from carrara.recipes import ddpm
-from carrara.training.diffusing import DiffusionRecipe
+from carrara.training.recipe import DiffusionRecipe
 
 
 def recipe() -> DiffusionRecipe:

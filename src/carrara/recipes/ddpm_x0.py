@@ -1,7 +1,7 @@
 """DDPM with the direct predictor: the network is trained towards the clean picture instead of the noise."""
 
 from carrara.recipes import ddpm
-from carrara.training.diffusing import DiffusionRecipe
+from carrara.training.recipe import DiffusionRecipe
 
 
 def recipe() -> DiffusionRecipe:

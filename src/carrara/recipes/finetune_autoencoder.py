@@ -1,7 +1,6 @@
 """Stage one from an existing autoencoder, your own or an adopted one: small steps, no network of its own."""
 
-from carrara.training.autoencoding import AutoencoderRecipe
-from carrara.training.loop import TrainConfig
+from carrara.training.recipe import AutoencoderRecipe, TrainConfig
 
 
 def recipe() -> AutoencoderRecipe:

@@ -1,10 +1,9 @@
-"""Stage two for holes: a U-Net on latents conditioned on the picture without its hole, and on the hole."""
+"""Stage two for inpainting: a U-Net on latents conditioned on the picture without its hole, and on the hole."""
 
 from carrara.conditions import image
 from carrara.denoisers import unet
 from carrara.generation.model import ModelConfig
-from carrara.training.diffusing import DiffusionRecipe
-from carrara.training.loop import TrainConfig
+from carrara.training.recipe import DiffusionRecipe, TrainConfig
 
 
 def recipe() -> DiffusionRecipe:

@@ -1,8 +1,7 @@
 """Stage one at 32 to 128 pixels on any machine: a small KL autoencoder of factor 4."""
 
 from carrara.autoencoders import kl
-from carrara.training.autoencoding import AutoencoderRecipe
-from carrara.training.loop import TrainConfig
+from carrara.training.recipe import AutoencoderRecipe, TrainConfig
 
 
 def recipe() -> AutoencoderRecipe:

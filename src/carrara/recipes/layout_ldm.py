@@ -1,10 +1,9 @@
-"""Stage two from boxes: a U-Net on latents conditioned on labelled boxes."""
+"""Stage two from a layout: a U-Net on latents conditioned on labelled boxes."""
 
 from carrara.conditions import layout
 from carrara.denoisers import unet
 from carrara.generation.model import ModelConfig
-from carrara.training.diffusing import DiffusionRecipe
-from carrara.training.loop import TrainConfig
+from carrara.training.recipe import DiffusionRecipe, TrainConfig
 
 
 def recipe() -> DiffusionRecipe:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from carrara.recipes import kl_autoencoder, text_ldm
-from carrara.training.autoencoding import AutoencoderRecipe
-from carrara.training.budget import Budget
-from carrara.training.diffusing import DiffusionRecipe
+from carrara.training.lr_and_budget import Budget
+from carrara.training.recipe import AutoencoderRecipe, DiffusionRecipe
 
 SOURCE = "emoji"
 LANGUAGES = {

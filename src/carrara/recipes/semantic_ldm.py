@@ -1,10 +1,9 @@
-"""Stage two from a map of classes: a U-Net on latents conditioned, pixel by pixel, on the class."""
+"""Stage two from a semantic map: a U-Net on latents conditioned, pixel by pixel, on the class."""
 
 from carrara.conditions import image
 from carrara.denoisers import unet
 from carrara.generation.model import ModelConfig
-from carrara.training.diffusing import DiffusionRecipe
-from carrara.training.loop import TrainConfig
+from carrara.training.recipe import DiffusionRecipe, TrainConfig
 
 
 def recipe() -> DiffusionRecipe:

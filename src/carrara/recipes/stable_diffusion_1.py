@@ -3,9 +3,7 @@
 from carrara.conditions import pretrained_text
 from carrara.denoisers import unet
 from carrara.generation.model import ModelConfig
-from carrara.training.diffusing import DiffusionRecipe
-from carrara.training.feed import Resolution
-from carrara.training.loop import TrainConfig
+from carrara.training.recipe import DiffusionRecipe, Resolution, TrainConfig
 
 
 def recipe() -> DiffusionRecipe:

@@ -1,10 +1,9 @@
-"""Stage two from small to large: a U-Net on latents conditioned on the picture at a quarter of its size."""
+"""Stage two for super-resolution: a U-Net on latents conditioned on the picture at a quarter of its size."""
 
 from carrara.conditions import image
 from carrara.denoisers import unet
 from carrara.generation.model import ModelConfig
-from carrara.training.diffusing import DiffusionRecipe
-from carrara.training.loop import TrainConfig
+from carrara.training.recipe import DiffusionRecipe, TrainConfig
 
 
 def recipe() -> DiffusionRecipe:

@@ -3,8 +3,7 @@
 from carrara.conditions import text
 from carrara.denoisers import unet
 from carrara.generation.model import ModelConfig
-from carrara.training.diffusing import DiffusionRecipe
-from carrara.training.loop import TrainConfig
+from carrara.training.recipe import DiffusionRecipe, TrainConfig
 
 
 def recipe() -> DiffusionRecipe:

@@ -4,7 +4,7 @@ from carrara.conditions import text
 from carrara.denoisers import unet
 from carrara.generation.model import ModelConfig
 from carrara.recipes import text_ldm
-from carrara.training.diffusing import DiffusionRecipe
+from carrara.training.recipe import DiffusionRecipe
 
 
 def recipe() -> DiffusionRecipe:

@@ -2,7 +2,7 @@
 
 from carrara.autoencoders import vq
 from carrara.recipes import kl_autoencoder
-from carrara.training.autoencoding import AutoencoderRecipe
+from carrara.training.recipe import AutoencoderRecipe
 
 
 def recipe() -> AutoencoderRecipe:

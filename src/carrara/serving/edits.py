@@ -1,4 +1,4 @@
-"""What a person may change on the page: a caption, and whether a picture is left out; each makes a version."""
+"""Edits: what a person may change on the page: a caption, and whether a picture is left out; each makes a version."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from carrara.config import Config
-from carrara.data.amend import amend
-from carrara.data.rows import CAPTIONED_BY, FLAGS, LANGUAGE, LEFT_OUT, caption_column, tidy
+from carrara.dataset.columns import CAPTIONED_BY, FLAGS, LANGUAGE, LEFT_OUT, caption_column
+from carrara.dataset.word_changes import amend
 from carrara.errors import UserError
-from carrara.serving.shown import NotThere
+from carrara.serving.thumbnails import NotThere
+from carrara.text import tidy
 
 if TYPE_CHECKING:
-    from carrara.data.table import Dataset
+    from carrara.dataset.dataset import Dataset
 
 HEADER = "x-carrara-token"
 

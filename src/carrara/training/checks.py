@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from carrara.data.channels import check_channels
+from carrara.dataset.channels import check_channels
 from carrara.errors import UserError
-from carrara.evaluation.pretrained import VISIBLE_CHANNELS
+from carrara.metrics.pretrained_weights import VISIBLE_CHANNELS
 
 if TYPE_CHECKING:
     from carrara.autoencoders.stored import StoredAutoencoder
-    from carrara.data.table import Dataset
+    from carrara.dataset.dataset import Dataset
     from carrara.generation.model import Model
-    from carrara.training.autoencoding import AutoencoderRecipe
+    from carrara.training.recipe import AutoencoderRecipe
 
 
 def check_pictures(dataset: Dataset) -> None:

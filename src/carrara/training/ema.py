@@ -1,4 +1,4 @@
-"""The average of the weights over training whose length is a share of it (Karras et al. 2024, section 3.1)."""
+"""EMA: the average of the weights over training whose length is a share of it (Karras et al. 2024, section 3.1)."""
 
 from __future__ import annotations
 

@@ -23,20 +23,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from carrara.generation.generate import Settings, denoise
 from carrara.generation.model import Model
-from carrara.parts import alone, at_once, processors
+from carrara.generation.sample import Settings, denoise
+from carrara.threads import alone, at_once, processors
 from carrara.training import dropout
+from carrara.training.devices import Placement, memory
 from carrara.training.gradients import gradients
-from carrara.training.machine import memory
 from carrara.training.optim import orthogonalise, split_parameters
-from carrara.training.parallel import Placement
 
 if TYPE_CHECKING:
     from carrara.autoencoders.stored import StoredAutoencoder
-    from carrara.data.loader import Loaded
-    from carrara.training.loop import Task
-    from carrara.training.train_config import TrainConfig
+    from carrara.dataset.loader import Loaded
+    from carrara.training.recipe import TrainConfig
+    from carrara.training.task import Task
 
 Work = Callable[[Placement], Callable[[], object]]
 

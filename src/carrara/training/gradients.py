@@ -1,25 +1,28 @@
-"""The gradient of a batch: part after part to save memory, or parts at the same time, one thread each."""
+"""The gradient of a batch: part after part to save memory, or parts at the same time, one thread each.
+
+A batch computed in parts, so that a step needs the activations of one part only.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from carrara.parts import at_once
+from carrara.threads import at_once
 from carrara.training import dropout
-from carrara.training.accumulation import parts
 from carrara.training.activation_memory import Saved
-from carrara.training.parallel import Placement
-from carrara.training.train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from carrara.data.loader import Loaded
-    from carrara.training.loop import Task
+    from carrara.dataset.loader import Loaded
+    from carrara.training.devices import Placement
+    from carrara.training.recipe import TrainConfig
+    from carrara.training.task import Task
 
 
 @dataclass
@@ -113,3 +116,25 @@ def _add(weights: list[nn.Parameter], slopes: tuple[Tensor | None, ...]) -> None
             weight.grad = slope if same else torch.empty_like(weight).copy_(slope)
         else:
             weight.grad.add_(slope)
+
+
+def parts(batch: Loaded, count: int) -> list[Loaded]:
+    """``count`` consecutive parts, as equal as they can be; a batch of fewer pictures comes one by one.
+
+    Each picture keeps its own seed, so what is random about it does not depend on the parts.
+    """
+    pictures = len(batch.rows)
+    count = min(count, pictures)
+    if count == 1:
+        return [batch]
+    edges = [pictures * k // count for k in range(count + 1)]
+    return [
+        replace(
+            batch,
+            rows=batch.rows[start:end],
+            seen=batch.seen + start,
+            seeds=batch.seeds[start:end],
+            columns={name: values[start:end] for name, values in batch.columns.items()},
+        )
+        for start, end in pairwise(edges)
+    ]

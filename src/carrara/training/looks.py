@@ -9,14 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from carrara.training.budget import Budget
+from carrara.training.lr_and_budget import LOOKS_SHARE, RESERVED, STARTUP, Budget
 
 if TYPE_CHECKING:
-    from carrara.training.state import TrainingState
+    from carrara.training.checkpoint import TrainingState
 
-SHARE = 0.1  # of a budget of time that all looks together may take
-# In the state's numbers: seconds of the budget that are kept for the look at the end, and that passed before the first
-RESERVED, STARTUP = "reserved", "startup"  # step, which say nothing of how fast training is.
+
 _MARGIN = (
     0.75  # of what is allowed that a look is planned to take: its time is estimated before the first one
 )
@@ -37,7 +35,7 @@ class Looks:
     name: str
     count: int
     least: int = 2
-    share: float = SHARE
+    share: float = LOOKS_SHARE
     passes: float = 0.0
 
     def due(self, state: TrainingState) -> bool:

@@ -6,74 +6,25 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from carrara.errors import UserError
-from carrara.parts import alone
 from carrara.progress import Progress
-from carrara.training import dropout, learning_rate
-from carrara.training.accumulation import parts
-from carrara.training.gradients import gradients
-from carrara.training.state import TrainingState
-from carrara.training.train_config import TrainConfig
+from carrara.threads import alone
+from carrara.training import dropout
+from carrara.training.gradients import gradients, parts
+from carrara.training.optim import lr_share
 
 if TYPE_CHECKING:
-    from carrara.data.loader import Loaded
+    from carrara.dataset.loader import Loaded
+    from carrara.training.checkpoint import TrainingState
+    from carrara.training.task import Task
 
-__all__ = ["BEST", "Report", "Task", "TrainConfig", "TrainingState", "train"]
 
 BEST = "held_out"  # the measure of a task by which the best checkpoint is kept; lower is better
-
-
-class Task(Protocol):
-    """An objective: modules by name, and for each of them its named loss terms (already weighted)."""
-
-    modules: Mapping[str, nn.Module]
-
-    @property
-    def divisible(self) -> bool:
-        """Whether parts of a batch may be asked about at the same time, in any order: its losses keep no state."""
-        return False
-
-    def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
-        """The terms whose sum the module ``update`` descends, each a scalar; none where it is not its turn.
-
-        Means over the batch's pictures, so that parts of a batch can be computed one after another; all modules
-        are asked about a part, in their order, before the next one comes, and no weights change in between.
-        """
-        ...
-
-    def pending(self, state: TrainingState) -> str:
-        """What `between` or `last` will do now that takes a while, in a word such as "validating", or ""."""
-        return ""
-
-    def between(self, state: TrainingState) -> str:
-        """Before each step: may look at held-out pictures and change the state.
-
-        A function of the state alone, so that a resumed run does the same. Returns a note for the user, or "".
-        """
-        return ""
-
-    def last(self, state: TrainingState) -> str:
-        """After the last step, as `between` before each."""
-        return ""
-
-    def finished(self, state: TrainingState) -> str:
-        """Asked after `between`: why training should end before its budget does, or "".
-
-        A function of the state alone, too.
-        """
-        return ""
-
-    def measures(self) -> Mapping[str, float]:
-        """Numbers about the last step for the log, besides its losses.
-
-        One called "held_out" decides which checkpoint is the best; it is that of the weights before the step.
-        """
-        return {}
 
 
 @dataclass(frozen=True)
@@ -126,7 +77,7 @@ def train(task: Task, batches: Iterable[Loaded], state: TrainingState) -> Iterat
             return
         with alone(state.placement.parts > 1):
             terms, norms = _gradients(task, batch, state, drops)
-            lr = learning_rate.share(state.config, used=used, step=state.step)
+            lr = lr_share(state.config, used=used, step=state.step)
             for name in norms:
                 for group in state.optimizers[name].param_groups:
                     group["lr"] = state.own.get(name, state.config).lr * lr

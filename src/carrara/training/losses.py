@@ -93,7 +93,7 @@ def _weighted(term: Term, weight: float) -> Term:
 def _lpips(weights: LossWeights, device: torch.device) -> Term:
     from pathlib import Path
 
-    from carrara.evaluation.lpips import load_lpips
+    from carrara.metrics.lpips import load_lpips
 
     network = load_lpips(weights.lpips_net, Path(weights.lpips_weights) if weights.lpips_weights else None)
     network.to(device)

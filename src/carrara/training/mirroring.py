@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carrara.data.beside import KINDS, mirror
+from carrara.dataset.picture_columns import mirror
 
 
 def setting(recipe: Any) -> str:
@@ -26,18 +26,6 @@ def note(recipe: Any) -> str:
         f"half of the pictures are mirrored, also writing, clock faces and what captions call left and right; "
         f"--set {name}=false keeps them as they are"
     )
-
-
-def refusal(recipe: Any) -> str:
-    """Why a recipe cannot mirror pictures: a condition that nobody can mirror; else ""."""
-    for name, condition in recipe.model.conditions.items():
-        kind = KINDS.get(getattr(condition, "column", ""))
-        if kind is not None and kind.mirrored == "swaps sides" and (flip := setting(recipe)):
-            return (
-                f"the condition {name!r} shows a {condition.column}, of which a mirrored picture would swap left and "
-                f"right: set {flip} to false"
-            )
-    return ""
 
 
 def as_seen(name: str, column: Any, mirrored: Tensor) -> Any:

@@ -13,10 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from carrara.errors import UserError
-from carrara.parts import at_once
+from carrara.threads import at_once
+from carrara.training.lr_and_budget import SCHEDULES, WARMUP
 
 if TYPE_CHECKING:
-    from carrara.training.train_config import TrainConfig
+    from carrara.training.recipe import TrainConfig
+
+
+def falls_from(config: TrainConfig) -> float:
+    """Share of the budget from which on the rate falls; 1 where it never does."""
+    return {"wsd": 1 - config.cooldown, "cosine": 0.0}.get(config.lr_schedule, 1.0)
+
+
+def lr_share(config: TrainConfig, *, used: float, step: int) -> float:
+    """Share of the highest rate for the step after ``step`` others, when ``used`` of the budget is gone.
+
+    The warm-up counts steps, because that is what an optimizer's averages need, but takes at most a tenth of the
+    budget; it multiplies the shape.
+    """
+    rise = min(1.0, max((step + 1) / max(1, config.warmup), used / WARMUP))
+    return rise * SCHEDULES[config.lr_schedule](used, config.cooldown)
+
 
 # Quintic Newton-Schulz coefficients of the Muon reference: singular values end between 0.7 and 1.2 in five steps.
 _QUINTIC = (3.4445, -4.7750, 2.0315)

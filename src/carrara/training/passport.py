@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from carrara import __version__
 from carrara.conditions.text import known_words
-from carrara.data import ranges
+from carrara.dataset import ranges
 from carrara.generation.model import WORDS
-from carrara.training.conditioning import TrainingRows
+from carrara.training.condition_columns import TrainingRows
+from carrara.version import __version__
 
 if TYPE_CHECKING:
     from carrara.autoencoders.stored import StoredAutoencoder
-    from carrara.data.table import Dataset
+    from carrara.dataset.dataset import Dataset
     from carrara.generation.model import Model
-    from carrara.training.loop import TrainingState
+    from carrara.training.checkpoint import TrainingState
 
 
 def passport_of(

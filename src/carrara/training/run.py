@@ -18,31 +18,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from carrara.config import Config, to_toml
-from carrara.data.store import lock
+from carrara.config import to_toml
+from carrara.dataset.store import lock
 from carrara.errors import UserError
-from carrara.files import json_object
 from carrara.model_folder import remove
 from carrara.training import checkpoint
-from carrara.training.budget import Budget
-from carrara.training.continuing import PLATEAU, RECIPE, Change, change_of, go_back, is_run, noted
 from carrara.training.fastest import fastest_training
-from carrara.training.learning_rate import falls_from
-from carrara.training.looks import STARTUP
-from carrara.training.loop import Report, Task, TrainingState, train
-from carrara.training.parallel import Placement
-from carrara.training.post_hoc import Snapshots
-from carrara.training.state import LOG_EVERY
-from carrara.training.train_config import TrainConfig
+from carrara.training.loop import Report, train
+from carrara.training.lr_and_budget import STARTUP, Budget
+from carrara.training.metrics_log import CHECKPOINTS, EVENTS, METRICS, MODEL, STOPPED, MetricsLog, rounded
+from carrara.training.optim import falls_from
+from carrara.training.post_hoc_averages import Snapshots
+from carrara.training.run_changes import PLATEAU, RECIPE, Change, change_of, go_back, is_run, noted
 
 if TYPE_CHECKING:
-    from carrara.data.table import Dataset
+    from carrara.config import Config
+    from carrara.dataset.dataset import Dataset
+    from carrara.training.checkpoint import TrainingState
+    from carrara.training.devices import Placement
+    from carrara.training.recipe import TrainConfig
+    from carrara.training.task import Task
 
-METRICS, CHECKPOINTS, EVENTS, MODEL = "metrics.jsonl", "checkpoints", "events", "model"
+
 UNFINISHED, AVERAGES = "unfinished", "averages"
-STOPPED = "stopped.txt"  # why the training could not go on; gone when it does
+
 _FIRST_FILES = {
     "run.json",
     RECIPE + ".part",
@@ -122,7 +121,7 @@ class Run:
 
     def _version(self) -> dict[str, Any]:
         """Where the data set is, the version that this run sees, and its tag."""
-        from carrara.data.versions import tag
+        from carrara.dataset.versions import tag
 
         if self._dataset is None:
             return {}
@@ -200,7 +199,7 @@ class Run:
             if begun and not (self.folder / UNFINISHED).is_dir() and not self.model.is_dir():
                 begun(self.folder / UNFINISHED)
             snapshots = Snapshots(self.folder / AVERAGES, state)
-            with closing(_Log(self.folder, state)) as log, closing(load(state.seen)) as batches:
+            with closing(MetricsLog(self.folder, state)) as log, closing(load(state.seen)) as batches:
                 try:
                     yield from (
                         Report.remark(state, note) for note in (*notes, *snapshots.notes, log.note) if note
@@ -216,7 +215,7 @@ class Run:
                             state.save(checkpoints / checkpoint.BEST, only=True)
                             continue
                         if report.last:
-                            log.add(report.step, {"seen": report.seen, **_rounded(report.measures)})
+                            log.add(report.step, {"seen": report.seen, **rounded(report.measures)})
                         log.write(report)
                         snapshots.after(state)
                         if time.monotonic() - saved > state.config.save_every:
@@ -248,7 +247,7 @@ class Run:
 
     def finish(self, save: Callable[[Path], object]) -> None:
         """Has the finished model written, and the run's page; what stood for the model meanwhile goes."""
-        from carrara.evaluation.run_report import write_report
+        from carrara.training.run_page import write_report
 
         with self._held():
             save(self.model)
@@ -301,99 +300,8 @@ class Run:
         return []
 
 
-class _Log:
-    """Every tenth report as a line of metrics.jsonl and as TensorBoard events."""
-
-    def __init__(self, folder: Path, state: TrainingState) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.note = _cut_log(folder / METRICS, state.step)
-        self._lines = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
-        self._events = SummaryWriter(str(folder / EVENTS), purge_step=state.step + 1)
-        self._since = (time.monotonic(), state.seen)
-        self._state = state
-
-    def write(self, report: Report) -> None:
-        """Logs the report if its step is one of those logged; the rate is pictures per second since the last."""
-        if report.step % LOG_EVERY or not report.losses:
-            return
-        before, self._since = self._since, (time.monotonic(), report.seen)
-        rate = (report.seen - before[1]) / max(1e-9, self._since[0] - before[0])
-        values = {
-            **_rounded(report.losses),
-            **_rounded(report.measures),
-            "gradient": round(report.gradient, 5),
-            "lr": report.lr,
-            "rate": round(rate, 1),
-            "spent": round(report.spent, 2),
-        }
-        if report.step == LOG_EVERY:
-            values |= self._state.measured
-        if (device := self._state.placement.device).type == "cuda":
-            values["peak_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
-        self.add(report.step, {"seen": report.seen, **values})
-
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        """A line, and its numbers as events."""
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            if name != "seen":
-                self._events.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Closes both files."""
-        self._lines.close()
-        self._events.close()
-
-
-def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 6) for name, value in numbers.items()}
-
-
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's log, in order, without any that is damaged; the last may be half written."""
-    return [values for _, values in _log_lines(folder / METRICS) if values is not None]
-
-
-def _log_lines(file: Path) -> Iterator[tuple[bytes, dict[str, float] | None]]:
-    """Each line of a log with its numbers, None for one that is damaged."""
-    for line in file.read_bytes().splitlines(keepends=True) if file.is_file() else []:
-        values = json_object(line) or {}
-        numbers = all(isinstance(value, int | float) for value in values.values())
-        yield line, values if numbers and isinstance(values.get("step"), int) else None
-
-
 def trained_on(folder: Path) -> str:
     """How the run computes, as its trial found, or "" where it did not say."""
     with contextlib.suppress(KeyError, TypeError):
         return str((noted(folder) or {})["placement"]["why"])
     return ""
-
-
-def read_stopped(folder: Path) -> str:
-    """Why the run's training could not go on, or ""."""
-    file = folder / STOPPED
-    return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
-
-
-def _cut_log(file: Path, step: int) -> str:
-    """Removes lines after ``step``, and a last line that a kill cut short; sets aside damaged ones, and says so."""
-    aside, part = file.with_name(file.name + ".damaged"), file.with_suffix(".part")
-    if not file.is_file():
-        if not os.path.lexists(file):
-            return ""
-        os.replace(file, aside)
-        return f"{file} was no file, and is {aside.name} now"
-    kept, damaged = list[bytes](), list[bytes]()
-    for line, values in _log_lines(file):
-        if values is not None and line.endswith(b"\n") and values["step"] <= step:
-            kept.append(line)
-        elif values is None and line.endswith(b"\n"):
-            damaged.append(line)
-    if damaged:
-        with open(aside, "ab") as lines:
-            lines.writelines(damaged)
-    part.write_bytes(b"".join(kept))
-    os.replace(part, file)
-    return f"{len(damaged)} damaged lines of {file} are in {aside.name} now" if damaged else ""

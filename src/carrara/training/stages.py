@@ -12,20 +12,22 @@ import torch
 
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.config import to_toml
-from carrara.data.channels import check_channels
-from carrara.data.derive import shown
-from carrara.data.latents import encode_missing, keep_scale
-from carrara.data.loader import load
+from carrara.dataset.channels import check_channels
+from carrara.dataset.derived import shown
+from carrara.dataset.latents import encode_missing, keep_scale
+from carrara.dataset.loader import load
+from carrara.embedders.embed_dataset import embed_missing
 from carrara.errors import UserError
-from carrara.evaluation.embedders.encode import embed_missing
 from carrara.generation.model import Model, build_network, latent_of
 from carrara.progress import Progress
 from carrara.tensors import mix
-from carrara.training import adversary, mirroring
-from carrara.training.autoencoding import AutoencoderRecipe, AutoencoderTask, with_network
-from carrara.training.averaged import fill_best
+from carrara.training import discriminator, mirroring
+from carrara.training.autoencoder_task import AutoencoderTask, with_network
+from carrara.training.averaged_model import fill_best
+from carrara.training.batches import Feed, multiple_of
+from carrara.training.checkpoint import TrainingState
 from carrara.training.checks import check_autoencoder, check_pictures, check_start
-from carrara.training.conditioning import (
+from carrara.training.condition_columns import (
     checked,
     cut_notes,
     derive_for,
@@ -33,21 +35,20 @@ from carrara.training.conditioning import (
     learned,
     reads_of,
 )
-from carrara.training.continuing import RECIPE, steps_made
-from carrara.training.contrasting import ContrastiveRecipe, Pairs, train_contrastive
-from carrara.training.diffusing import DiffusionRecipe, DiffusionTask, Pixels
+from carrara.training.contrastive_task import Pairs, train_contrastive
+from carrara.training.devices import Placement
+from carrara.training.diffusion_task import DiffusionTask
 from carrara.training.fastest import fastest_encoding
-from carrara.training.feed import Feed, multiple_of
-from carrara.training.held_out import HeldOutJudge
-from carrara.training.loop import Report, TrainConfig, TrainingState
-from carrara.training.parallel import Placement
+from carrara.training.loop import Report
 from carrara.training.passport import passport_of, words_of
-from carrara.training.preflight import check_memory
+from carrara.training.plan import check_memory
+from carrara.training.recipe import AutoencoderRecipe, ContrastiveRecipe, DiffusionRecipe, Pixels, TrainConfig
 from carrara.training.run import Run
-from carrara.training.validation import Validation
+from carrara.training.run_changes import RECIPE, steps_made
+from carrara.training.validation import HeldOutJudge, Validation
 
 if TYPE_CHECKING:
-    from carrara.data.table import Dataset
+    from carrara.dataset.dataset import Dataset
 
 _DATA = "pictures or captions"
 
@@ -81,8 +82,8 @@ def train_autoencoder(
     judge = HeldOutJudge(recipe, dataset, module, folder)
     opponent, own = None, {}
     if recipe.discriminator:
-        network = adversary.build(recipe.discriminator, recipe.network.image_channels)
-        opponent = adversary.Adversary(recipe.discriminator, network, judge, folder)
+        network = discriminator.build(recipe.discriminator, recipe.network.image_channels)
+        opponent = discriminator.Adversary(recipe.discriminator, network, judge, folder)
         own = {"discriminator": opponent.train_config(recipe.train)}
     task = AutoencoderTask(recipe, module, placement.device, judge, opponent)
     pixels = Pixels(size=recipe.size, channels=recipe.network.image_channels)

@@ -3,34 +3,40 @@
 The training loss jumps from step to step with the pictures, times and noise that it happens to draw. Here all
 three stay what they are, and pictures are held out, so that two numbers of a run, or of two runs on the same data,
 can be compared.
+
+How well the averaged weights do on held-out pictures while an autoencoder trains.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field, model_validator
+from torch import Tensor
 
-from carrara.config import Config
 from carrara.errors import UserError
-from carrara.generation.generate import generate, settings_for
 from carrara.generation.model import Model
-from carrara.generation.pictures import MOST, save_samples
+from carrara.generation.png import MOST, save_samples
+from carrara.generation.sample import generate, settings_for
 from carrara.generation.values import Values
-from carrara.training.fixed_pictures import BINS, FixedPictures, bin_times, fetch, weights
-from carrara.training.looks import SHARE, Looks
+from carrara.metrics.pretrained_weights import VISIBLE_CHANNELS
+from carrara.metrics.reconstruction import psnr, reconstruct
+from carrara.training.looks import Looks
+from carrara.training.validation_pictures import FixedPictures, bin_times, fetch, weights
 
 if TYPE_CHECKING:
     from carrara.autoencoders.stored import StoredAutoencoder
-    from carrara.data.table import Dataset
-    from carrara.training.diffusing import DiffusionTask
-    from carrara.training.loop import TrainingState
+    from carrara.dataset.dataset import Dataset
+    from carrara.training.checkpoint import TrainingState
+    from carrara.training.diffusion_task import DiffusionTask
+    from carrara.training.recipe import AutoencoderRecipe, ValidationConfig
+
 
 _LOOKS, _AT, _BEST, _BEST_LOOK, _BEST_AT = (
     f"validation.{word}" for word in ("looks", "at", "best", "best_look", "best_at")
@@ -38,42 +44,10 @@ _LOOKS, _AT, _BEST, _BEST_LOOK, _BEST_AT = (
 _KNOWN = "validation.known."  # what was measured last, in the state's numbers
 
 
-class ValidationConfig(Config):
-    """How often and on what a diffusion model is validated while it trains."""
-
-    looks: int = Field(8, ge=0, le=1000, description="How many times in a run, evenly; 0 is never.")
-    share: float = Field(
-        SHARE,
-        gt=0,
-        le=1,
-        description="Largest share of a budget of time for it; looks become fewer, then smaller.",
-    )
-    pictures: int = Field(64, ge=1, description="At most how many held-out pictures the loss is measured on.")
-    samples: int = Field(8, ge=0, le=256, description="Pictures in the grid that is made each time.")
-    prompts: tuple[str, ...] = Field(
-        (), description="What to sample instead of held-out captions, of a model with a text condition."
-    )
-    steps: int = Field(10, ge=1, le=1000, description="Sampling steps of those pictures.")
-    patience: int = Field(
-        0, ge=0, description="Stop after so many looks without a better held-out loss; 0 is off."
-    )
-
-    @model_validator(mode="after")
-    def _can_stop(self) -> ValidationConfig:
-        if self.patience and self.patience >= self.looks:
-            raise ValueError(
-                f"patience is {self.patience}, but a run has {self.looks} looks; it could never stop it"
-            )
-        return self
-
-    def passes(self, held_out: int) -> float:
-        """Forward passes of a picture in a look, where there are so many held-out pictures."""
-        return min(self.pictures, held_out) * BINS * 2 + self.samples * self.steps * 2
-
-    def timing(self, held_out: int) -> Looks:
-        """When to look at so many held-out pictures. What is to be stopped by its looks needs all of them."""
-        least = self.looks if self.patience else 2
-        return Looks("validation", self.looks, least, self.share, self.passes(held_out))
+def timing(config: ValidationConfig, held_out: int) -> Looks:
+    """When to look at so many held-out pictures. What is to be stopped by its looks needs all of them."""
+    least = config.looks if config.patience else 2
+    return Looks("validation", config.looks, least, config.share, config.passes(held_out))
 
 
 class Validation:
@@ -90,7 +64,7 @@ class Validation:
         """``folder`` is the run's. UserError where it is to stop the run but no picture is held out."""
         self.config, self.task, self.dataset, self.autoencoder = config, task, dataset, autoencoder
         self.folder, self.held_out = folder, len(dataset.indices("held_out"))
-        self.timing = config.timing(self.held_out)
+        self.timing = timing(config, self.held_out)
         self._measures: dict[str, float] = {}
         if config.prompts and not any(encoder.form == "text" for encoder in task.conditions.values()):
             raise UserError("validation.prompts needs a model with a text condition, and this one has none")
@@ -128,7 +102,7 @@ class Validation:
 
     def _look(self, state: TrainingState, *, first: bool) -> str:
         """Measures and samples with the averaged weights, and writes the run's page; returns the note."""
-        from carrara.evaluation.run_report import write_report
+        from carrara.training.run_page import write_report
 
         numbers, words = state.numbers, []
         before = numbers.get(_BEST)
@@ -232,3 +206,80 @@ class Validation:
 def _known(state: TrainingState) -> dict[str, float]:
     """What was measured last."""
     return {k.removeprefix(_KNOWN): v for k, v in state.numbers.items() if k.startswith(_KNOWN)}
+
+
+LOOKED_AT = 64  # pictures for PSNR, so that a look costs little
+SHOWN, _PIXELS = 8, 2**19  # pictures in a drawing, fewer where they would have more pixels
+COMPARED = 256  # pictures whose features are compared; too few held-out ones are filled up from training
+
+
+class HeldOutJudge:
+    """`discriminator.Judge` over a data set's held-out pictures; over training pictures where none are held out."""
+
+    def __init__(self, recipe: AutoencoderRecipe, dataset: Dataset, module: Any, folder: Path) -> None:
+        """``folder`` is the run's."""
+        self.recipe, self.dataset, self.module, self.folder = recipe, dataset, module, folder
+
+    def psnr(self, state: TrainingState) -> float:
+        """Mean PSNR in dB of at most 64 pictures."""
+        with self._averaged(state):
+            return float(psnr(self._few, self._reconstructed(self._few, state)).clamp(max=100).mean())
+
+    def distance(self, state: TrainingState) -> float | None:
+        """Kernel distance between the features of pictures and of their reconstructions.
+
+        None without a network for features, of pictures that it cannot be shown, and below two pictures.
+        """
+        from carrara.metrics.features import kernel_distance, load_features
+
+        if self.recipe.network.image_channels not in VISIBLE_CHANNELS:
+            return None
+        try:
+            network = load_features(None).to(state.placement.device)
+        except UserError:
+            return None
+        originals = self._pictures(COMPARED, fill=True)
+        if len(originals) < 2:
+            return None
+        with self._averaged(state):
+            again = self._reconstructed(originals, state)
+        return float(kernel_distance(network(originals), network(again), paired=True))
+
+    def show(self, state: TrainingState) -> None:
+        """Pictures above, below what comes back, as ``samples/SEEN.png``; not of more channels than a PNG has."""
+        if self.recipe.network.image_channels > MOST:
+            return
+        originals = self._few[: max(1, min(SHOWN, _PIXELS // self.recipe.size**2))]
+        with self._averaged(state):
+            again = self._reconstructed(originals, state)
+        save_samples([*originals, *again], self.folder, {"seen": state.seen}, columns=len(originals))
+
+    @cached_property
+    def _few(self) -> Tensor:
+        return self._pictures(LOOKED_AT, fill=False)
+
+    def _pictures(self, count: int, *, fill: bool) -> Tensor:
+        rows = list(self.dataset.indices("held_out")[:count])
+        if not rows or (fill and len(rows) < count):
+            rows += list(self.dataset.indices("train")[: count - len(rows)])
+        recipe = self.recipe
+        return self.dataset.pictures(rows, recipe.size, recipe.network.image_channels, bits=recipe.bits)
+
+    def _reconstructed(self, pictures: Tensor, state: TrainingState) -> Tensor:
+        return reconstruct(self.module, pictures, state.placement.device, state.placement.autocast)
+
+    @contextmanager
+    def _averaged(self, state: TrainingState) -> Iterator[None]:
+        """The module with its averaged weights, in evaluation; afterwards as it was, to the bit."""
+        parameters = dict(self.module.named_parameters())
+        kept = {name: p.detach().clone() for name, p in parameters.items()}
+        training = self.module.training
+        state.averages["autoencoder"].copy_to(self.module)
+        self.module.eval()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in kept.items():
+                    parameters[name].copy_(value)
+            self.module.train(training)

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from carrara.cli_keep import data_caption
-from carrara.data.amend import amend
-from carrara.data.importing import import_pictures
-from carrara.data.keep import captioning
-from carrara.data.keep.captioning import OfColumns, Progress, Stopped, caption, from_python, to_name
-from carrara.data.table import Dataset
+from carrara.cleaning import captioning
+from carrara.cleaning.captioning import OfColumns, Progress, Stopped, caption, from_python, to_name
+from carrara.cli.clean import data_caption
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.word_changes import amend
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
 
 PLUGIN = """
 import pathlib

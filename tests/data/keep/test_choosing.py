@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from carrara.cli_keep import data_filter
-from carrara.data.amend import amend
-from carrara.data.importing import import_pictures
-from carrara.data.keep.choosing import choose
-from carrara.data.table import Dataset
+from carrara.cli.clean import data_filter
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.subset import choose
+from carrara.dataset.word_changes import amend
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
 
 
 @pytest.fixture

@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carrara.cli_copies import By, data_dedup
-from carrara.data.amend import amend
-from carrara.data.derive import derive
-from carrara.data.importing import import_pictures
-from carrara.data.keep import duplicates
-from carrara.data.keep.duplicates import (
+from carrara.cleaning import duplicates
+from carrara.cleaning.duplicates import (
     Likeness,
     by_features,
     by_hash,
@@ -21,10 +17,14 @@ from carrara.data.keep.duplicates import (
     groups,
     hanging_together,
 )
-from carrara.data.perceptual_hash import derive_glances, glance_column
-from carrara.data.search.vectors import vector_key
-from carrara.data.table import Dataset
+from carrara.cli.dedup import By, data_dedup
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import derive
+from carrara.dataset.fingerprints import derive_glances, glance_column
+from carrara.dataset.word_changes import amend
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
+from carrara.search.vector_columns import vector_key
 from data.keep.test_perceptual_hash import drawing
 
 

@@ -5,20 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from carrara.cli_copies import data_split
-from carrara.data.amend import amend
-from carrara.data.importing import import_pictures
-from carrara.data.keep.duplicates import by_hash
-from carrara.data.keep.holding_out import (
-    apply,
-    divide,
-    names_by_column,
-    names_by_likeness,
-    with_groups,
-)
-from carrara.data.perceptual_hash import all_glanced
-from carrara.data.table import Dataset
+from carrara.cleaning.duplicates import by_hash
+from carrara.cleaning.split import apply, divide, names_by_column, names_by_likeness, with_groups
+from carrara.cli.dedup import data_split
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.fingerprints import all_glanced
+from carrara.dataset.word_changes import amend
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
 from data.keep.test_perceptual_hash import drawing
 
 

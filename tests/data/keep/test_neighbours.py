@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from carrara.data.keep import cells, neighbours
-from carrara.data.keep.cells import alike_by_cells
-from carrara.data.keep.neighbours import Pairs, alike, within
+from carrara.cleaning import near_pairs
+from carrara.cleaning import near_pairs as neighbours
+from carrara.cleaning.near_pairs import Pairs, alike, alike_by_cells, within
 
 
 def clustered(chance: np.random.Generator, count: int) -> np.ndarray:  # type: ignore[type-arg]
@@ -59,7 +59,7 @@ def pairs_in(found: Iterable[Pairs]) -> list[tuple[int, int]]:
 
 
 def test_vectors_by_cells_are_nearly_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cells, "_AT_ONCE", 5000)  # in many pieces
+    monkeypatch.setattr(near_pairs, "_COMPARED_AT_ONCE", 5000)  # in many pieces
     chance = np.random.default_rng(1)
     middle = chance.normal(size=(1500, 100))
     vectors = middle[chance.integers(0, 1500, 3000)] + chance.normal(size=(3000, 100)) * 0.3

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from carrara.data.derive import derive
-from carrara.data.importing import import_pictures
-from carrara.data.keep.duplicates import by_features, by_hash, components, groups
-from carrara.data.keep.statistics import Statistics, measure
-from carrara.data.perceptual_hash import all_glanced
-from carrara.data.search.vectors import vector_key
-from carrara.data.table import Dataset
+from carrara.cleaning.duplicates import by_features, by_hash, components, groups
+from carrara.cleaning.figures import Statistics
+from carrara.cleaning.statistics import measure
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import derive
+from carrara.dataset.fingerprints import all_glanced
+from carrara.importing.importing import import_pictures
+from carrara.search.vector_columns import vector_key
 
 
 def pattern(seed: int, top: int, kind: type = np.uint16) -> np.ndarray:

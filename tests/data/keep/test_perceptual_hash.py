@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from carrara.data.keep.colours import one_picture
-from carrara.data.perceptual_hash import BITS, SIDE, distance, look, unpack
+from carrara.images.fingerprint import BITS, SIDE, distance, look, one_picture, unpack
 
 
 def drawing(seed: int, size: tuple[int, int] = (96, 64)) -> Image.Image:

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carrara.cli_keep import data_stats
-from carrara.data.amend import amend
-from carrara.data.importing import import_pictures
-from carrara.data.keep.crops import cut, lost_in_square
-from carrara.data.keep.statistics import Statistics, measure
-from carrara.data.perceptual_hash import derive_glances
-from carrara.data.table import Dataset
+from carrara.cleaning.crops import cut, lost_in_square
+from carrara.cleaning.figures import Statistics
+from carrara.cleaning.statistics import measure
+from carrara.cli.clean import data_stats
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.fingerprints import derive_glances
+from carrara.dataset.word_changes import amend
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
 from data.keep.test_perceptual_hash import drawing
 
 
@@ -86,7 +87,7 @@ def test_counts(dataset: Dataset) -> None:
 def test_all_pictures_where_their_glances_are_there(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("carrara.data.keep.statistics.SAMPLE", 8)
+    monkeypatch.setattr("carrara.cleaning.statistics.SAMPLE", 8)
     part = measured(dataset)
     assert part.decoded == 8
     assert sum(part.files.formats.values()) == 8

@@ -9,14 +9,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from carrara.data.search import nearest as module
-from carrara.data.search.asking import row_numbers
-from carrara.data.search.contract import Ranked
-from carrara.data.search.fusion import fuse
-from carrara.data.search.indexing import covers
-from carrara.data.search.nearest import Effort, index_vectors, nearest
-from carrara.data.search.vectors import VectorColumn, lacking, newest, vector_columns, vector_key
-from carrara.data.table import ABOUT, DERIVED_KEY, DERIVED_SHAPE, FORMAT, TABLE, Dataset, schema
+from carrara.dataset.columns import DERIVED_KEY, DERIVED_SHAPE, schema
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.description import ABOUT, FORMAT
+from carrara.dataset.store import TABLE
+from carrara.search import by_vector as module
+from carrara.search.by_vector import Effort, index_vectors, nearest
+from carrara.search.indexes import covers
+from carrara.search.query import Ranked
+from carrara.search.search import fuse
+from carrara.search.table_scores import row_numbers
+from carrara.search.vector_columns import VectorColumn, lacking, newest, vector_columns, vector_key
 
 WIDTH = 64
 
@@ -91,7 +94,7 @@ def test_neighbours_are_those_of_numpy(data: Dataset, monkeypatch: pytest.Monkey
     lance.write_dataset(rows_of(more, 2000), str(data.path / TABLE), mode="append")
     data.refresh()
     assert nearest(data, column, more[4], limit=1)[0].tolist() == [2004]  # no index holds it yet
-    monkeypatch.setattr("carrara.data.search.indexing._STALE", 0.001)
+    monkeypatch.setattr("carrara.search.indexes._STALE", 0.001)
     assert index_vectors(data, column)
     assert (covers(data, "seen_0") or 0) >= 2029
     assert nearest(data, column, more[4], limit=1)[0].tolist() == [2004]

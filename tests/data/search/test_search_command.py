@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from carrara.config import to_toml
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.recipes.catalogue import named
-from carrara.training.contrasting import ContrastiveRecipe
+from carrara.training.recipe import ContrastiveRecipe
 from conftest import Here
 
 

@@ -13,18 +13,18 @@ from PIL import Image
 from torch import Tensor
 
 from carrara.config import parse
-from carrara.data.derive import made_from
-from carrara.data.importing import import_pictures
-from carrara.data.perceptual_hash import derive_glances
-from carrara.data.search import search as module
-from carrara.data.search.contract import Found, Query
-from carrara.data.search.search import search
-from carrara.data.search.vectors import VectorColumn, vector_columns
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import made_from
+from carrara.dataset.fingerprints import derive_glances
+from carrara.embedders import ngrams
+from carrara.embedders.embed_dataset import embed, embedded
+from carrara.embedders.embedders import Embedder, Lift, unit
 from carrara.errors import UserError
-from carrara.evaluation.embedders import ngrams
-from carrara.evaluation.embedders.contract import Embedder, Lift, unit
-from carrara.evaluation.embedders.encode import embed, embedded
+from carrara.importing.importing import import_pictures
+from carrara.search import search as module
+from carrara.search.query import Found, Query
+from carrara.search.search import search
+from carrara.search.vector_columns import VectorColumn, vector_columns
 from conftest import COLOURS, draw, run_out
 
 HUES = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "black": (0.1, 0.1, 0.1)}

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from carrara.data.importing import import_pictures
-from carrara.data.search.contract import Query
-from carrara.data.search.indexing import covers
-from carrara.data.search.search import search
-from carrara.data.search.words import by_spelling, by_words, index_words, indexed
-from carrara.data.table import Dataset
+from carrara.dataset.dataset import Dataset
 from carrara.errors import UserError
+from carrara.importing.importing import import_pictures
+from carrara.search.by_words import by_spelling, by_words, index_words, indexed
+from carrara.search.indexes import covers
+from carrara.search.query import Query
+from carrara.search.search import search
 from conftest import run_out
 
 CAPTIONS = {  # file: language: caption

@@ -1,4 +1,4 @@
-"""One estimate a step, earlier ones remembered: DPM++ 2M and 3M, UniPC, LMS, PLMS and DEIS.
+"""Multistep samplers: one estimate a step, earlier ones remembered: DPM++ 2M and 3M, UniPC, LMS, PLMS and DEIS.
 
 Every one begins with lower order until it has something to remember, and ends with Euler's rule where its own
 would look at the infinite lambda of the data.

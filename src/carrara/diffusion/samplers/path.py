@@ -1,4 +1,5 @@
-"""What every sampler is written with: moments of a grid, steps towards an estimate, straight coordinates."""
+"""A sampler's path: what every sampler is written with: moments of a grid, steps towards an estimate, straight
+coordinates."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from carrara.diffusion.grids import check_times
 from carrara.diffusion.schedules import NoiseSchedule, time_of_level
-from carrara.diffusion.tables import Table
 from carrara.errors import UserError
+from carrara.registry import Table
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """(z [b c ...], t []) -> clean estimate x0 [b c ...], the condition bound; t is one float64 on the CPU."""

@@ -1,0 +1,340 @@
+"""`carrara data search`, and what `carrara data encode` and `carrara train contrastive` do for it.
+
+`carrara data browse`: a data set as a page on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import sys
+import textwrap
+import webbrowser
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from carrara.cli.models import writable
+from carrara.cli.progress import show
+from carrara.errors import UserError
+from carrara.ray_engine.engine import HERE, Hands
+from carrara.terminal import console
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from carrara.dataset.dataset import Dataset
+    from carrara.search.query import Found, Hit
+
+
+_COLUMNS_OF_A_SHEET = 6
+_LISTED = 20  # of what goes into a data set
+
+
+def search(
+    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
+    words: Annotated[str, typer.Argument(help="What to look for, in any language.")] = "",
+    picture: Annotated[
+        Path | None, typer.Option(help="A picture file: is it in the data set, and what looks like it?")
+    ] = None,
+    like: Annotated[str | None, typer.Option(help="Number or id of a row, to find more like it.")] = None,
+    by: Annotated[
+        str, typer.Option(help="Way of searching: words, meaning, picture, joint, or hybrid (all together).")
+    ] = "auto",
+    where: Annotated[
+        str | None,
+        typer.Option(help="SQL condition that must hold, e.g. \"split = 'train' AND width >= 256\"."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Number of pictures to show.")] = 20,
+    skip: Annotated[int, typer.Option(help="Number of best matches to skip, for the next page.")] = 0,
+    at_least: Annotated[
+        float | None,
+        typer.Option(
+            min=-1, max=1, help="Lowest similarity (up to 1) of matches that are not found by words."
+        ),
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            help="Make a data set of what matches: has all of the words, is the same picture, or is as similar "
+            "as --at-least says.",
+            callback=writable,
+        ),
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a PNG that shows what was found.", callback=writable)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+) -> None:
+    """Find pictures by words in any language, by meaning, by likeness, or by what they show."""
+    import numpy as np
+
+    from carrara.config import parse
+    from carrara.dataset.dataset import Dataset
+    from carrara.dataset.subset import subset
+    from carrara.embedders.embedders import carry, embedder_of
+    from carrara.search.query import Query
+    from carrara.search.search import search as find
+
+    given: dict[str, Any] = {
+        "words": words,
+        "like": like,
+        "by": by,
+        "where": where,
+        "limit": limit,
+        "offset": skip,
+        "at_least": at_least,
+        "matching": into is not None,
+    }
+    if picture is not None:
+        given["picture"] = _bytes_of(picture)
+    query = parse(Query, given, where="the search")
+    pictures = Dataset.open(dataset)
+    found = find(pictures, query, lambda column: embedder_of(pictures, column))
+    if into and not found.hits:
+        why = "" if at_least is not None else "; --at-least 0.5 (of 1) takes what is similar, too"
+        raise UserError(f"nothing matches, so {into} was not made{why}")
+    if sheet and found.hits:
+        _sheet(pictures, found.hits, sheet)
+    if as_json:
+        typer.echo(json.dumps(found.document(), indent=2, ensure_ascii=False))
+    else:
+        _show(found, pictures.path, sheet if found.hits else None, most=_LISTED if into else limit)
+    if into:
+        rows = np.array([hit.row for hit in found.hits], np.int64)
+        made = subset(pictures, np.sort(rows), into, why=_why(query.words, picture, like, by, where))
+        carry(pictures, made)
+        if not as_json:
+            console.print(f"{made.path}: {len(made)} pictures", soft_wrap=True)
+
+
+def chosen_embedders(features: bool, meaning: bool, others: Sequence[str]) -> list[str]:
+    """The embedders that the flags and names of `carrara data encode` mean."""
+    from carrara.embedders.embedders import PICTURES, TEXTS
+
+    return [*([PICTURES] if features else []), *([TEXTS] if meaning else []), *others]
+
+
+def embed_all(dataset: Dataset, chosen: Sequence[str], hands: Hands = HERE) -> None:
+    """Embeds, with a bar each, what these embedders can and is missing, and says where it is."""
+    from carrara.dataset.derived import shown
+    from carrara.dataset.fingerprints import derive_glances
+    from carrara.embedders.embed_dataset import embed_missing
+    from carrara.embedders.embedders import open_embedder
+
+    for given in chosen:
+        embedder = open_embedder(given)
+        columns = list(dataset.captions.values())
+        if embedder.pictures is None and not columns:
+            raise UserError(f"{dataset.path} has no captions whose meaning could be stored")
+        if embedder.pictures is not None and not embedder.joint:
+            show(shown("perceptual hashes", derive_glances(dataset, by=hands.glances())))
+        # In a joint space the pictures are what is found; a text comes with the question.
+        for of in ["image"] if embedder.pictures is not None else columns:
+            by, build = hands.vectors(given, of), hands.indexes()
+            show(embed_missing(dataset, embedder, of, by=by, build=build))
+    if chosen:
+        console.print(f'next: carrara data search {dataset.path} "a red cap"', soft_wrap=True)
+
+
+def show_recall(dataset: Dataset, out: Path) -> None:
+    """How well held-out pairs find each other in the space of a finished run."""
+    from carrara.model_folder import read_passport
+
+    held_out = read_passport(out / "model").get("held_out")
+    if held_out:
+        console.print(f"{out / 'model'}: {held_out['protocol']}", soft_wrap=True)
+        console.print(f"{'':10}{'text to picture':>24}{'picture to text':>24}")
+        console.print(" " * 10 + "".join(f"{f'at {k}':>8}" for k in (1, 5, 10, 1, 5, 10)))
+        for language, ways in held_out["by_language"].items():
+            parts = [ways[way] for way in ("text to picture", "picture to text")]
+            cells = "".join(f"{part[f'recall_{k}']:8.0%}" for part in parts for k in (1, 5, 10))
+            console.print(f"{language:10}{cells}")
+        if repeated := sorted(column for column in dataset.captions.values() if _repeat(dataset, column)):
+            console.print(
+                f"note: captions repeat ({', '.join(repeated)}): a picture cannot be told from others with the same "
+                "words, so recall from picture to text stays low",
+                soft_wrap=True,
+            )
+    console.print(f"next: carrara data encode {dataset.path} --embedder {out}", soft_wrap=True)
+
+
+def _repeat(dataset: Dataset, column: str) -> bool:
+    """Whether a fifth or more of the held-out captions stand at another held-out picture, too."""
+    rows = dataset.indices("held_out")
+    texts = [text for text in dataset.take(rows, [column])[column] if text]
+    return len(set(texts)) < 0.8 * len(texts)
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
+
+
+def _why(words: str, picture: Path | None, like: str | None, by: str, where: str | None) -> str:
+    parts = [f"words {words!r}" if words else "", f"picture {picture}" if picture else ""]
+    parts += [
+        f"like {like}" if like else "",
+        f"by {by}" if by != "auto" else "",
+        f"where {where}" if where else "",
+    ]
+    return "search: " + (", ".join(part for part in parts if part) or "everything")
+
+
+def _show(found: Found, dataset: Path, sheet: Path | None, *, most: int) -> None:
+    """The answer for a person, with at most so many hits."""
+    for remark in found.remarks:
+        console.print(f"note: {remark}", soft_wrap=True)
+    if found.verdict:
+        console.print(found.verdict, soft_wrap=True)
+    for place, hit in enumerate(found.hits[:most], 1):
+        why = "; ".join(reason.words for reason in hit.reasons)
+        told = f"  ({why})" if why else ""
+        score = f"{hit.score:7.4f}  " if hit.reasons else ""
+        console.print(f"{place:3}  {score}row {hit.row}  {_called(hit)}{told}", soft_wrap=True)
+    if len(found.hits) > most:
+        console.print(f"… and {len(found.hits) - most} more")
+    if not found.hits:
+        console.print("nothing found")
+    ways = f"by {', '.join(dict.fromkeys(found.ways))}, " if found.ways else ""
+    more = "; there are more (--skip, --limit)" if found.more else ""
+    console.print(
+        f"{len(found.hits)} of {found.pictures} pictures of {dataset} (version {found.version}), {ways}"
+        f"{found.seconds * 1000:.0f} ms{more}",
+        soft_wrap=True,
+    )
+    if sheet:
+        console.print(str(sheet), soft_wrap=True)
+
+
+def _called(hit: Hit) -> str:
+    """What a picture is called: its English or first caption, else its label, else where it came from."""
+    captions = {name: text for name, text in hit.told.items() if name.startswith("caption")}
+    text = captions.get("caption_en") or captions.get("caption") or next(iter(captions.values()), None)
+    source = " of ".join(str(hit.told[name]) for name in ("source", "from") if name in hit.told)
+    named = text or hit.told.get("label") or source or hit.id[:12]
+    return textwrap.shorten(str(named), 100, placeholder=" …")
+
+
+def _sheet(dataset: Dataset, hits: Sequence[Hit], path: Path) -> None:
+    """The pictures in rows of six with their numbers, whole in their squares; written whole or not at all."""
+    from carrara.pages.picture_grid import Row, plate
+
+    side, rows = 128, []
+    for start in range(0, len(hits), _COLUMNS_OF_A_SHEET):
+        part = hits[start : start + _COLUMNS_OF_A_SHEET]
+        data = dataset.take([hit.row for hit in part], ["image"])["image"]
+        squares = [_square(found, side, dataset.span("image")) for found in data]
+        rows.append(Row("", squares, [f"{hit.row}: {hit.score:.3f}" for hit in part]))
+    part_file = path.with_name(path.name + ".part")
+    try:
+        plate(rows, side=side).save(part_file, "PNG")
+        part_file.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _square(data: bytes, side: int, span: tuple[float, float] | None) -> Image.Image:
+    """A picture, whole, on a white square."""
+    from PIL import Image, ImageOps
+
+    from carrara.images.decode import decode
+
+    picture = decode(data, short_side=side, span=span).convert("RGB")
+    return ImageOps.pad(picture, (side, side), Image.Resampling.LANCZOS, "white")
+
+
+_LINGER = 2  # seconds that an answer under way may still take when the server ends
+
+
+def browse(
+    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")] = 0,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; only this machine can reach 127.0.0.1.")
+    ] = "127.0.0.1",
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Let the page change nothing: no captions, no marks.")
+    ] = False,
+) -> None:
+    """Look through a data set in the browser: search, filter, edit captions, and mark pictures to leave out."""
+    try:
+        import uvicorn
+
+        from carrara.serving.app import browse_app
+        from carrara.serving.localhost_only import CONNECTIONS, is_loopback
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("uvicorn", "fastapi", "starlette", "anyio"):
+            raise
+        raise UserError(f"{error.name} is not installed: pip install 'carrara[serve]'") from None
+    from carrara.dataset.dataset import Dataset
+    from carrara.embedders.embedders import embedder_of
+
+    names = [socket.gethostname()] if host not in ("127.0.0.1", "localhost", "::1") else []
+    token = "" if read_only or not is_loopback(host) else secrets.token_urlsafe(16)
+    app = browse_app(dataset, embedder_of=embedder_of, host=host, names=names, token=token)
+    listening = _listen(host, port)
+    # What follows the sign is never sent: only the page that was opened here knows it.
+    address = _address(host, listening.getsockname()[1]) + (f"#{token}" if token else "")
+    pictures = len(Dataset.open(dataset))
+    console.print(f"{dataset}, {pictures} pictures: {address} (Ctrl-C ends it)", soft_wrap=True)
+    if show and _has_screen():
+        webbrowser.open(address)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            log_config=None,  # what other libraries log by stays as it is
+            access_log=False,
+            server_header=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=_LINGER,
+            lifespan="off",
+            ws="none",
+        )
+    )
+    # Ctrl-C arrives as an exception or as a plain return, as the server's loop happens to notice it.
+    with closing(listening), suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
+    console.print("ended")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket there. UserError where that cannot be."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    except (OSError, UnicodeError):
+        raise UserError(f"there is no address called {host!r}; expected e.g. 127.0.0.1") from None
+    made = socket.socket(family, socket.SOCK_STREAM)
+    if os.name == "posix":
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+        made.listen(128)
+    except OSError as error:
+        made.close()
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(
+            f"cannot listen on port {port} of {host}: {reason}; another --port, or 0 for any free one"
+        ) from None
+    return made
+
+
+def _address(host: str, port: int) -> str:
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{name}:{port}/"
+
+
+def _has_screen() -> bool:
+    """Whether a browser would open in a window; elsewhere it would take the terminal."""
+    if sys.platform in ("darwin", "win32"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,0 +1,102 @@
+"""`carrara data versions`, `tag`, `restore`, `clean`: what a data set was, and is no longer."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from carrara.cli.models import number
+from carrara.terminal import Bar, console
+
+
+def data_versions(
+    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
+) -> None:
+    """List the versions of a data set: number, when, pictures, tags, what made it."""
+    from carrara.dataset.dataset import Dataset
+    from carrara.dataset.versions import versions
+
+    opened = Dataset.open(dataset)
+    found = versions(opened)
+    width = max((len(" ".join(v.tags)) for v in found), default=0)
+    for v in found:
+        names = " ".join(v.tags).ljust(width)
+        console.print(
+            f"{v.number:>5}  {v.when:%Y-%m-%d %H:%M}  {v.pictures:>9}  {names}  {v.what}", soft_wrap=True
+        )
+    console.print(f"refer to a version as {opened.path}@{found[-1].number}, or by its tag", soft_wrap=True)
+
+
+def data_tag(
+    dataset: Annotated[Path, typer.Argument(help="A data set, or DATASET@NUMBER for an older version.")],
+    name: Annotated[str, typer.Argument(help="The name, as in DATASET@NAME.")],
+    version: Annotated[
+        int | None, typer.Option(min=1, help="The version to name; by default the newest.")
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the name instead.")] = False,
+) -> None:
+    """Name a version of a data set, so that it is kept and can be opened by that name."""
+    from carrara.dataset.dataset import Dataset
+    from carrara.dataset.versions import tag, untag
+
+    opened = Dataset.open(dataset, version=version)
+    if remove:
+        untag(opened, name)
+        console.print(f"removed: the versions stay until `carrara data clean {opened.path}`", soft_wrap=True)
+        return
+    tag(opened, name)
+    console.print(
+        f"tagged: {opened.path}@{name} is version {opened.version}, {len(opened)} pictures", soft_wrap=True
+    )
+
+
+def data_restore(
+    dataset: Annotated[Path, typer.Argument(help="The version with what was lost: DATASET@NUMBER.")],
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Also bring back words that have been replaced since.")
+    ] = False,
+) -> None:
+    """Bring back captions and other words that an older version had and the newest lacks."""
+    from carrara.dataset.dataset import Dataset
+    from carrara.dataset.versions import restore
+
+    opened = Dataset.open(dataset)
+    done = restore(opened, changed=changed)
+    left = f"; {done.left} say something else now and stay (--changed replaces it)" if done.left else ""
+    console.print(
+        f"restored from version {opened.version}: the words of {done.rows} pictures{left}",
+        soft_wrap=True,
+    )
+
+
+def data_clean(
+    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
+    keep: Annotated[
+        float,
+        typer.Option(
+            "--keep-hours",
+            min=0,
+            max=1e6,
+            callback=number,
+            help="Keep versions without a tag that are younger than this many hours.",
+        ),
+    ] = 24.0,
+    compare: Annotated[
+        bool, typer.Option("--verify", help="First compare every picture with its id, to find damaged ones.")
+    ] = False,
+) -> None:
+    """Remove old versions without a tag and leftovers of interrupted work, then join small files."""
+    from carrara.dataset.bit_rot import verify
+    from carrara.dataset.dataset import Dataset
+    from carrara.dataset.versions import clean
+
+    opened = Dataset.open(dataset)
+    if compare:
+        with Bar("comparing") as bar:
+            for fraction in verify(opened):
+                bar.show(fraction, "pictures with their ids")
+        console.print(f"verified: all {len(opened)} pictures are what was imported", soft_wrap=True)
+    console.print(f"cleaned: {clean(opened, older_than=timedelta(hours=keep))}", soft_wrap=True)

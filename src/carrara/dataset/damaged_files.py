@@ -1,0 +1,56 @@
+"""Damaged small files of a table on this machine, tags and manifests, are set aside, so that the rest can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from carrara.files import json_object
+from carrara.terminal import note
+
+if TYPE_CHECKING:
+    import lance
+
+DAMAGED = ".damaged"
+_MAGIC = b"LANC"  # what a whole manifest ends with
+_TAG = {"branch", "version", "createdAt", "updatedAt", "manifestSize", "metadata"}
+
+
+def set_aside_versions(table: Path) -> bool:
+    """Gives another name to manifests that are cut short or empty: these versions are lost. Whether there were any."""
+    found = [m for m in sorted(table.glob("_versions/*.manifest")) if not m.read_bytes().endswith(_MAGIC)]
+    for manifest in found:
+        manifest.rename(manifest.with_name(manifest.name + DAMAGED))
+        note(f"a version of {table.parent} is damaged and was set aside as {manifest.name}{DAMAGED}")
+    return bool(found)
+
+
+def tags_of(table: lance.LanceDataset) -> dict[str, int]:
+    """The tags of a table with their versions; a damaged one gets another name, with a note."""
+    try:
+        return _listed(table)
+    except (OSError, RuntimeError, ValueError):
+        damaged = [
+            f for f in _tag_files(table, "*.json") if not (json_object(f.read_bytes()) or {}).keys() >= _TAG
+        ]
+        if not damaged:
+            raise
+    for file in damaged:
+        file.rename(file.with_name(file.name + DAMAGED))
+        note(f"the tag {file.stem!r} is damaged and was set aside as {file}{DAMAGED}")
+    return _listed(table)
+
+
+def damaged_tags(table: lance.LanceDataset) -> list[Path]:
+    """Those that were set aside: nobody knows which version they are to keep."""
+    return list(_tag_files(table, f"*{DAMAGED}"))
+
+
+def _listed(table: lance.LanceDataset) -> dict[str, int]:
+    return {name: int(about["version"]) for name, about in table.tags.list().items()}
+
+
+def _tag_files(table: lance.LanceDataset, names: str) -> Iterator[Path]:
+    """None where the table is in object storage, in which an object is whole or not there."""
+    yield from () if "://" in table.uri else sorted(Path(table.uri).glob(f"_refs/tags/{names}"))

@@ -1,0 +1,1 @@
+"""Exporting: a data set becomes files that other programs read."""

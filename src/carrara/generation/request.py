@@ -1,0 +1,240 @@
+"""A request: what a person asks for in words and files, read as columns by name, the same that training reads.
+
+What a model can know of a prompt: its languages, its scripts, its window.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor
+
+from carrara.conditions.random_holes import Masked, blend
+from carrara.conditions.text import unseen_note
+from carrara.dataset.columns import KINDS
+from carrara.errors import BadPicture, UserError, nearest
+from carrara.generation.model import WORDS
+from carrara.images.decode import class_ids, whole
+from carrara.text import nfc
+
+if TYPE_CHECKING:
+    from carrara.generation.model import Model
+
+
+_WANTED = {
+    "text": "a prompt",
+    "label": "a class (--label)",
+}  # a model makes pictures without them, but of what?
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was given for each form of condition; None or "" where nothing was.
+
+    ``pictures`` are files or, where several conditions take one, "column=file"; ``original`` is a size, "1024x768".
+    """
+
+    prompt: str = ""
+    negative: str = ""
+    label: str | None = None
+    pictures: tuple[str, ...] = ()
+    mask: Path | None = None
+    boxes: str | None = None
+    original: str | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """``row`` is what conditions read, ``told`` what a picture's recipe keeps of it (files by their hash)."""
+
+    row: Mapping[str, Any]
+    told: Mapping[str, str]
+    remarks: list[str] = field(default_factory=list)
+
+    def finish(self, picture: Tensor) -> Tensor:
+        """The picture as it is handed over ``[c H W]``: what inpainting was given outside of the hole stays."""
+        for value in self.row.values():
+            if isinstance(value, Masked):
+                return blend(value.picture, picture, value.mask)
+        return picture
+
+
+def read(model: Model, asked: Asked, guidance: float) -> Request:
+    """The row of a request for this model, with what the user should know of it.
+
+    UserError where a file cannot be read, a value is none that a condition knows, or nothing takes what was given.
+    """
+    asked = replace(
+        asked,
+        prompt=_letters(asked.prompt),
+        negative=_letters(asked.negative),
+        label=None if asked.label is None else _letters(asked.label),
+    )
+    row: dict[str, Any] = {}
+    encoders: dict[str, Any] = dict(model.conditions.items())
+    forms = {str(encoder.form) for encoder in encoders.values()}
+    remarks: list[str] = []
+    if asked.prompt and "text" not in forms:
+        remarks.append("this model was trained without captions; the prompt is not used")
+    for form, given, option in (
+        ("label", asked.label, "--label"),
+        ("picture", asked.pictures or None, "--picture"),
+        ("boxes", asked.boxes, "--boxes"),
+        ("size", asked.original, "--original"),
+    ):
+        if given is not None and form not in forms:
+            takes = ", ".join(f"{name} ({e.form})" for name, e in encoders.items()) or "nothing"
+            raise UserError(f"this model has no condition for {option}; it takes {takes}")
+    files = _files(encoders, asked)
+    told: dict[str, Any] = {"caption": asked.prompt, "negative": asked.negative} if "text" in forms else {}
+    if asked.negative:
+        row["negative"] = asked.negative
+        remarks += _negative_remarks(model, asked.negative, guidance)
+    spans = model.passport.get("ranges", {})
+    for encoder in encoders.values():
+        value, note = _value(encoder, asked, files, spans)
+        if value is None and encoder.form in _WANTED:
+            remarks.append(
+                f"without {_WANTED[encoder.form]} the pictures show anything that the model learned"
+            )
+        if note:
+            told[str(encoder.column)] = note
+        if value is not None:
+            row[str(encoder.column)] = value
+        remarks += encoder.remarks(value)
+        if encoder.form == "text":
+            remarks += _unseen(model, asked.prompt)
+    return Request(row, told, list(dict.fromkeys(remarks)))
+
+
+def _letters(text: str) -> str:
+    """As training read them; blanks alone are no text. UserError of what are no letters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{text[:40]!r} is no text: it holds bytes that are not UTF-8") from None
+    return nfc(text) if text.strip() else ""
+
+
+def _files(encoders: Mapping[str, Any], asked: Asked) -> dict[str, Path]:
+    """Column to the picture for it. UserError where it is not clear which a picture is for, or a mask is for none."""
+    pictured = [encoder for encoder in encoders.values() if encoder.form == "picture"]
+    columns = list(dict.fromkeys(str(encoder.column) for encoder in pictured))
+    masked = [str(encoder.column) for encoder in pictured if encoder.config.shows == "masked"]
+    files: dict[str, Path] = {}
+    for given in asked.pictures:
+        column, sign, file = given.partition("=")
+        if not sign or (column not in columns and Path(given).exists()):
+            if len(columns) != 1:
+                told = ", ".join(f"--picture {name}=FILE" for name in columns)
+                raise UserError(f"this model is shown several pictures; say which this one is: {told}")
+            column, file = columns[0], given
+        if column not in columns:
+            raise UserError(
+                f"this model is shown no {column!r}{nearest(column, columns)}; expected {', '.join(columns)}"
+            )
+        if column in files:
+            raise UserError(f"two pictures were given for {column!r}; expected one")
+        files[column] = Path(file)
+    if asked.mask is not None and not masked:
+        raise UserError("this model fills no holes, so it has no use for --mask")
+    if asked.mask is not None and not files.keys() & set(masked):
+        raise UserError("--mask says what to fill of a picture: give that as --picture")
+    return files
+
+
+def _negative_remarks(model: Model, negative: str, guidance: float) -> list[str]:
+    """Why the negative prompt is not used, or what should be known of it."""
+    texts = {name: e for name, e in model.conditions.items() if e.form == "text"}
+    if not texts:
+        return ["this model was trained without captions; the negative prompt is not used"]
+    if guidance == 1:
+        return ["guidance is 1, which is off; the negative prompt is not used"]
+    used: list[Any] = [e for name, e in texts.items() if model.config.conditions[name].dropout > 0]
+    if not used:
+        return ["this model never trained without its captions; the negative prompt is not used"]
+    remarks = [remark for encoder in used for remark in encoder.remarks(negative)]
+    return [f"negative prompt: {remark}" for remark in remarks + _unseen(model, negative)]
+
+
+def _unseen(model: Model, prompt: str) -> list[str]:
+    words = model.passport.get(WORDS)
+    return unseen_note(prompt, words) if isinstance(words, str) else []
+
+
+def _value(
+    encoder: Any, asked: Asked, files: Mapping[str, Path], spans: Mapping[str, Any]
+) -> tuple[Any, str]:
+    """A condition's value, and what the recipe says of it."""
+    if encoder.form == "text":
+        return asked.prompt or None, ""
+    if encoder.form == "label":
+        return asked.label, asked.label or ""
+    if encoder.form == "size":
+        return asked.original, asked.original or ""
+    if encoder.form == "boxes" and asked.boxes is not None:
+        text = asked.boxes
+        if not text.lstrip().startswith("["):
+            text = _bytes(Path(text)).decode("utf-8", "replace")
+        try:
+            boxes = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"the boxes are not JSON: {error}; expected a list or the file of one") from None
+        said = _letters(json.dumps(boxes, ensure_ascii=False))
+        return said, said
+    if encoder.form == "picture" and (file := files.get(str(encoder.column))) is not None:
+        return _picture(encoder, file, asked.mask, spans)
+    return None, ""
+
+
+def _picture(encoder: Any, path: Path, mask: Path | None, spans: Mapping[str, Any]) -> tuple[Any, str]:
+    """A picture, a picture with a hole, or a map of classes, as the condition takes it.
+
+    ``spans`` are the data set's ranges that the model was trained with.
+    """
+    data = _bytes(path)
+    told = f"{path.name} {hashlib.sha256(data).hexdigest()[:12]}"
+    try:
+        if encoder.config.shows == "map":
+            import torch
+
+            return torch.from_numpy(class_ids(data).astype("int64")), told
+        beside = encoder.column in KINDS
+        span = spans.get(encoder.column if beside else "image")
+        picture = whole(
+            data, encoder.channels, bits=encoder.bits, span=tuple(span) if span else None, managed=not beside
+        )
+    except BadPicture as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if encoder.config.shows != "masked":
+        return picture, told
+    if mask is None:
+        raise UserError(
+            "this model fills holes: give the hole as --mask, a picture that is white where it is"
+        )
+    hidden = _bytes(mask)
+    try:
+        hole = whole(hidden, 1)[0] > 127
+    except BadPicture as error:
+        raise UserError(f"cannot read {mask}: {error}") from None
+    return Masked(picture, hole), f"{told}, {mask.name} {hashlib.sha256(hidden).hexdigest()[:12]}"
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def remarks(model: Model, prompt: str) -> Sequence[str]:
+    """Sentences for the user: unconditional model, a script that no caption used, words beyond the window."""
+    encoders = [e for e in cast(Any, model.conditions).values() if e.form == "text"]
+    if not encoders:
+        return ["this model was trained without captions; the prompt is not used"] if prompt else []
+    return [remark for encoder in encoders for remark in encoder.remarks(prompt)]

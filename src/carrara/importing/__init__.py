@@ -1,0 +1,1 @@
+"""Importing: any source becomes rows of a data set."""

@@ -1,0 +1,1 @@
+"""Models in the layout of diffusers, read and written."""

@@ -1,0 +1,1 @@
+"""Measures of pictures and latents: numbers, none of our models."""

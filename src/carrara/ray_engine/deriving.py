@@ -1,0 +1,337 @@
+"""A derived column made on Ray: workers compute and write it a fragment at a time, the table gets them some at once.
+
+A fragment that is in the table is never computed again, so a killed run loses what it did since the last commit. One
+that others changed meanwhile (an import brought other words, files were joined) is computed again from what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from carrara.dataset.commits import add_columns, committed
+from carrara.dataset.dataset import Dataset
+from carrara.dataset.derived import (
+    STAGING,
+    Derive,
+    Function,
+    Key,
+    Progress,
+    Rows,
+    as_lists,
+    changeable,
+    checked,
+    column_name,
+    drop,
+    field_of,
+    made_under,
+    rows_without,
+)
+from carrara.dataset.store import lock, release
+from carrara.errors import UserError
+from carrara.ray_engine.session import Team, arrived, cause, cluster, dismiss, is_lost, place_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import lance
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+
+    from carrara.geometry import SideOrSize
+    from carrara.images.decode import Crop
+
+PUBLISH = 20.0  # seconds of work that a kill may lose
+TRIES = 3  # of a fragment whose worker dies
+
+# Opens what it needs and derives by what it is given: a function of a module, so that a worker finds it too.
+Work = Callable[[Dataset, Derive], Iterator[Progress]]
+
+
+class Asked(NamedTuple):
+    """What `derive` is asked for."""
+
+    column: str
+    key: Key
+    function: Function
+    batch: int
+    columns: Sequence[str]
+    size: SideOrSize | None
+    channels: int
+    bits: int
+    crop: Crop
+    whole: bool  # whether every row is to have a value
+
+
+class Piece(NamedTuple):
+    """The rows of a fragment that lack the column."""
+
+    fragment: int
+    rows: Rows
+
+
+class Done(NamedTuple):
+    """A fragment that has the column: as it was read, and as it is to be, if it still is as it was."""
+
+    fragment: int
+    rows: int
+    before: dict[str, Any]
+    after: dict[str, Any]
+    fields: list[int]
+
+
+def on_ray(work: Work, workers: int | None = None) -> Derive:
+    """`derived.derive` by workers: each opens what ``work`` opens, once, and computes what is asked of it there.
+
+    The pictures that lack a value get one, whoever imports meanwhile; of ``rows``, where these are given. UserError
+    for an old version of a data set.
+    """
+
+    def derive(
+        dataset: Dataset, name: str, key: Key, function: Function, *, rows: Rows | None = None, **how: Any
+    ) -> Generator[Progress, None, None]:
+        dataset.check_newest("be encoded on Ray")
+        dataset.refresh()
+        column = column_name(name, key)
+        if column in dataset.columns and not made_under(dataset, column, key):
+            drop(dataset, column)
+        total = 0
+        if len(missing := rows_without(dataset, column, rows)):
+            folder = dataset.store.work / STAGING / column
+            held = lock(folder, make=True, doing=f"writing to {dataset.path} what this one was to write")
+            try:
+                with (
+                    cluster(workers) as team,
+                    closing(_Crew(dataset, column, work, team, len(_pieces(dataset.table, missing)))) as crew,
+                ):
+                    while len(missing):
+                        total = len(missing)
+                        for done in crew.make(missing):
+                            yield Progress(done, total)
+                        dataset.refresh()
+                        missing = rows_without(dataset, column, rows)
+            finally:
+                with suppress(OSError):  # values of a run without Ray may be there
+                    folder.rmdir()
+                release(held)
+        yield Progress(total, total, column)
+
+    return derive
+
+
+class Deriver:
+    """A worker: what it opens for its first fragment serves all others. Ray makes a process of it."""
+
+    def __init__(self, place: Path, column: str, work: Work) -> None:
+        self.place, self.column, self.work = place, column, work
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data set, which `compute` moves to its newest version."""
+        return Dataset.open(self.place)
+
+    @cached_property
+    def asked(self) -> Asked:
+        """What is to be done for each batch, with the model that does it."""
+        return _asked(self.dataset, self.column, self.work)
+
+    def compute(self, piece: Piece) -> Done | None:
+        """Writes the values of a fragment's rows; None where others changed it meanwhile."""
+        import pyarrow as pa
+
+        self.dataset.refresh()
+        column = self.column
+        if (read := self._as_it_is(piece.fragment)) is None:
+            return None
+        values = self._values(piece.rows)
+        shape, flat = values.shape[1:], values.reshape(len(values), -1)
+        made_of = changeable(self.dataset, self.asked.columns)
+        field = field_of(column, self.asked.key, flat, shape, made_of, whole=self.asked.whole)
+        if column not in self.dataset.columns:
+            with self.dataset.store.writing():
+                add_columns(self.dataset.store, [field])
+            self.dataset.refresh()
+            if self._as_it_is(piece.fragment) != read:
+                return None
+        if (kind := self.dataset.schema.field(column).type) != field.type:
+            raise ValueError(f"{column}: values of {shape} {values.dtype} in a column of {kind}")
+        ids = self.dataset.take_arrow(piece.rows, ["id"])["id"]
+        table = pa.table({"id": ids, column: as_lists(flat, kind)})
+        fragment = self.dataset.table.get_fragment(piece.fragment)
+        after, fields = fragment.update_columns(table, left_on="id", right_on="id")
+        return Done(piece.fragment, len(values), read, after.to_json(), list(fields))
+
+    def _values(self, rows: Rows) -> npt.NDArray[Any]:
+        from carrara.dataset.loader import Fetch, in_background
+        from carrara.dataset.order import Batch
+
+        asked = self.asked
+        fetch = Fetch(
+            self.dataset,
+            asked.columns,
+            size=asked.size,
+            channels=asked.channels,
+            bits=asked.bits,
+            crop=asked.crop,
+        )
+        step, found = asked.batch, []
+        chunks = (rows[start : start + step] for start in range(0, len(rows), step))
+        loaded = in_background((fetch(Batch(c, 0, np.empty(0, np.uint64))) for c in chunks), ahead=2)
+        with closing(loaded):
+            for given in loaded:
+                values = np.asarray(asked.function(given.columns))
+                found.append(checked(self.column, values, given.rows))
+        return np.concatenate(found)
+
+    def _as_it_is(self, number: int) -> dict[str, Any] | None:
+        """A fragment by its files; None where there is none of this number."""
+        return _as_they_are(self.dataset.table).get(number)
+
+
+def _asked(dataset: Dataset, column: str, work: Work) -> Asked:
+    """What ``work`` asks of `derive` for this column; what it asks for before it is there already."""
+
+    class Found(Exception):
+        def __init__(self, asked: Asked) -> None:
+            self.asked = asked
+
+    def derive(
+        dataset: Dataset,
+        name: str,
+        key: Key,
+        function: Function,
+        *,
+        batch: int,
+        columns: Sequence[str] = ("image",),
+        rows: Rows | None = None,
+        size: SideOrSize | None = None,
+        channels: int = 3,
+        bits: int = 8,
+        crop: Crop = "centre",
+    ) -> Generator[Progress, None, None]:
+        if column_name(name, key) == column:
+            whole = rows is None
+            raise Found(Asked(column, key, function, batch, columns, size, channels, bits, crop, whole))
+        yield from ()
+
+    try:
+        for _ in work(dataset, derive):
+            pass
+    except Found as found:
+        return found.asked
+    raise UserError(
+        f"a worker finds another model than the one that makes {column}; give it the same on every machine"
+    )
+
+
+class _Crew:
+    """Workers that stay for as long as the column is made."""
+
+    def __init__(self, dataset: Dataset, column: str, work: Work, team: Team, most: int) -> None:
+        self.dataset, self.column, self.work, self.team = dataset, column, work, team
+        self.tries = Counter[int]()
+        self.done: list[Done] = []
+        self.published = time.monotonic()
+        self.busy: dict[ObjectRef[Done | None], tuple[ActorHandle[Any], Piece]] = {}
+        self.idle = self._hire(min(team.workers, most), needed=True)
+
+    def make(self, missing: Rows) -> Iterator[int]:
+        """Has all of these rows computed and put into the table, but where others are faster; yields how many are
+        computed."""
+        import ray
+
+        left, computed = _pieces(self.dataset.table, missing), 0
+        while left or self.busy:
+            while left and self.idle:
+                piece, actor = left.pop(), self.idle.pop()
+                self.busy[actor.compute.remote(piece)] = (actor, piece)
+            for ref in ray.wait(list(self.busy), num_returns=1, timeout=1.0)[0]:
+                actor, piece = self.busy.pop(ref)
+                try:
+                    found = ray.get(ref)
+                except Exception as error:
+                    if not is_lost(error):
+                        raise cause(error) from None
+                    dismiss(actor)
+                    self._mourn(piece)
+                    left.append(piece)
+                    self.idle += self._hire(1, needed=not self.idle and not self.busy)
+                    continue
+                self.idle.append(actor)
+                if found is not None:
+                    self.done.append(found)
+                    computed += found.rows
+            if time.monotonic() - self.published > PUBLISH:
+                self._publish()
+            yield computed
+        self._publish()
+
+    def close(self) -> None:
+        """Dismisses them."""
+        for actor in [*self.idle, *(actor for actor, _ in self.busy.values())]:
+            dismiss(actor)
+
+    def _hire(self, many: int, *, needed: bool) -> list[ActorHandle[Any]]:
+        import ray
+
+        kind = ray.remote(Deriver).options(num_cpus=self.team.processors, num_gpus=self.team.gpus)
+        place = place_of(self.dataset.store)
+        hired = [kind.remote(place, self.column, self.work) for _ in range(many)]
+        return arrived(hired, needed=needed)
+
+    def _mourn(self, piece: Piece) -> None:
+        self.tries[piece.fragment] += 1
+        if self.tries[piece.fragment] == TRIES:
+            raise UserError(
+                f"a worker died {TRIES} times at the same {len(piece.rows)} pictures, those from row {piece.rows[0]} "
+                f"on (too little memory?); the same command goes on after what is done"
+            )
+
+    def _publish(self) -> None:
+        """One version with all that is done of fragments that are still as they were."""
+        import lance
+        from lance.fragment import FragmentMetadata
+
+        def change(table: lance.LanceDataset) -> None:
+            now = _as_they_are(table)
+            good = [done for done in self.done if now.get(done.fragment) == done.before]
+            if not good:
+                return
+            operation = lance.LanceOperation.Update(
+                updated_fragments=[FragmentMetadata.from_json(json.dumps(done.after)) for done in good],
+                fields_modified=good[0].fields,
+            )
+            message = f"{self.column} filled in for {sum(done.rows for done in good)} pictures"
+            lance.LanceDataset.commit(
+                table.uri, operation, read_version=table.version, commit_message=message
+            )
+
+        if self.done:
+            with self.dataset.store.writing():
+                committed(self.dataset.store, change)
+        self.done, self.published = [], time.monotonic()
+
+
+def _as_they_are(table: lance.LanceDataset) -> dict[int, dict[str, Any]]:
+    """The fragments of a version by their files."""
+    return {fragment.fragment_id: fragment.metadata.to_json() for fragment in table.get_fragments()}
+
+
+def _pieces(table: lance.LanceDataset, missing: Rows) -> list[Piece]:
+    """These rows by fragment, the last first."""
+    found, start = [], 0
+    for fragment in table.get_fragments():
+        stop = start + fragment.count_rows()
+        first, last = np.searchsorted(missing, (start, stop))
+        if first < last:
+            found.append(Piece(fragment.fragment_id, missing[first:last]))
+        start = stop
+    return found[::-1]

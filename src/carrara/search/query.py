@@ -1,0 +1,147 @@
+"""A query and what is found: the same for the command line, the page and the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+
+from carrara.config import Config
+
+if TYPE_CHECKING:
+    from carrara.search.vector_columns import VectorColumn
+
+Way = Literal["words", "meaning", "picture", "joint"]
+WAYS: tuple[Way, ...] = get_args(Way)
+MOST = 10_000  # hits of one answer
+
+
+class Query(Config):
+    """What to look for. Without words, picture and row it lists the pictures for which ``where`` holds."""
+
+    words: str = Field("", max_length=4000, description="Words in any language.")
+    picture: bytes | None = Field(None, repr=False, description="The bytes of a picture to look for.")
+    like: Annotated[int, Field(le=2**62)] | str | None = Field(
+        None, description="A row's number, or the beginning of a picture's id, to find more like it."
+    )
+    by: Literal["auto", "hybrid", "words", "meaning", "picture", "joint"] = Field(
+        "auto",
+        description="The way; hybrid is all that there are, together, auto too but for a mere picture.",
+    )
+    where: str | None = Field(None, description="An SQL condition on the columns that must hold.")
+    limit: int = Field(20, ge=1, le=MOST, description="How many pictures to return.")
+    offset: int = Field(0, ge=0, le=MOST, description="How many of the best to skip, for the next page.")
+    matching: bool = Field(
+        False,
+        description="Only what has all of the words, is the same picture, or is as alike as at_least says.",
+    )
+    at_least: float | None = Field(
+        None, ge=-1, le=1, description="Least likeness (cosine) of what is found other than by words."
+    )
+
+    @field_validator("where")
+    @classmethod
+    def _says_something(cls, value: str | None) -> str | None:
+        return value if value and value.strip() else None
+
+    @model_validator(mode="after")
+    def _can_be_looked_for(self) -> Query:
+        told = bool(self.words.strip()) or self.picture is not None or self.like is not None
+        if self.by in WAYS and not told:
+            raise ValueError(f"nothing to look for by {self.by}: give words, a picture or a row")
+        if self.picture is not None and self.like is not None:
+            raise ValueError("a picture and a row at once: give one of them")
+        if self.by in ("words", "meaning") and self.picture is not None:
+            raise ValueError(f"a picture cannot be looked for by {self.by}; expected picture, joint or auto")
+        if self.by == "picture" and self.words.strip():
+            raise ValueError("words cannot be looked for by picture; expected words, meaning, joint or auto")
+        return self
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a picture was found: by which way, at which rank (from 1), and what its score there is, in words too.
+
+    ``certain`` is whether it has all of the words or is the same picture; all else is only more or less alike.
+    """
+
+    way: Way
+    rank: int
+    score: float
+    words: str
+    certain: bool = False
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A picture that was found. ``score`` orders the hits of one answer; ``told`` are its columns to show."""
+
+    row: int
+    id: str
+    score: float
+    reasons: Sequence[Reason]
+    told: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The hits, best first, with the table's ``version``; ``remarks`` say what could not be used or should be known.
+
+    ``verdict`` answers "is this picture among them?", where one was given. ``more`` is whether there is a next page.
+    """
+
+    hits: Sequence[Hit]
+    ways: Sequence[Way]
+    version: int
+    pictures: int
+    more: bool
+    seconds: float
+    verdict: str = ""
+    remarks: Sequence[str] = field(default_factory=list)
+
+    def document(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        hits = [
+            {
+                "row": hit.row,
+                "id": hit.id,
+                "score": round(hit.score, 6),
+                "reasons": [{**vars(r), "score": round(r.score, 6)} for r in hit.reasons],
+                **hit.told,
+            }
+            for hit in self.hits
+        ]
+        return {**vars(self), "hits": hits, "ways": list(self.ways), "remarks": list(self.remarks)}
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Rows that one way found, best first, without repeats: their scores, and the reason in words.
+
+    The first ``certain`` of them have all of the words, or are the same picture.
+    """
+
+    way: Way
+    rows: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float64]
+    words: Sequence[str]
+    certain: int = 0
+
+
+class Embeds(Protocol):
+    """What a search needs of an embedder (see `evaluation.embedders.contract.Embedder`)."""
+
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def texts(self) -> Callable[[Sequence[str]], npt.NDArray[np.float32]] | None: ...
+    @property
+    def pictures(self) -> Callable[[Tensor], npt.NDArray[np.float32]] | None: ...
+
+
+EmbedderOf = Callable[["VectorColumn"], Embeds]  # UserError where it is not on this machine
