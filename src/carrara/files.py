@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from carrara.errors import UserError, one_line
 
@@ -44,6 +47,67 @@ def check_writable(path: Path) -> None:
     except OSError as error:
         error.filename = str(path)
         raise UserError(one_line(error)) from None
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of ``path`` at the end of the block; on failure nothing changes.
+
+    ``durable``: it is on the disk before it has its name. OSError where it cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all, text as UTF-8; UserError where it cannot be written."""
+    try:
+        with replacing(path) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A new folder that takes the place of ``path`` at the end of the block; on failure nothing changes.
+
+    UserError where the disk is full or the place cannot be written.
+    """
+    part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
+    try:
+        for leftover in (part, old):
+            remove(leftover)
+        part.mkdir(parents=True)
+        yield part
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+        raise
+    if os.path.lexists(path):
+        os.rename(path, old)
+    os.rename(part, path)
+    with suppress(OSError):
+        remove(old)
+
+
+def remove(path: Path) -> None:
+    """A folder, a file or a link, if it is there; OSError where it cannot be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def json_object(text: str | bytes) -> dict[str, Any] | None:

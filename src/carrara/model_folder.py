@@ -5,13 +5,11 @@ Written beside its final place and renamed, so that a folder with a ``model.toml
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 
 from carrara.config import plain, read_toml
 from carrara.errors import UserError, nearest, one_line
-from carrara.files import json_object, json_value
+from carrara.files import json_object, json_value, replacing_folder
 from carrara.version import __version__
 
 FORMAT = 1
@@ -41,32 +39,10 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     The hashes of the weights in it are written beside them. UserError where the disk is full or the place cannot be
     written.
     """
-    part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
-    try:
-        for leftover in (part, old):
-            remove(leftover)
-        part.mkdir(parents=True)
+    with replacing_folder(path) as part:
         fill(part)
         _write_hashes(part)
         sync(part)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-        raise
-    if os.path.lexists(path):
-        os.rename(path, old)
-    os.rename(part, path)
-    with contextlib.suppress(OSError):
-        remove(old)
-
-
-def remove(path: Path) -> None:
-    """A folder, a file or a link, if it is there; OSError where it cannot be removed."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _write_hashes(folder: Path) -> None:

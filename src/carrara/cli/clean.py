@@ -13,6 +13,7 @@ import typer
 
 from carrara.cli.models import writable
 from carrara.errors import UserError
+from carrara.files import write_atomically
 from carrara.terminal import Bar, console
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def data_stats(
     pictures = opened(dataset)
     page = page_for(pictures, out, "stats")
     found = _finished(measure(pictures, size=size), "looking", quiet=as_json)
-    write_page(page, collection_page(found, pictures))
+    write_atomically(page, collection_page(found, pictures))
     if as_json:
         print_json(found.document() | {"page": str(page)})
         return
@@ -259,16 +260,6 @@ def page_for(pictures: Dataset, out: Path | None, what: str) -> Path:
         raise UserError(f"{out}: expected a name that ends in .html")
     make_folder(out.parent)
     return out
-
-
-def write_page(file: Path, text: str) -> None:
-    """Whole or not at all; UserError where it cannot be written."""
-    part = file.with_name(file.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(file)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}") from None
 
 
 def say(line: str, *, quiet: bool) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from carrara.cli.clean import A_FEW, Json, Where, opened, page_for, print_json, say, write_page
+from carrara.cli.clean import A_FEW, Json, Where, opened, page_for, print_json, say
 from carrara.cli.models import number, writable
 from carrara.errors import UserError
+from carrara.files import write_atomically
 from carrara.terminal import Bar, console
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def data_dedup(
     page = page_for(pictures, out, "copies")
     likeness, how = _likeness(pictures, by, within, mirrored=mirrored, quiet=as_json)
     found = groups(pictures, likeness)
-    write_page(page, duplicates_page(pictures, found, how))
+    write_atomically(page, duplicates_page(pictures, found, how))
     copies = sorted(copy.row for group in found for copy in group.copies)
     report: dict[str, Any] = {"pictures": len(pictures), "by": how, "copies": len(copies), "page": str(page)}
     if not as_json:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from carrara.errors import UserError, nearest
-from carrara.files import check_writable
+from carrara.files import check_writable, write_atomically
 from carrara.interop.models import open_model
 from carrara.terminal import Bar, console
 
@@ -277,8 +276,8 @@ def autoencoder(
     exact = "bf16" if placement.bf16 else "fp32"
     document = found.document() | {"verdict": verdict.document(), "precision": exact}
     numbers = page.with_suffix(".json")
-    _write(numbers, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
-    _write(page, inspection_page(found, verdict))
+    write_atomically(numbers, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    write_atomically(page, inspection_page(found, verdict))
     for figure in ("psnr", "ssim", "lpips", "kernel_distance"):
         value, unit, protocol = found.figures[figure]
         words = f"not measured: {protocol}" if value is None else f"{value:.4g} {unit}"
@@ -289,13 +288,3 @@ def autoencoder(
     for finding in verdict.findings:
         console.print(f"  {finding.words}; {finding.rule.advice}", soft_wrap=True)
     console.print(f"{page}    {numbers}", soft_wrap=True)
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all; UserError where it cannot be written."""
-    part = file.with_name(file.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, file)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import statistics
 import time
@@ -28,7 +27,7 @@ from carrara.config import to_toml
 from carrara.dataset.dataset import Dataset
 from carrara.dataset.subset import subset
 from carrara.errors import UserError
-from carrara.files import json_object
+from carrara.files import json_object, write_atomically
 from carrara.generation.model import Model, load_model
 from carrara.generation.png import picture_recipe, save_png, sheet, to_image
 from carrara.generation.sample import Settings, decode, denoise
@@ -119,7 +118,7 @@ class _Notes:
         file = out / "quickstart.json"
         known = json_object(file.read_bytes()) if file.is_file() else None
         if known is None or not known.keys() >= {"budget", "set"}:
-            if not file.is_file() and {p.name for p in out.iterdir()} - {"quickstart.part"}:
+            if not file.is_file() and {p.name for p in out.iterdir()} - {"quickstart.json.part"}:
                 raise UserError(f"{out} is not empty and holds no quickstart; give another folder with --out")
             notes = _Notes(file, budget, subset)
             notes.keep()
@@ -142,9 +141,8 @@ class _Notes:
         """Writes them, whole or not at all."""
         known = asdict(self)
         known["set"] = known.pop("subset")
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps({k: v for k, v in known.items() if k != "file"}, ensure_ascii=False))
-        os.replace(part, self.file)
+        text = json.dumps({k: v for k, v in known.items() if k != "file"}, ensure_ascii=False)
+        write_atomically(self.file, text)
 
 
 def _learned(
@@ -293,9 +291,7 @@ class _Timer:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
-            part = self.file.with_suffix(".part")
-            part.write_text(json.dumps(self.seconds))
-            os.replace(part, self.file)
+            write_atomically(self.file, json.dumps(self.seconds))
 
 
 def _pictures(model: Model, prompts: Sequence[str], folder: Path) -> tuple[dict[str, Any], list[Any]]:
@@ -394,6 +390,4 @@ def _report(
         f"A text-to-image model trained here, with a budget of {notes.budget}.",
         sections,
     )
-    part = out / "report.html.part"
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, out / "report.html")
+    write_atomically(out / "report.html", text)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
@@ -22,6 +23,7 @@ import typer
 from carrara.cli.models import writable
 from carrara.cli.progress import show
 from carrara.errors import UserError
+from carrara.files import write_atomically
 from carrara.ray_engine.engine import HERE, Hands
 from carrara.terminal import console
 
@@ -233,12 +235,9 @@ def _sheet(dataset: Dataset, hits: Sequence[Hit], path: Path) -> None:
         data = dataset.take([hit.row for hit in part], ["image"])["image"]
         squares = [_square(found, side, dataset.span("image")) for found in data]
         rows.append(Row("", squares, [f"{hit.row}: {hit.score:.3f}" for hit in part]))
-    part_file = path.with_name(path.name + ".part")
-    try:
-        plate(rows, side=side).save(part_file, "PNG")
-        part_file.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    file = io.BytesIO()
+    plate(rows, side=side).save(file, "PNG")
+    write_atomically(path, file.getvalue())
 
 
 def _square(data: bytes, side: int, span: tuple[float, float] | None) -> Image.Image:

@@ -25,6 +25,7 @@ from carrara.dataset.commits import committed, drop_columns
 from carrara.dataset.dataset import Dataset
 from carrara.dataset.store import lock, release
 from carrara.errors import UserError
+from carrara.files import write_atomically
 from carrara.geometry import SideOrSize
 
 if TYPE_CHECKING:
@@ -198,9 +199,9 @@ class _Staging:
         """Appends the values of the next batch."""
         if self.shape is None:
             self.shape, self.dtype = values.shape[1:], values.dtype
-            part = self.note.with_suffix(".part")
-            part.write_text(json.dumps({**self._for, "shape": self.shape, "dtype": self.dtype.name}))
-            os.replace(part, self.note)
+            write_atomically(
+                self.note, json.dumps({**self._for, "shape": self.shape, "dtype": self.dtype.name})
+            )
         if values.shape[1:] != self.shape or values.dtype != self.dtype:
             raise ValueError(
                 f"{self.column}: values of {values.shape[1:]} {values.dtype} after {self.shape} {self.dtype}"

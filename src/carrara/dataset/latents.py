@@ -176,8 +176,8 @@ def keep_scale(autoencoder: StoredAutoencoder, measured: Callable[[], LatentScal
         return ""
     try:
         autoencoder.with_scale(measured()).keep_scale()
-    except OSError as error:
-        return f"note: the latent scale is not kept in {autoencoder.path}: {error.strerror}"
+    except UserError as error:
+        return f"note: the latent scale is not kept: {error}"
     return ""
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from carrara.dataset.damaged_files import set_aside_versions
 from carrara.errors import UserError
-from carrara.files import check_name
+from carrara.files import check_name, replacing
 
 if TYPE_CHECKING:
     import lance
@@ -100,12 +100,8 @@ class Folder:
 
     def write(self, name: str, text: str) -> None:
         """Writes a file that is always whole, the old or the new one."""
-        part = self.path / (name + ".part")
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, self.path / name)
+        with replacing(self.path / name, durable=True) as file:
+            file.write(text.encode())
 
     def names(self, folder: str) -> list[str]:
         """The files in a folder of the store, sorted, as `read` takes them."""

@@ -29,6 +29,7 @@ from carrara.dataset.columns import CAPTIONED_BY, KINDS, MORE_CAPTIONS, UNSTATED
 from carrara.dataset.store import lock, release
 from carrara.dataset.unfinished_imports import whole_lines
 from carrara.errors import UserError, nearest
+from carrara.files import replacing
 from carrara.images.boxes import COLUMN as BOXES
 from carrara.images.header import is_heic
 from carrara.images.tiff import STARTS
@@ -333,10 +334,9 @@ class Shards:
         for path in list(self._folder.iterdir()):
             if path.name not in inside:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        part = self._journal.with_name(f"{self._journal.name}.new")
-        lines = [{"about": about}, *(shard._asdict() for shard in self.kept)]
-        part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        os.replace(part, self._journal)
+        with replacing(self._journal) as journal:
+            for line in ({"about": about}, *(shard._asdict() for shard in self.kept)):
+                journal.write(json.dumps(line).encode() + b"\n")
 
     def _move_up(self) -> None:
         under_way = self._folder / _UNDER_WAY

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from carrara.dataset.dataset import Dataset
 from carrara.dataset.import_journal import SAME
 from carrara.dataset.unfinished_imports import DOWNLOADS, whole_lines
 from carrara.errors import BadPicture
+from carrara.files import replacing
 from carrara.importing.row import Row, Unkept
 from carrara.importing.url import Manners, fetch, host_of
 from carrara.text import tidy
@@ -134,9 +134,8 @@ class Downloads:
     def _keep(self, url: str, data: bytes) -> None:
         path = self._path(url)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_bytes(data)
-        os.replace(part, path)
+        with replacing(path) as file:
+            file.write(data)
 
     def _fail(self, url: str, reason: str) -> None:
         with self._lock:

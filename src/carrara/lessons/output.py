@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 from PIL import Image
 
 from carrara.errors import UserError
+from carrara.files import check_writable, write_atomically
 from carrara.pages import html as report
 
 _FRAME, _LAST = 100, 2000  # milliseconds
@@ -59,13 +60,9 @@ def save(exhibit: Exhibit, out: Path) -> None:
         data = _gif(exhibit.film)
     else:
         data = _page(exhibit).encode()
-    part = out.with_name(out.name + ".part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from None
+    check_writable(out.parent)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, data)
 
 
 def _png(image: Image.Image) -> bytes:

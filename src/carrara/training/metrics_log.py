@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from carrara.files import json_object
+from carrara.files import json_object, replacing
 from carrara.training.recipe import LOG_EVERY
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def read_stopped(folder: Path) -> str:
 
 def _cut_log(file: Path, step: int) -> str:
     """Removes lines after ``step``, and a last line that a kill cut short; sets aside damaged ones, and says so."""
-    aside, part = file.with_name(file.name + ".damaged"), file.with_suffix(".part")
+    aside = file.with_name(file.name + ".damaged")
     if not file.is_file():
         if not os.path.lexists(file):
             return ""
@@ -108,8 +108,8 @@ def _cut_log(file: Path, step: int) -> str:
         elif values is None and line.endswith(b"\n"):
             damaged.append(line)
     if damaged:
-        with open(aside, "ab") as lines:
-            lines.writelines(damaged)
-    part.write_bytes(b"".join(kept))
-    os.replace(part, file)
+        with open(aside, "ab") as others:
+            others.writelines(damaged)
+    with replacing(file) as lines:
+        lines.writelines(kept)
     return f"{len(damaged)} damaged lines of {file} are in {aside.name} now" if damaged else ""

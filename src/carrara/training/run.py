@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from carrara.config import to_toml
 from carrara.dataset.store import lock
 from carrara.errors import UserError
-from carrara.model_folder import remove
+from carrara.files import remove, replacing
 from carrara.training import checkpoint
 from carrara.training.fastest import fastest_training
 from carrara.training.loop import Report, train
@@ -114,9 +114,8 @@ class Run:
             notes.append(f"{own} was damaged, and is {RECIPE}.damaged now")
         for file in (self.folder / UNFINISHED / RECIPE, own):
             if file.parent.is_dir() and not (file.is_file() and file.read_bytes() == text.encode()):
-                part = file.with_name(RECIPE + ".part")
-                part.write_text(text, encoding="utf-8")
-                os.replace(part, file)
+                with replacing(file) as new:
+                    new.write(text.encode())
         return notes
 
     def _version(self) -> dict[str, Any]:
@@ -254,10 +253,8 @@ class Run:
             shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
             try:
                 write_report(self.folder)
-            except OSError as error:
-                raise UserError(
-                    f"cannot write the page of {self.folder}: {error.strerror or error}; the model is complete"
-                ) from None
+            except UserError as error:
+                raise UserError(f"{error}; the model is complete") from None
 
     @contextmanager
     def _held(self) -> Iterator[list[str]]:

@@ -15,8 +15,8 @@ from typing import Any
 
 from carrara.config import Config, parse, read_toml, to_toml
 from carrara.errors import UserError, nearest
-from carrara.files import json_object
-from carrara.model_folder import ABOUT, remove, write_folder
+from carrara.files import json_object, remove
+from carrara.model_folder import ABOUT, write_folder
 from carrara.terminal import note
 from carrara.training import checkpoint
 from carrara.training.lr_and_budget import RESERVED, Budget
