@@ -14,6 +14,7 @@ class BadPicture(ValueError):
 
 
 _SHOWN = 40  # names in a message
+_REASON = 200  # characters of what another library says
 _LONGEST = 160  # characters of a path in a message
 _WRITING = tuple(map(os.strerror, (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 _NOT_THE_REASON = re.compile(
@@ -55,7 +56,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{meant} (known: {shown})" if choices else meant
 
 
-def one_line(error: OSError) -> str:
+def one_line(error: BaseException) -> str:
+    """Why it came, on one line: the system's reason without a path, else what it says, else its kind."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:_REASON] or type(error).__name__
+
+
+def _of_system(error: OSError) -> str:
     """What the system refused, with the path and the reason, e.g. "cannot write d: Read-only file system"."""
     if error.strerror is None:
         return of_lance(error)
@@ -83,7 +89,7 @@ def refusal(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
-        return one_line(error)
+        return _of_system(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         return "this machine has not enough memory for it"
     if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:

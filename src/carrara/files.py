@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from carrara.errors import UserError, one_line
+from carrara.errors import UserError, one_line, refusal
 
 _BLOCK = 4096  # bytes, for which a full disk has no room
 
@@ -46,7 +46,7 @@ def check_writable(path: Path) -> None:
             raise UserError(f"cannot write {path}: {place} is a file, expected a folder")
     except OSError as error:
         error.filename = str(path)
-        raise UserError(one_line(error)) from None
+        raise UserError(refusal(error)) from None
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         with replacing(path) as file:
             file.write(content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+        raise UserError(f"cannot write {path}: {one_line(error)}") from None
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
         if isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+            raise UserError(f"cannot write {path}: {one_line(error)}") from None
         raise
     if os.path.lexists(path):
         os.rename(path, old)

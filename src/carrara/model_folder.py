@@ -19,7 +19,7 @@ from pydantic import BaseModel, FiniteFloat, ValidationError
 from torch import Tensor, nn
 
 from carrara.config import plain, read_toml
-from carrara.errors import UserError, nearest, one_line
+from carrara.errors import UserError, nearest, refusal
 from carrara.files import json_object, json_value, replacing_folder
 from carrara.version import __version__
 
@@ -69,7 +69,7 @@ def check_hash(file: Path) -> None:
     try:
         hashes = json_object(noted.read_bytes())
     except OSError as error:
-        raise UserError(one_line(error)) from None
+        raise UserError(refusal(error)) from None
     if hashes is None:
         raise UserError(f"{noted} is damaged; without it the weights are opened unchecked")
     if hashes.get(file.name) not in (None, _hash_of(file)):

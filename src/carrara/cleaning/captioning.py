@@ -23,7 +23,7 @@ from carrara.dataset.sentence import BY, Sentence
 from carrara.dataset.store import lock, release
 from carrara.dataset.unfinished_imports import whole_lines
 from carrara.dataset.word_changes import amend
-from carrara.errors import BadPicture, UserError
+from carrara.errors import BadPicture, UserError, one_line
 from carrara.images.decode import decode
 from carrara.text import tidy
 
@@ -141,7 +141,7 @@ def from_python(dataset: Dataset, place: str) -> OfPictures:
         raise
     except Exception as error:  # whatever the user's program does while it is read
         raise UserError(
-            f"{place} cannot be used as a captioner: {type(error).__name__}: {_line(error)}"
+            f"{place} cannot be used as a captioner: {type(error).__name__}: {one_line(error)}"
         ) from None
     function = getattr(module, "caption", None)
     if not callable(function):
@@ -188,7 +188,7 @@ def caption(
                 first, last = rows[part[0]], rows[part[-1]]
                 where = f"row {first}" if first == last else f"rows {first} to {last}"
                 raise Stopped(
-                    f"{captioner.name} failed at {where}: {type(error).__name__}: {_line(error)}; the "
+                    f"{captioner.name} failed at {where}: {type(error).__name__}: {one_line(error)}; the "
                     f"{count} captions before are kept, and the same command goes on"
                 ) from error
             before = _captions(dataset, rows[part], language)
@@ -297,10 +297,6 @@ def spelt(name: str) -> str:
     return _SPELT.sub("-", name) or "captioner"
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or "without a word"
-
-
 TOKENS = 48  # of a caption at most
 _SMALL = 16 * 2**20  # bytes
 
@@ -330,8 +326,7 @@ def from_folder(dataset: Dataset, folder: Path, *, device: Any = "cpu") -> OfPic
             tongue = transformers.AutoTokenizer.from_pretrained(folder, **here)
         model = transformers.AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True, **here)
     except Exception as error:  # whatever the files of others make the library raise
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder} cannot be read as a captioner: {said}") from None
+        raise UserError(f"{folder} cannot be read as a captioner: {one_line(error)}") from None
     model = model.to(device).eval()
 
     def name_them(images: list[Image.Image]) -> list[str]:

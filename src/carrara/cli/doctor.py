@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 from carrara.terminal import Bar, console
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _of_picture(picture: Path, model: Model) -> dict[str, Any]:
     try:
         found = read_recipe(picture)
     except OSError as error:
-        raise UserError(f"cannot read {picture}: {error.strerror or error}") from None
+        raise UserError(f"cannot read {picture}: {one_line(error)}") from None
     if "model" in found and found["model"] != model.hash:
         raise UserError(f"{picture} was made by another model than this run's")
     return {key: found.get(key) for key in ("sampler", "steps", "grid", "guidance")}

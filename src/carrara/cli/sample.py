@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from carrara.cli.models import make_folder, writable
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 from carrara.interop.models import open_model
 from carrara.model_place import STARTER
 from carrara.terminal import Bar, console
@@ -320,7 +320,7 @@ def _read(path: Path, channels: int, bits: int) -> Tensor:
     try:
         return whole(path.read_bytes(), channels, bits=bits)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {one_line(error)}") from None
     except BadPicture as error:
         raise UserError(f"cannot read {path}: {error}") from None
 

@@ -22,7 +22,7 @@ import typer
 
 from carrara.cli.models import writable
 from carrara.cli.progress import show
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 from carrara.files import write_atomically
 from carrara.ray_engine.engine import HERE, Hands
 from carrara.terminal import console
@@ -177,7 +177,7 @@ def _bytes_of(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
+        raise UserError(f"cannot read {file}: {one_line(error)}") from None
 
 
 def _why(words: str, picture: Path | None, like: str | None, by: str, where: str | None) -> str:
@@ -320,7 +320,7 @@ def _listen(host: str, port: int) -> socket.socket:
         made.listen(128)
     except OSError as error:
         made.close()
-        reason = (error.strerror or str(error)).lower()
+        reason = one_line(error).lower()
         raise UserError(
             f"cannot listen on port {port} of {host}: {reason}; another --port, or 0 for any free one"
         ) from None

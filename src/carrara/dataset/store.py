@@ -13,7 +13,7 @@ from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from carrara.dataset.damaged_files import set_aside_versions
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 from carrara.files import check_name, replacing
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class ObjectStore:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise UserError(f"{self.path} cannot be reached: {' '.join(str(error).split())[:300]}") from None
+            raise UserError(f"{self.path} cannot be reached: {one_line(error)}") from None
 
     def read(self, name: str) -> str | None:
         """The text of an object; None where there is none."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carrara.dataset.store import TABLE, UNFINISHED, lock, newest, release
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import lance
@@ -94,7 +94,7 @@ def throw_away(folder: Path) -> None:
     try:
         shutil.rmtree(folder)
     except OSError as error:
-        raise UserError(f"cannot remove {folder}: {error.strerror}") from None
+        raise UserError(f"cannot remove {folder}: {one_line(error)}") from None
 
 
 def forget(store: Store, fragments: list[dict[str, Any]]) -> None:

@@ -28,7 +28,7 @@ from carrara.dataset.bit_rot import AT_A_TIME, MOST_ROWS, check
 from carrara.dataset.columns import CAPTIONED_BY, KINDS, MORE_CAPTIONS, UNSTATED, caption_language, id_column
 from carrara.dataset.store import lock, release
 from carrara.dataset.unfinished_imports import whole_lines
-from carrara.errors import UserError, nearest
+from carrara.errors import UserError, nearest, one_line
 from carrara.files import replacing
 from carrara.images.boxes import COLUMN as BOXES
 from carrara.images.header import is_heic
@@ -133,7 +133,7 @@ def export_pictures(dataset: Dataset, destination: Path, form: str) -> Generator
         kept = "what is finished of it is kept, and the same command goes on"
         none = "no shard of it was finished, and nothing is kept"
         raise UserError(
-            f"cannot write {destination}: {error.strerror or error} ({kept if shards and shards.kept else none})"
+            f"cannot write {destination}: {one_line(error)} ({kept if shards and shards.kept else none})"
         ) from None
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from carrara.errors import UserError, nearest
+from carrara.errors import UserError, nearest, one_line
 from carrara.generation.request import Asked
 
 _LONGEST = 64 * 2**20  # bytes of a file of prompts
@@ -24,7 +24,7 @@ def read_prompts(path: Path, usual: Asked, columns: list[str]) -> list[tuple[int
         with path.open("rb") as file:
             data = file.read(_LONGEST + 1)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {one_line(error)}") from None
     if len(data) > _LONGEST:
         raise UserError(f"{path} is larger than {_LONGEST >> 20} MB; expected a prompt per line")
     found = []

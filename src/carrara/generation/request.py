@@ -17,7 +17,7 @@ from torch import Tensor
 from carrara.conditions.random_holes import Masked, blend
 from carrara.conditions.text import unseen_note
 from carrara.dataset.columns import KINDS
-from carrara.errors import BadPicture, UserError, nearest
+from carrara.errors import BadPicture, UserError, nearest, one_line
 from carrara.generation.model import WORDS
 from carrara.images.decode import class_ids, whole
 from carrara.text import nfc
@@ -229,7 +229,7 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {one_line(error)}") from None
 
 
 def remarks(model: Model, prompt: str) -> Sequence[str]:

@@ -18,7 +18,7 @@ from carrara.dataset import description
 from carrara.dataset.dataset import Dataset
 from carrara.dataset.import_journal import SAME
 from carrara.dataset.unfinished_imports import DOWNLOADS, whole_lines
-from carrara.errors import BadPicture
+from carrara.errors import BadPicture, one_line
 from carrara.files import replacing
 from carrara.importing.row import Row, Unkept
 from carrara.importing.url import Manners, fetch, host_of
@@ -248,4 +248,4 @@ def _the_disk() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Unkept(error.errno, error.strerror or str(error), error.filename) from error
+        raise Unkept(error.errno, one_line(error), error.filename) from error

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from carrara.diffusion.samplers.path import Moment, moment, renoised
 from carrara.diffusion.schedules import SCHEDULES, Discrete, NoiseSchedule
-from carrara.errors import BadPicture, UserError
+from carrara.errors import BadPicture, UserError, one_line
 from carrara.generation.png import to_image
 from carrara.images.decode import stack
 from carrara.lessons.output import Exhibit
@@ -36,7 +36,7 @@ def open_picture(path: Path, size: int) -> Tensor:
     try:
         return stack([path.read_bytes()], size)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {one_line(error)}") from None
     except BadPicture as reason:
         raise UserError(f"{path}: {reason}") from None
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, FiniteFloat, NonNegativeInt, ValidationError
 from torch import Tensor, nn
 
 from carrara.config import plain
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 from carrara.files import json_object
 from carrara.model_folder import check_hash, write_folder, write_weights
 from carrara.threads import processors
@@ -223,8 +223,7 @@ class TrainingState:
         try:
             self._take(tensors)
         except (RuntimeError, KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"checkpoint {path} does not fit this recipe: {reason}") from None
+            raise UserError(f"checkpoint {path} does not fit this recipe: {one_line(error)}") from None
         self.seen, self.step, self.spent = numbers["seen"], numbers["step"], numbers["spent"]
         self.best, self.measured = numbers.get("best"), numbers.get("measured", {})
         self.numbers.clear()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from carrara.config import to_toml
 from carrara.dataset.store import lock
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 from carrara.files import remove, replacing
 from carrara.training import checkpoint
 from carrara.training.fastest import fastest_training
@@ -233,7 +233,7 @@ class Run:
             last = checkpoint.newest(checkpoints)
             reason = str(error)
             if isinstance(error, OSError):
-                reason = f"cannot write {error.filename or self.folder}: {error.strerror or error}"
+                reason = f"cannot write {error.filename or self.folder}: {one_line(error)}"
             with contextlib.suppress(OSError):
                 (self.folder / STOPPED).write_text(f"{reason}\n", encoding="utf-8")
             raise UserError(f"{reason}; the last good checkpoint is {last or 'none yet'}") from None
@@ -268,7 +268,7 @@ class Run:
             except OSError as error:
                 last = checkpoint.newest(self.folder / CHECKPOINTS)
                 raise UserError(
-                    f"cannot write {self.folder}: {error.strerror or error}; "
+                    f"cannot write {self.folder}: {one_line(error)}; "
                     f"the last good checkpoint is {last or 'none yet'}"
                 ) from None
             yield notes

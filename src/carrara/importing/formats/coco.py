@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from carrara.dataset.columns import UNSTATED
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 from carrara.importing.annotations import Annotated
 from carrara.importing.archives import unsafe
 from carrara.importing.file import File
@@ -215,7 +215,7 @@ def _read(one: Set, annotated: Annotated, *, words: bool) -> list[Document]:
             OverflowError,
             RecursionError,
         ) as error:
-            reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            reason = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
             reason = NOT_UTF8 if isinstance(error, UnicodeDecodeError) else reason
             raise UserError(f"{path} is not COCO's JSON: {reason[:200]}") from None
     return documents
@@ -259,7 +259,7 @@ def _take(entry: Any, number: int, annotated: Annotated, document: Document) -> 
                 raise TypeError(f"a category is {type(category).__name__}")
             annotated.note(number, entry["image_id"], [_BOX, category, left, top, width, height])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        what = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        what = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
         document.strange[what[:80]] += 1
 
 

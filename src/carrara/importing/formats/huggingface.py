@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 from carrara.importing.archives import unsafe
 from carrara.importing.arrow_tables import Flat, flat, more_pictures, pictures_in
 from carrara.importing.file_listing import below
@@ -124,8 +124,7 @@ def _shape(path: Path, schema: pa.Schema) -> Flat:
         empty = [pa.array([], field.type) for field in schema]
         return flat(pa.RecordBatch.from_arrays(empty, schema=schema))
     except (UnicodeDecodeError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the columns of {path} cannot be read: {reason}") from None
+        raise UserError(f"the columns of {path} cannot be read: {one_line(error)}") from None
 
 
 def _batches(
@@ -181,7 +180,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
     return found if isinstance(found, dict) else {}
 
 
@@ -191,7 +190,7 @@ def _mapped(path: Path) -> Any:
     try:
         return pa.memory_map(str(path))
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
 
 
 def _opened(path: Path, file: Any) -> pa.RecordBatchStreamReader:
@@ -200,4 +199,4 @@ def _opened(path: Path, file: Any) -> pa.RecordBatchStreamReader:
     try:
         return pa.ipc.open_stream(file)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is not readable Arrow: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path} is not readable Arrow: {one_line(error)}") from None

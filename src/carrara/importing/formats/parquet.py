@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from carrara.dataset.columns import KINDS, LANGUAGE, MORE_CAPTIONS
 from carrara.dataset.picture_columns import Beside
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 from carrara.images.header import SUFFIXES
 from carrara.importing.archives import TARS
 from carrara.importing.column_names import BOXES, COLUMNS, SIDES, TEXTS, Words, plain, row_words
@@ -144,9 +144,8 @@ def from_batches(
                     yield Rejected(source, odd)
                 yield _row(values, layout, source, place.split, options)
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
         rest = f"-{place.last}" if place.last > number else ""
-        yield Rejected(f"{place.file}:{number}{rest}", f"rows that cannot be read: {reason}")
+        yield Rejected(f"{place.file}:{number}{rest}", f"rows that cannot be read: {one_line(error)}")
 
 
 def _row(
@@ -334,4 +333,4 @@ def _open(path: Path) -> ParquetFile:
     try:
         return ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is not readable Parquet: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path} is not readable Parquet: {one_line(error)}") from None

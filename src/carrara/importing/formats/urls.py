@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from carrara.errors import BadPicture, UserError
+from carrara.errors import BadPicture, UserError, one_line
 from carrara.images.header import SUFFIXES
 from carrara.importing.archives import TARS, unsafe
 from carrara.importing.column_names import COLUMNS, row_words
@@ -180,7 +180,7 @@ def _parquet(path: Path, *, count: bool) -> Iterator[Line]:
                     yield Line(number, row)
                     number += 1
         except (OSError, pa.ArrowException) as error:
-            yield Line(number, f"not read any further: {' '.join(str(error).split())[:200]}")
+            yield Line(number, f"not read any further: {one_line(error)}")
 
 
 def _schema(path: Path) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 from carrara.model_folder import weight_files
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -56,7 +56,7 @@ def read_table(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
+        raise UserError(f"cannot read {file}: {one_line(error)}") from None
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
