@@ -8,7 +8,7 @@ import torch
 import carrara
 from carrara.autoencoders import identity
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.loader import Loaded, load
+from carrara.dataset.loader import Loaded, Reading, load
 from carrara.errors import UserError
 from carrara.generation.model import Model, build_network
 from carrara.generation.sample import Settings, generate, settings_for
@@ -49,7 +49,7 @@ def first_batch(recipe: DiffusionRecipe, dataset: Dataset) -> tuple[DiffusionTas
         words={},
         device=torch.device("cpu"),
     )
-    batches = load(dataset, task.columns, batch=8, seed=3, size=16)
+    batches = load(dataset, Reading(task.columns, size=16), batch=8, seed=3)
     batch = next(batches)
     batches.close()
     return task, batch

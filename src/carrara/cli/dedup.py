@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +11,10 @@ import typer
 
 from carrara.cli.clean import A_FEW, Json, Where, opened, page_for, print_json, say
 from carrara.cli.models import number, writable
+from carrara.cli.progress import show
 from carrara.errors import UserError
 from carrara.files import write_atomically
-from carrara.terminal import Bar, console
+from carrara.terminal import console
 
 if TYPE_CHECKING:
     from carrara.cleaning.duplicates import Group, Likeness
@@ -194,7 +194,7 @@ def _likeness(
 ) -> tuple[Likeness, str]:
     """What is alike, and by what in words; derives the glances that are missing."""
     from carrara.cleaning.duplicates import COSINE, by_features, by_hash, features_column
-    from carrara.dataset.fingerprints import derive_glances
+    from carrara.dataset.fingerprints import derivation, derive_glances
     from carrara.images.fingerprint import RADIUS
 
     if by is By.features:
@@ -209,12 +209,8 @@ def _likeness(
     radius = RADIUS if within is None else within
     if radius != int(radius):
         raise UserError(f"--within is {radius:g}; with --by hash it is a whole number of bits")
-    with Bar("comparing") as bar, closing(derive_glances(pictures)) as reports:
-        for report in reports:
-            column = report.column
-            if column is None and not quiet:
-                bar.show(report.done / report.total, f"{report.done} looked at", total=report.total)
-    assert column is not None
+    show(derive_glances(pictures), quiet=quiet)
+    column = derivation(pictures).column
     words = f"perceptual hash, at most {radius:g} of 64 bits differ" + (", or mirrored" if mirrored else "")
     return by_hash(pictures, column, int(radius), mirrored=mirrored), words
 

@@ -124,7 +124,6 @@ def chosen_embedders(features: bool, meaning: bool, others: Sequence[str]) -> li
 
 def embed_all(dataset: Dataset, chosen: Sequence[str], hands: Hands = HERE) -> None:
     """Embeds, with a bar each, what these embedders can and is missing, and says where it is."""
-    from carrara.dataset.derived import shown
     from carrara.dataset.fingerprints import derive_glances
     from carrara.embedders.embed_dataset import embed_missing
     from carrara.embedders.embedders import open_embedder
@@ -135,7 +134,7 @@ def embed_all(dataset: Dataset, chosen: Sequence[str], hands: Hands = HERE) -> N
         if embedder.pictures is None and not columns:
             raise UserError(f"{dataset.path} has no captions whose meaning could be stored")
         if embedder.pictures is not None and not embedder.joint:
-            show(shown("perceptual hashes", derive_glances(dataset, by=hands.glances())))
+            show(derive_glances(dataset, by=hands.glances()))
         # In a joint space the pictures are what is found; a text comes with the question.
         for of in ["image"] if embedder.pictures is not None else columns:
             by, build = hands.vectors(given, of), hands.indexes()

@@ -16,7 +16,7 @@ import torch
 
 from carrara.dataset import latents
 from carrara.dataset.buckets import assign, buckets
-from carrara.dataset.loader import Bucket, load
+from carrara.dataset.loader import Bucket, Reading, load
 from carrara.errors import UserError
 from carrara.training.recipe import Resolution
 
@@ -155,17 +155,14 @@ class Feed:
         while True:
             part = self._part(fraction())
             own = {} if self.recipe.pixels or part.buckets else self._named(Needed(None, (part.size,) * 2))
+            size, channels = None if part.buckets else part.size, int(self.autoencoder.config.image_channels)
             loaded = load(
                 self.dataset,
-                columns,
+                Reading(columns, size, channels, self.autoencoder.bits, own=own),
                 batch=train.batch,
                 seed=train.seed,
                 start=seen,
                 buckets=[self._bucket(rows, size) for rows, size in part.buckets],
-                size=None if part.buckets else part.size,
-                own=own,
-                channels=int(self.autoencoder.config.image_channels),
-                bits=self.autoencoder.bits,
             )
             with closing(loaded):
                 while self._part(fraction()) is part:

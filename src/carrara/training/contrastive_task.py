@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from carrara.config import to_toml
-from carrara.dataset.loader import IN_MEMORY, Fetch, Loaded, load, shape
+from carrara.dataset.loader import IN_MEMORY, Fetch, Loaded, Reading, load, shape
 from carrara.dataset.order import Batch, batches
 from carrara.embedders.contrastive import About, StoredTowers, below, lifting
 from carrara.embedders.embed_dataset import embedded
@@ -317,7 +317,7 @@ def _metrics(found: Mapping[str, Any], pairs: int, choosing: int) -> dict[str, A
 
 def stored_vectors(dataset: Dataset, columns: Sequence[str], rows: Any) -> dict[str, Tensor]:
     """Derived columns ``[n d]`` of some rows."""
-    fetched = Fetch(dataset, columns, size=None, channels=3)(Batch(rows, 0, np.empty(0, np.uint64))).columns
+    fetched = Fetch(dataset, Reading(columns))(Batch(rows, 0, np.empty(0, np.uint64))).columns
     return {name: value for name, value in fetched.items() if isinstance(value, Tensor)}
 
 
@@ -326,7 +326,7 @@ def _batches(
 ) -> Generator[Loaded, None, None]:
     """Batches without end; vectors that fit into memory are read once."""
     if _row_bytes(dataset, columns) * len(rows) > IN_MEMORY:
-        return load(dataset, columns, batch=config.batch, seed=config.seed, start=start, rows=rows)
+        return load(dataset, Reading(columns), batch=config.batch, seed=config.seed, start=start, rows=rows)
     return _from_memory(stored_vectors(dataset, columns, rows), config, rows, start)
 
 

@@ -13,9 +13,8 @@ import torch
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.config import to_toml
 from carrara.dataset.channels import check_channels
-from carrara.dataset.derived import shown
 from carrara.dataset.latents import encode_missing, keep_scale
-from carrara.dataset.loader import load
+from carrara.dataset.loader import Reading, load
 from carrara.embedders.embed_dataset import embed_missing
 from carrara.errors import UserError
 from carrara.generation.model import Model, build_network, latent_of
@@ -179,7 +178,7 @@ def train_diffusion(
     conditions.to(placement.device)
     for note in cut_notes(conditions, reads, dataset):
         yield Progress(note=f"note: {note}")
-    yield from shown("conditions", derive_for(conditions, reads, dataset))
+    yield from derive_for(conditions, reads, dataset)
     words = derived_columns(conditions, reads, dataset)
     yield from _mirrored(recipe)
     yield Progress(note="training the diffusion model")
@@ -276,13 +275,6 @@ def feed_of(recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoen
 def _batches(
     dataset: Dataset, columns: list[str], config: TrainConfig, pixels: Pixels | None, bits: int, start: int
 ) -> Any:
-    return load(
-        dataset,
-        columns,
-        batch=config.batch,
-        seed=config.seed,
-        start=start,
-        size=pixels.size if pixels else None,
-        channels=pixels.channels if pixels else 3,
-        bits=bits,
-    )
+    size, channels = (pixels.size, pixels.channels) if pixels else (None, 3)
+    reading = Reading(columns, size, channels, bits)
+    return load(dataset, reading, batch=config.batch, seed=config.seed, start=start)

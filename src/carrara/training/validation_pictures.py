@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from carrara.context import Context
-from carrara.dataset.loader import Fetch
+from carrara.dataset.loader import Fetch, Reading
 from carrara.dataset.order import Batch
 from carrara.generation.model import joined
 from carrara.generation.values import Values
@@ -44,15 +44,9 @@ def fetch(
 ) -> Loaded:
     """All columns that the task draws from, at these rows; a picture's seed is a function of ``seed`` and its row."""
     seeds = np.array([mix(seed, _PICTURE, int(row)) for row in rows], np.uint64)
-    load = Fetch(
-        dataset,
-        task.columns,
-        size=autoencoder.size,
-        channels=int(autoencoder.config.image_channels),
-        bits=autoencoder.bits,
-        own=task.own,
-    )
-    return load(Batch(np.asarray(rows, np.int64), 0, seeds))
+    channels = int(autoencoder.config.image_channels)
+    reading = Reading(task.columns, autoencoder.size, channels, autoencoder.bits, own=task.own)
+    return Fetch(dataset, reading)(Batch(np.asarray(rows, np.int64), 0, seeds))
 
 
 @dataclass(frozen=True)
