@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from carrara.dataset.dataset import Dataset
     from carrara.generation.model import Model
     from carrara.importing import importing
+    from carrara.importing.summary import Summary
     from carrara.progress import Progress
     from carrara.recipes.catalogue import Recipe
 
@@ -27,16 +28,17 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 def import_pictures(
     source: str | Path, dataset: str | Path, **options: Any
-) -> Generator[importing.Progress, None, None]:
+) -> Generator[importing.Progress, None, Summary]:
     """Brings all pictures and captions of ``source`` into the data set at ``dataset``, made where there is none.
 
     ``source`` is a folder, an archive, a table, a WebDataset …; the options are those of `carrara data import`, with
-    underscores. Yields how many are done and kept; the last report has the ``summary``. Stopped at any moment and
-    called again it ends in the same table. UserError, with nothing written, where either cannot be used.
+    underscores. Yields how many are done and kept; the last report has the ``summary``, which is returned.
+    Stopped at any moment and called again it ends in the same table. UserError, with nothing written, where either
+    cannot be used.
     """
     from carrara.importing.importing import import_pictures as bring
 
-    yield from bring(source, dataset, **options)
+    return (yield from bring(source, dataset, **options))
 
 
 def recipe(name: str | Path, *changes: str) -> Recipe:

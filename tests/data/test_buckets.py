@@ -125,7 +125,7 @@ def in_buckets(dataset: Dataset) -> list[Bucket]:
 
 
 def read(dataset: Dataset, buckets: list[Bucket], count: int, *names: str, **more: Any) -> list[Loaded]:
-    loading = load(dataset, Reading(names, **more), batch=3, seed=1, buckets=buckets)
+    loading = load(dataset, Reading(names), batch=3, seed=1, buckets=buckets, **more)
     found = list(islice(loading, count))
     loading.close()
     return found

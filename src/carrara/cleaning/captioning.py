@@ -14,10 +14,11 @@ import json
 import os
 import re
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from carrara import progress
 from carrara.dataset.columns import CAPTIONED_BY, caption_column
 from carrara.dataset.sentence import BY, Sentence
 from carrara.dataset.store import lock, release
@@ -51,12 +52,11 @@ class Captioner(Protocol):
     def caption(self, rows: Index) -> list[str | None]: ...
 
 
-class Progress(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Progress(progress.Progress):
     """Rows done of how many; ``kept`` captions are new, ``empty`` are pictures that got none, and ``overtaken`` those
     that somebody else named meanwhile, whose words stay."""
 
-    done: int
-    total: int
     kept: int
     empty: int
     overtaken: int = 0
@@ -159,8 +159,9 @@ def to_name(dataset: Dataset, language: str, *, every: bool) -> Index:
 
 def caption(
     dataset: Dataset, captioner: Captioner, rows: Index, language: str, *, batch: int = 16
-) -> Generator[Progress, None, None]:
-    """Names ``rows`` in ``language``, and writes it into the table in one version; yields how far it is.
+) -> Generator[Progress, None, Progress]:
+    """Names ``rows`` in ``language``, and writes it into the table in one version; yields how far it is, which it
+    returns in the end.
 
     Started again after a kill, or after the captioner failed, it goes on after the last batch. A row whose caption is
     no longer the one that it had when it was named keeps what it has. Stopped where the captioner fails, with all
@@ -185,8 +186,8 @@ def caption(
                 _keep(dataset, captioner, rows, ids, journal, language)
                 count = journal.named
                 journal.add({}, kept=True)
-                first, last = rows[part[0]], rows[part[-1]]
-                where = f"row {first}" if first == last else f"rows {first} to {last}"
+                first, final = rows[part[0]], rows[part[-1]]
+                where = f"row {first}" if first == final else f"rows {first} to {final}"
                 raise Stopped(
                     f"{captioner.name} failed at {where}: {type(error).__name__}: {one_line(error)}; the "
                     f"{count} captions before are kept, and the same command goes on"
@@ -200,7 +201,9 @@ def caption(
         overtaken = _keep(dataset, captioner, rows, ids, journal, language)
         journal.forget()
         last = _progress(journal, done, len(rows))
-        yield last._replace(kept=last.kept - overtaken, overtaken=overtaken)
+        last = replace(last, kept=last.kept - overtaken, overtaken=overtaken)
+        yield last
+        return last
     finally:
         release(held)
 
@@ -289,7 +292,9 @@ class _Journal:
 
 
 def _progress(journal: _Journal, done: int, total: int) -> Progress:
-    return Progress(done, total, journal.named, len(journal.new) - journal.named)
+    kept, title = journal.named, "captioning" if total else ""
+    empty = len(journal.new) - kept
+    return Progress.of(done, total, f"{kept} captioned", title=title, kept=kept, empty=empty)
 
 
 def spelt(name: str) -> str:

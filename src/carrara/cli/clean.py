@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from carrara.cli.models import writable
+from carrara.cli.progress import show
 from carrara.errors import UserError
 from carrara.files import write_atomically
-from carrara.terminal import Bar, console
+from carrara.terminal import console
 
 if TYPE_CHECKING:
     from carrara.cleaning.captioning import Captioner
@@ -45,7 +44,7 @@ def data_stats(
 
     pictures = opened(dataset)
     page = page_for(pictures, out, "stats")
-    found = _finished(measure(pictures, size=size), "looking", quiet=as_json)
+    found = show(measure(pictures, size=size), quiet=as_json)
     write_atomically(page, collection_page(found, pictures))
     if as_json:
         print_json(found.document() | {"page": str(page)})
@@ -144,14 +143,7 @@ def data_caption(
     pictures = opened(dataset)
     speaker = _captioner(pictures, captioner, from_columns)
     rows = to_name(pictures, language.lower(), every=every)
-    with (
-        Bar("captioning") as bar,
-        closing(caption(pictures, speaker, rows, language.lower(), batch=batch)) as reports,
-    ):
-        for report in reports:
-            last = report
-            if report.total and not as_json:
-                bar.show(report.done / report.total, f"{report.kept} captioned", total=report.total)
+    last = show(caption(pictures, speaker, rows, language.lower(), batch=batch), quiet=as_json)
     empty = f", {last.empty} got none" if last.empty else ""
     overtaken = f", {last.overtaken} got one from elsewhere meanwhile" if last.overtaken else ""
     if as_json:
@@ -234,18 +226,6 @@ def _lines(found: Statistics) -> list[str]:
     if found.flags:
         lines.append("flags: " + ", ".join(f"{flag} {n}" for flag, n in found.flags.items()))
     return lines
-
-
-def _finished(measuring: Generator[Any, None, Statistics], title: str, *, quiet: bool) -> Statistics:
-    with Bar(title) as bar:
-        while True:
-            try:
-                progress = next(measuring)
-            except StopIteration as end:
-                found: Statistics = end.value
-                return found
-            if not quiet:
-                bar.show(progress.fraction, progress.words)
 
 
 def page_for(pictures: Dataset, out: Path | None, what: str) -> Path:

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +22,7 @@ from carrara.cli.search import browse, search
 from carrara.cli.versions import data_clean, data_restore, data_tag, data_versions
 from carrara.errors import UserError
 from carrara.ray_engine.engine import Hands, hands
-from carrara.terminal import Bar, console
+from carrara.terminal import console
 
 if TYPE_CHECKING:
     from carrara.dataset.dataset import Dataset
@@ -220,9 +219,7 @@ def data_export(
     from carrara.exporting.exporting import export_pictures
 
     pictures = Dataset.open(dataset)
-    with Bar("exporting") as bar, closing(export_pictures(pictures, destination, form)) as reports:
-        for report in reports:
-            bar.show(report.done / report.total, f"{report.done} written", total=report.total)
+    show(export_pictures(pictures, destination, form))
     console.print(f"{len(pictures)} pictures in {destination} ({form})", soft_wrap=True)
 
 
@@ -270,10 +267,4 @@ def import_into(source: str, dataset: Path, **options: Any) -> Summary:
     """Imports with a bar; returns the summary."""
     from carrara.importing.importing import import_pictures
 
-    with Bar("importing") as bar, closing(import_pictures(source, dataset, **options)) as reports:
-        for report in reports:
-            words = f"{report.kept} kept, {report.rejected} skipped"
-            bar.show(report.done / max(1, report.total), words, total=report.total)
-            summary = report.summary
-    assert summary is not None
-    return summary
+    return show(import_pictures(source, dataset, **options))

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from carrara.cli.progress import show
 from carrara.errors import UserError, nearest
 from carrara.files import check_writable, write_atomically
 from carrara.interop.models import open_model
-from carrara.terminal import Bar, console
+from carrara.terminal import console
 
 if TYPE_CHECKING:
     from carrara.generation.model import Model
@@ -265,13 +266,7 @@ def autoencoder(
         lpips=lpips_weights,
         features=feature_weights,
     )
-    with Bar("inspecting") as bar:
-        while True:
-            try:
-                bar.show(*next(measuring))
-            except StopIteration as end:
-                found = end.value
-                break
+    found = show(measuring)
     verdict = judge(found.numbers)
     exact = "bf16" if placement.bf16 else "fp32"
     document = found.document() | {"verdict": verdict.document(), "precision": exact}

@@ -14,9 +14,9 @@ from carrara.terminal import Bar, console, per_second, until_interrupted
 T = TypeVar("T")
 
 
-def show(reports: Generator[Progress, None, T], title: str = "", *, quiet: bool = False) -> T:
+def show(reports: Generator[Progress, None, T], *, quiet: bool = False) -> T:
     """Shows what work reports, to its end, unless ``quiet``; returns what it returns."""
-    with closing(reports), _Shown(title) as shown:
+    with closing(reports), _Shown("") as shown:
         while True:
             try:
                 report = next(reports)
@@ -57,7 +57,7 @@ class _Shown(ExitStack):
         from carrara.training.loop import Report
 
         step = isinstance(report, Report)
-        title = self.title if step else report.title or self.title
+        title = self.title if step else report.title
         if title and (self._bar is None or self._bar.title != title):
             self.close()
             self._bar = self.enter_context(Bar(title))

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from carrara.cli import progress
 from carrara.cli.models import writable
 from carrara.errors import UserError
-from carrara.terminal import Bar, console
+from carrara.terminal import console
 
 if TYPE_CHECKING:
-    from carrara.lessons.output import Exhibit, Lesson
+    from carrara.lessons.output import Exhibit
 
 show = typer.Typer(no_args_is_help=True, help="See how diffusion works: pictures that teach.")
 
@@ -83,7 +84,7 @@ def reverse(
     given = {"seed": seed, "steps": steps, "sampler": sampler, "grid": grid, "guidance": guidance}
     settings = settings_for(opened, given)
     opened = fastest_sampling(opened, [row], settings)
-    _keep(_watched("sampling", lesson(opened, prompt, settings, columns=columns, label=label)), out)
+    _keep(progress.show(lesson(opened, prompt, settings, columns=columns, label=label)), out)
 
 
 @show.command()
@@ -133,7 +134,7 @@ def samplers(
     settings = settings_for(opened, {"seed": seed, "grid": grid, "guidance": guidance})
     opened = fastest_sampling(opened, [row] * count, settings)
     watching = lesson(opened, prompt, settings, evaluations=wanted, names=names, count=count)
-    _keep(_watched("sampling", watching), out)
+    _keep(progress.show(watching), out)
 
 
 def _numbers(text: str) -> list[int]:
@@ -143,16 +144,6 @@ def _numbers(text: str) -> list[int]:
             f"cannot read the evaluations {text!r}; expected numbers from 1 to 1000, e.g. 10,20,40"
         )
     return sorted({int(word) for word in words})
-
-
-def _watched(title: str, lesson: Lesson) -> Exhibit:
-    with Bar(title) as bar:
-        while True:
-            try:
-                bar.show(*next(lesson))
-            except StopIteration as end:
-                exhibit: Exhibit = end.value
-                return exhibit
 
 
 def _keep(exhibit: Exhibit, out: Path) -> None:

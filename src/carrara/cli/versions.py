@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from carrara.cli.models import number
-from carrara.terminal import Bar, console
+from carrara.cli.progress import show
+from carrara.terminal import console
 
 
 def data_versions(
@@ -95,8 +96,6 @@ def data_clean(
 
     opened = Dataset.open(dataset)
     if compare:
-        with Bar("comparing") as bar:
-            for fraction in verify(opened):
-                bar.show(fraction, "pictures with their ids")
+        show(verify(opened))
         console.print(f"verified: all {len(opened)} pictures are what was imported", soft_wrap=True)
     console.print(f"cleaned: {clean(opened, older_than=timedelta(hours=keep))}", soft_wrap=True)

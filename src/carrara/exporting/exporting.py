@@ -34,6 +34,7 @@ from carrara.images.boxes import COLUMN as BOXES
 from carrara.images.header import is_heic
 from carrara.images.tiff import STARTS
 from carrara.model_folder import sync
+from carrara.progress import Progress
 from carrara.version import __version__
 
 if TYPE_CHECKING:
@@ -83,14 +84,6 @@ class Picture:
         return next((text for name in names if (text := self.said.get(name))), None)
 
 
-@dataclass(frozen=True)
-class Exported:
-    """How far an export is."""
-
-    done: int
-    total: int
-
-
 def exporters() -> dict[str, Any]:
     """The exporter modules by name: whatever lies in the folder."""
     package = importlib.import_module("carrara.exporting.formats")
@@ -98,7 +91,7 @@ def exporters() -> dict[str, Any]:
     return {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
 
 
-def export_pictures(dataset: Dataset, destination: Path, form: str) -> Generator[Exported, None, None]:
+def export_pictures(dataset: Dataset, destination: Path, form: str) -> Generator[Progress, None, None]:
     """Writes all pictures with what is said of them into a new folder, which appears when all of it is there.
 
     What is finished of a killed export lies beside it, in shards that are kept for as long as the data set says the
@@ -122,12 +115,12 @@ def export_pictures(dataset: Dataset, destination: Path, form: str) -> Generator
     try:
         with closing(Shards(destination)) as shards:
             shards.take_up(f"{form} {__version__} {' '.join(named)}", partial(digests, dataset))
-            yield Exported(shards.done, total)
+            yield _written(shards.done, total)
             rows = pictures(dataset, shards.done)
             while shards.done < total:
                 with shards.another() as shard:
                     for count in exporter.write(shard.noting(rows), named, shard.folder, len(shards.kept)):
-                        yield Exported(shards.done + count, total)
+                        yield _written(shards.done + count, total)
             shards.finish(partial(_finish, exporter, named))
     except OSError as error:
         kept = "what is finished of it is kept, and the same command goes on"
@@ -135,6 +128,10 @@ def export_pictures(dataset: Dataset, destination: Path, form: str) -> Generator
         raise UserError(
             f"cannot write {destination}: {one_line(error)} ({kept if shards and shards.kept else none})"
         ) from None
+
+
+def _written(done: int, total: int) -> Progress:
+    return Progress.of(done, total, f"{done} written", title="exporting")
 
 
 def _finish(exporter: Any, named: tuple[str, ...], folder: Path, digest: str) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from carrara import progress
 from carrara.config import parse
 from carrara.dataset import description, ranges
 from carrara.dataset.class_numbers import CLASSES, remarks_on
@@ -46,15 +47,21 @@ _NAMEABLE = ("label", "category", "group", "source", "licence", "url", "width", 
 _SAMPLE = 2000  # captions that tell in which language a source is
 
 
-@dataclass(frozen=True)
-class Progress:
+@dataclass(frozen=True, kw_only=True)
+class Progress(progress.Progress):
     """How far an import is, and what became of what it looked at; the last one has the summary."""
 
-    done: int
-    total: int
     kept: int
     rejected: int
     summary: Summary | None = None
+
+    @classmethod
+    def so_far(
+        cls, done: int, total: int, kept: int, rejected: int, summary: Summary | None = None
+    ) -> Progress:
+        """After ``done`` of ``total`` pictures."""
+        words = f"{kept} kept, {rejected} skipped"
+        return cls.of(done, total, words, title="importing", kept=kept, rejected=rejected, summary=summary)
 
 
 def importers() -> dict[str, Any]:
@@ -94,13 +101,13 @@ class Engine(Protocol):
 
 def import_pictures(
     source: str | Path, destination: str | Path, *, engine: Engine | None = None, **options: Any
-) -> Generator[Progress, None, None]:
+) -> Generator[Progress, None, Summary]:
     """Brings every picture of ``source`` into the data set ``destination``, made where there is none.
 
     ``source`` is what one of `importers` knows: a folder, an archive, a table …; options are the fields of Options.
-    Yields progress; the last report holds the summary. Killed at any moment and started again, it ends in the same
-    table. Adding is by content: the same bytes are one row; words that changed in the source since its last
-    import are changed in place. Raises UserError where the source or the destination cannot be used; then
+    Yields progress; the last report holds the summary, which it returns. Killed at any moment and started again, it
+    ends in the same table. Adding is by content: the same bytes are one row; words that changed in the source since
+    its last import are changed in place. Raises UserError where the source or the destination cannot be used; then
     nothing was written.
     """
     source, store = str(source), store_at(destination)
@@ -125,8 +132,7 @@ def import_pictures(
     entry: dict[str, Any] = {"importer": name, "source": where, "digest": digest}
     ticket = json.dumps(entry if engine is None else {**entry, "engine": engine.name})
     if not chosen.retry and (same := _same(store, entry)) and not folder_of(store, ticket).exists():
-        yield _nothing_to_do(store, survey.total, same)
-        return
+        return (yield from _nothing_to_do(store, survey.total, same))
     check_writable(store.work)
     writer = Writer(store, ticket, source=where, held_out=chosen.held_out)
     try:
@@ -134,8 +140,7 @@ def import_pictures(
             same := _same(store, entry)
         ):  # by another process or machine meanwhile, or by one killed in its very last step
             writer.finish()
-            yield _nothing_to_do(store, survey.total, same)
-            return
+            return (yield from _nothing_to_do(store, survey.total, same))
         if store.path != store.work:
             console.print(
                 f"until it is complete, what tells how to continue it lies on this machine, in {writer.folder}",
@@ -172,7 +177,8 @@ def import_pictures(
             replaced=writer.replaced,
             before=writer.before,
         )
-        yield Progress(survey.total, survey.total, writer.added, writer.skipped, summary)
+        yield Progress.so_far(survey.total, survey.total, writer.added, writer.skipped, summary)
+        return summary
     except (OSError, ValueError) as error:  # the disk is full, or the place cannot be reached any more
         if isinstance(error, ValueError) and "LanceError(IO)" not in str(error):
             raise
@@ -227,10 +233,11 @@ def _spoken(importer: Any, source: str, options: Options, total: int) -> Spoken 
     return spoken_in(some())
 
 
-def _nothing_to_do(store: Store, total: int, same: dict[str, Any]) -> Progress:
+def _nothing_to_do(store: Store, total: int, same: dict[str, Any]) -> Generator[Progress, None, Summary]:
     summary = _summary(Dataset.open(store.path), (0, 0, 0), [], unchanged=True)
     left = same.get("rejected", 0)
-    return Progress(total, total, 0, left, replace(summary, rejected=left))
+    yield Progress.so_far(total, total, 0, left, summary := replace(summary, rejected=left))
+    return summary
 
 
 def _of_same_source(ticket: str, entry: dict[str, Any]) -> bool:
@@ -256,7 +263,7 @@ def take_in(items: Iterator[Row | Rejected], job: Job, writer: Writer) -> Iterat
                 writer.note({"file": left.source, "reason": left.reason})
             writer.add(looked.record)
         pictures += isinstance(item, Row)
-        yield Progress(pictures, job.total, writer.added, writer.skipped)
+        yield Progress.so_far(pictures, job.total, writer.added, writer.skipped)
 
 
 def _completed(

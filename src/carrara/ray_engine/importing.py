@@ -238,7 +238,7 @@ class _Run:
 
     def _progress(self) -> Progress:
         done = self.notes.pictures + sum(self.seen.values())
-        return Progress(done, max(done, self.job.total), self.writer.added, self.writer.skipped)
+        return Progress.so_far(done, max(done, self.job.total), self.writer.added, self.writer.skipped)
 
 
 class _Notes:

@@ -126,7 +126,10 @@ def test_all_goes_on_after_a_failure(dataset: Dataset, plugin: Path) -> None:
     speaker = from_python(dataset, str(plugin))
     speaker = replace(speaker, name_them=lambda images: asked.append(len(images)) or ["later"] * len(images))
     *_, last = caption(dataset, speaker, to_name(dataset, "en", every=True), "en", batch=5)
-    assert (sum(asked), last) == (10, Progress(30, 30, 10, 0))
+    assert (sum(asked), last) == (
+        10,
+        Progress.of(30, 30, "10 captioned", title="captioning", kept=10, empty=0),
+    )
     assert Counter(dataset.column("caption_en")) == {"RGB 12 wide": 19, "of a person": 1, "later": 10}
     assert not (dataset.path / "caption.partial").exists()
 
@@ -148,7 +151,7 @@ def test_what_was_said_is_not_counted_anew_after_every_batch(
     monkeypatch.setattr(captioning, "Said", Counting)
     rows = to_name(dataset, "de", every=False)
     *_, last = caption(dataset, OfColumns(dataset, "{width} wide"), rows, "de", batch=1)
-    assert last == Progress(30, 30, 30, 0)
+    assert (last.done, last.total, last.kept, last.empty) == (30, 30, 30, 0)
     assert 30 <= looks <= 5 * 30  # of thirty batches: a few times each
 
 
@@ -159,7 +162,7 @@ def test_what_another_said_before_a_kill_is_not_believed(dataset: Dataset, plugi
     assert [next(begun).done for _ in range(3)] == [0, 10, 20]
     begun.close()
     *_, last = caption(dataset, second, rows, "de")
-    assert last == Progress(30, 30, 30, 0)
+    assert (last.done, last.total, last.kept, last.empty) == (30, 30, 30, 0)
     assert set(dataset.column("caption_de")) == {"10 high"}
     again = caption(
         dataset, first, rows, "de", batch=10
