@@ -102,6 +102,40 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         remove(old)
 
 
+class Journal:
+    """A file of JSON, a line each, that outlives a kill: what `add` was given is there when it returns.
+
+    Unless it is ``durable``, a computer that loses its power may lose the last lines.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        self.path, self._durable = path, durable
+
+    def __iter__(self) -> Iterator[Any]:
+        """The lines, up to one that is damaged; a torn end is cut off, so that the next line starts clean."""
+        with suppress(FileNotFoundError), open(self.path, "r+b") as file:
+            whole = 0
+            for line in file:
+                try:
+                    parsed = json.loads(line)
+                except ValueError:
+                    break
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                yield parsed
+            if whole < os.fstat(file.fileno()).st_size:  # else it would be young again, whoever only reads it
+                file.truncate(whole)
+
+    def add(self, *lines: Any) -> None:
+        """Writes them behind those that are there; OSError where that cannot be."""
+        with open(self.path, "ab") as file:
+            file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+            if self._durable:
+                file.flush()
+                os.fsync(file.fileno())
+
+
 def remove(path: Path) -> None:
     """A folder, a file or a link, if it is there; OSError where it cannot be removed."""
     if path.is_dir() and not path.is_symlink():

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +21,9 @@ from carrara import progress
 from carrara.dataset.columns import CAPTIONED_BY, caption_column
 from carrara.dataset.sentence import BY, Sentence
 from carrara.dataset.store import lock, release
-from carrara.dataset.unfinished_imports import whole_lines
 from carrara.dataset.word_changes import amend
 from carrara.errors import BadPicture, UserError, one_line
+from carrara.files import Journal
 from carrara.images.decode import decode
 from carrara.text import tidy
 
@@ -261,16 +260,13 @@ class _Journal:
         self.new = dict[str, Said]()  # what was said since the table got all
         self.named = 0  # of those, the ones that got a caption
         name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-        self._path = folder / f"{name}.jsonl"
-        for line in whole_lines(self._path):
+        self._journal = Journal(folder / f"{name}.jsonl")
+        for line in self._journal:
             self._hear({known: Said(*told) for known, told in line["said"].items()}, kept=line["kept"])
 
     def add(self, said: dict[str, Said], *, kept: bool = False) -> None:
         """Notes what was said, or that the table has all that was said before."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"said": said, "kept": kept}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._journal.add({"said": said, "kept": kept})
         self._hear(said, kept=kept)
 
     def _hear(self, said: dict[str, Said], *, kept: bool) -> None:
@@ -286,9 +282,9 @@ class _Journal:
 
     def forget(self) -> None:
         """All is in the table."""
-        self._path.unlink(missing_ok=True)
+        self._journal.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # other captioners have theirs there
-            self._path.parent.rmdir()
+            self._journal.path.parent.rmdir()
 
 
 def _progress(journal: _Journal, done: int, total: int) -> Progress:

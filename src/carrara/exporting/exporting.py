@@ -27,9 +27,8 @@ import numpy as np
 from carrara.dataset.bit_rot import AT_A_TIME, MOST_ROWS, check
 from carrara.dataset.columns import CAPTIONED_BY, KINDS, MORE_CAPTIONS, UNSTATED, caption_language, id_column
 from carrara.dataset.store import lock, release
-from carrara.dataset.unfinished_imports import whole_lines
 from carrara.errors import UserError, nearest, one_line
-from carrara.files import replacing
+from carrara.files import Journal, replacing
 from carrara.images.boxes import COLUMN as BOXES
 from carrara.images.header import is_heic
 from carrara.images.tiff import STARTS
@@ -244,7 +243,7 @@ class Shards:
         self.destination = destination
         self.kept: list[Kept] = []
         self._folder = destination.with_name(f".{destination.name}.part")
-        self._journal = destination.with_name(f".{destination.name}.part.jsonl")
+        self._journal = Journal(destination.with_name(f".{destination.name}.part.jsonl"))
         self._finished = False  # all of it is there, under the names that it will have
         self._lock = lock(self._folder, make=True, doing=f"exporting to {destination}")
 
@@ -258,7 +257,7 @@ class Shards:
 
         ``digests`` gives those of the rows, from the first on.
         """
-        lines = list(whole_lines(self._journal))
+        lines = list(self._journal)
         if lines[:1] == [{"about": about}]:
             # All, for as long as this is not through: what closes it before throws nothing away.
             self.kept = noted = [Kept(**line) for line in lines[1:] if "rows" in line]
@@ -286,7 +285,7 @@ class Shards:
         yield shard
         _onto_the_disk(shard.folder)
         self.kept.append(Kept(shard.rows, shard.digest.hexdigest(), _sizes(shard.folder)))
-        self._note(self.kept[-1]._asdict())
+        self._journal.add(self.kept[-1]._asdict())
         self._move_up()
 
     def finish(self, last: Callable[[Path, str], None]) -> None:
@@ -297,18 +296,18 @@ class Shards:
         if not self._finished:
             digest = hashlib.sha256("".join(shard.digest for shard in self.kept).encode()).hexdigest()
             last(self._folder, digest)
-            self._note({"finished": _sizes(self._folder)})
+            self._journal.add({"finished": _sizes(self._folder)})
         _onto_the_disk(self._folder)
         if self.destination.is_dir():
             self.destination.rmdir()
         os.rename(self._folder, self.destination)
-        self._journal.unlink()
+        self._journal.path.unlink()
 
     def close(self) -> None:
         """Lets others write it; where nothing was finished, nothing stays."""
         if not self.kept:
             shutil.rmtree(self._folder, ignore_errors=True)
-            self._journal.unlink(missing_ok=True)
+            self._journal.path.unlink(missing_ok=True)
         release(self._lock)
 
     def _are_there(self, files: dict[str, int]) -> bool:
@@ -331,7 +330,7 @@ class Shards:
         for path in list(self._folder.iterdir()):
             if path.name not in inside:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        with replacing(self._journal) as journal:
+        with replacing(self._journal.path) as journal:
             for line in ({"about": about}, *(shard._asdict() for shard in self.kept)):
                 journal.write(json.dumps(line).encode() + b"\n")
 
@@ -340,12 +339,6 @@ class Shards:
         for path in list(under_way.iterdir()):
             os.rename(path, self._folder / path.name)
         under_way.rmdir()
-
-    def _note(self, line: dict[str, Any]) -> None:
-        with open(self._journal, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def _digest_of(rows: Iterator[bytes], count: int) -> str:
