@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from carrara.config import plain, read_toml
 from carrara.errors import UserError, nearest, refusal
 from carrara.files import json_object, json_value, replacing_folder
+from carrara.tensors import misfit
 from carrara.version import __version__
 
 FORMAT = 1
@@ -250,11 +251,8 @@ def weight_files(folder: Path, stem: str) -> WeightFiles | None:
 def load_into(module: nn.Module, file: Path) -> None:
     """Loads a file's weights; UserError names the first tensor that is missing, surplus or of another shape."""
     given, wanted = read_weights(file), module.state_dict()
-    for name in sorted(given.keys() | wanted.keys()):
-        have = tuple(given[name].shape) if name in given else "nothing"
-        want = tuple(wanted[name].shape) if name in wanted else "nothing"
-        if have != want:
-            raise UserError(f"{file} does not fit its model.toml: {name} is {have}, expected {want}")
+    if fault := misfit(given, wanted):
+        raise UserError(f"{file} does not fit its model.toml: {fault}")
     module.load_state_dict(given)
 
 

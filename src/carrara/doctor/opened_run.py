@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from carrara.errors import UserError
 from carrara.generation.model import Model, load_model
+from carrara.tensors import under
 from carrara.training import checkpoint
 from carrara.training.condition_columns import derived_columns, reads_of
 from carrara.training.devices import Placement
@@ -69,13 +70,8 @@ class Patient:
     @cached_property
     def saved(self) -> Saved | None:
         """The newest checkpoint that can be read."""
-        for path in reversed(checkpoint.all_of(self.folder / CHECKPOINTS)):
-            try:
-                tensors, _ = checkpoint.load(path, only=("module.", "average."))
-            except checkpoint.Damaged:
-                continue
-            return Saved(_under(tensors, "module.denoiser."), _under(tensors, "average.denoiser."))
-        return None
+        found = checkpoint.newest_readable(self.folder / CHECKPOINTS, only=("module.", "average."))
+        return found and Saved(*(under(f"{kind}.denoiser.", found.tensors) for kind in ("module", "average")))
 
     @cached_property
     def trouble(self) -> str:
@@ -167,7 +163,3 @@ def std_and_mean(values: Tensor) -> tuple[Tensor, Tensor]:
 def numbers_of(lines: Sequence[Mapping[str, float]], name: str) -> np.ndarray[Any, Any]:
     """A column of the log, where it is there."""
     return np.array([float(line[name]) for line in lines if name in line])
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, FiniteFloat, NonNegativeInt, ValidationError
@@ -21,6 +22,7 @@ from carrara.config import plain
 from carrara.errors import UserError, one_line
 from carrara.files import json_object
 from carrara.model_folder import check_hash, write_folder, write_weights
+from carrara.tensors import misfit, under
 from carrara.threads import processors
 from carrara.training.devices import Placement, prepare
 from carrara.training.ema import Ema
@@ -88,6 +90,25 @@ def newest(folder: Path) -> Path | None:
 def all_of(folder: Path) -> list[Path]:
     """The whole checkpoints of a folder, the oldest first."""
     return sorted(p for p in folder.glob("*") if p.name.isdecimal()) if folder.is_dir() else []
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
+
+
+def newest_readable(folder: Path, *, only: tuple[str, ...] = ("",)) -> Saved | None:
+    """The newest checkpoint that can be read, and of it as `load`; None where there is none.
+
+    It looks three times, as a training that goes on may remove one while it is being read.
+    """
+    for path in (path for _ in range(3) for path in reversed(all_of(folder))):
+        with suppress(Damaged):
+            return Saved(path, *load(path, only=only))
+    return None
 
 
 def set_aside(path: Path) -> Path:
@@ -235,9 +256,9 @@ class TrainingState:
 
     def _take(self, tensors: Mapping[str, Tensor]) -> None:
         for name, module in self.modules.items():
-            module.load_state_dict(_under(tensors, f"module.{name}."))
+            module.load_state_dict(under(f"module.{name}.", tensors))
             states: dict[int, dict[str, Any]] = {}
-            for key, value in _under(tensors, f"optimizer.{name}.").items():
+            for key, value in under(f"optimizer.{name}.", tensors).items():
                 index, _, inner = key.partition(".")
                 plain = value.ndim == 0 and not value.is_floating_point()
                 states.setdefault(int(index), {})[inner] = value.item() if plain else value
@@ -250,12 +271,11 @@ class TrainingState:
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
                         inner_state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         for prefix, ema in self._averages():
+            given = under(prefix, tensors)
+            if fault := misfit(given, ema.average):  # copy_ would spread out a smaller one
+                raise ValueError(f"{prefix}{fault}")
             for key, value in ema.average.items():
-                if tensors[prefix + key].shape != value.shape:  # copy_ would spread out a smaller one
-                    raise ValueError(
-                        f"{prefix}{key} is {list(tensors[prefix + key].shape)}, not {list(value.shape)}"
-                    )
-                value.copy_(tensors[prefix + key])
+                value.copy_(given[key])
 
     def _averages(self) -> Iterator[tuple[str, Ema]]:
         """Each average with what its tensors' names begin with in a checkpoint."""
@@ -295,7 +315,3 @@ def _check_states(optimizer: torch.optim.Optimizer, states: Mapping[int, Mapping
         ):  # a small tensor may have less than a large one, not something else
             if not fewer <= more:
                 raise ValueError(f"an optimizer's state has {sorted(fewer)} where another has {sorted(more)}")
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -30,7 +30,7 @@ from carrara.embedders.two_towers import Towers
 from carrara.errors import UserError, nearest
 from carrara.metrics.recall import RANKS, ranks, recall, reciprocal
 from carrara.search.vector_columns import PICTURES
-from carrara.tensors import sample_uniform
+from carrara.tensors import sample_uniform, under
 from carrara.training.averaged_model import fill_best
 from carrara.training.checkpoint import TrainingState
 from carrara.training.checks import check_pictures
@@ -41,7 +41,6 @@ from carrara.training.passport import passport_of
 from carrara.training.run import Run
 from carrara.training.run_changes import RECIPE
 from carrara.training.task import Task
-from carrara.training.validation_pictures import weights
 
 if TYPE_CHECKING:
     from carrara.dataset.dataset import Dataset
@@ -150,14 +149,14 @@ class ContrastiveTask(Task):
         """At even shares of the budget, and once more after the last step, held-out pairs are looked at."""
         numbers, note = state.numbers, ""
         if self.pending(state):
-            with self._looks.look(state), weights(self.towers, state.averages[MODULE]):
+            with self._looks.look(state), state.averages[MODULE].put_into(self.towers):
                 found = held_out_measures(self.towers, self.seen, self.read, self.held_out)
             best = numbers.get(_BEST, 0.0)
             numbers.update({_KNOWN + name: value for name, value in found.items()})
             numbers[_BEST] = max(best, found["recall_5"])
             if found["recall_5"] > best or state.fraction >= 1:
                 note = f"{found['recall_5']:.1%} of held-out pairs are found among the first five"
-        known = {k.removeprefix(_KNOWN): v for k, v in numbers.items() if k.startswith(_KNOWN)}
+        known = under(_KNOWN, numbers)
         self._measures = known if state.unlogged(numbers.get(f"{self._looks.name}.at", 0)) else {}
         return note
 
