@@ -49,6 +49,14 @@ def check_writable(path: Path) -> None:
         raise UserError(refusal(error)) from None
 
 
+def read_bytes(path: Path) -> bytes:
+    """What a file holds; UserError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {one_line(error)}") from None
+
+
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
     """A new file that takes the place of ``path`` at the end of the block; on failure nothing changes.

@@ -23,7 +23,7 @@ import typer
 from carrara.cli.models import writable
 from carrara.cli.progress import show
 from carrara.errors import UserError, one_line
-from carrara.files import write_atomically
+from carrara.files import read_bytes, write_atomically
 from carrara.ray_engine.engine import HERE, Hands
 from carrara.terminal import console
 
@@ -94,7 +94,7 @@ def search(
         "matching": into is not None,
     }
     if picture is not None:
-        given["picture"] = _bytes_of(picture)
+        given["picture"] = read_bytes(picture)
     query = parse(Query, given, where="the search")
     pictures = Dataset.open(dataset)
     found = find(pictures, query, lambda column: embedder_of(pictures, column))
@@ -170,13 +170,6 @@ def _repeat(dataset: Dataset, column: str) -> bool:
     rows = dataset.indices("held_out")
     texts = [text for text in dataset.take(rows, [column])[column] if text]
     return len(set(texts)) < 0.8 * len(texts)
-
-
-def _bytes_of(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {one_line(error)}") from None
 
 
 def _why(words: str, picture: Path | None, like: str | None, by: str, where: str | None) -> str:

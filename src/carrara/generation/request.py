@@ -17,7 +17,8 @@ from torch import Tensor
 from carrara.conditions.random_holes import Masked, blend
 from carrara.conditions.text import unseen_note
 from carrara.dataset.columns import KINDS
-from carrara.errors import BadPicture, UserError, nearest, one_line
+from carrara.errors import BadPicture, UserError, nearest
+from carrara.files import read_bytes
 from carrara.generation.model import WORDS
 from carrara.images.decode import class_ids, whole
 from carrara.text import nfc
@@ -180,7 +181,7 @@ def _value(
     if encoder.form == "boxes" and asked.boxes is not None:
         text = asked.boxes
         if not text.lstrip().startswith("["):
-            text = _bytes(Path(text)).decode("utf-8", "replace")
+            text = read_bytes(Path(text)).decode("utf-8", "replace")
         try:
             boxes = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -197,7 +198,7 @@ def _picture(encoder: Any, path: Path, mask: Path | None, spans: Mapping[str, An
 
     ``spans`` are the data set's ranges that the model was trained with.
     """
-    data = _bytes(path)
+    data = read_bytes(path)
     told = f"{path.name} {hashlib.sha256(data).hexdigest()[:12]}"
     try:
         if encoder.config.shows == "map":
@@ -217,19 +218,12 @@ def _picture(encoder: Any, path: Path, mask: Path | None, spans: Mapping[str, An
         raise UserError(
             "this model fills holes: give the hole as --mask, a picture that is white where it is"
         )
-    hidden = _bytes(mask)
+    hidden = read_bytes(mask)
     try:
         hole = whole(hidden, 1)[0] > 127
     except BadPicture as error:
         raise UserError(f"cannot read {mask}: {error}") from None
     return Masked(picture, hole), f"{told}, {mask.name} {hashlib.sha256(hidden).hexdigest()[:12]}"
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {one_line(error)}") from None
 
 
 def remarks(model: Model, prompt: str) -> Sequence[str]:
