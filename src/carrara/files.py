@@ -90,7 +90,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """A new folder that takes the place of ``path`` at the end of the block; on failure nothing changes.
 
-    UserError where the disk is full or the place cannot be written.
+    OSError where the disk is full or the place cannot be written.
     """
     part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
     try:
@@ -98,10 +98,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             remove(leftover)
         part.mkdir(parents=True)
         yield part
-    except BaseException as error:
+    except BaseException:
         shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {one_line(error)}") from None
         raise
     if os.path.lexists(path):
         os.rename(path, old)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, FiniteFloat, ValidationError
 from torch import Tensor, nn
 
 from carrara.config import plain, read_toml
-from carrara.errors import UserError, nearest, refusal
+from carrara.errors import UserError, nearest, one_line, refusal
 from carrara.files import json_object, json_value, replacing_folder
 from carrara.tensors import misfit
 from carrara.version import __version__
@@ -40,10 +40,13 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     The hashes of the weights in it are written beside them. UserError where the disk is full or the place cannot be
     written.
     """
-    with replacing_folder(path) as part:
-        fill(part)
-        _write_hashes(part)
-        sync(part)
+    try:
+        with replacing_folder(path) as part:
+            fill(part)
+            _write_hashes(part)
+            sync(part)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {one_line(error)}") from None
 
 
 def _write_hashes(folder: Path) -> None:
