@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from carrara.errors import UserError, one_line, refusal
 
+DAMAGED = ".damaged"
 _BLOCK = 4096  # bytes, for which a full disk has no room
 
 
@@ -148,6 +149,13 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Gives what is damaged another name, so that it is neither read nor lost; returns where it is now."""
+    aside = path.with_name(path.name + DAMAGED)
+    remove(aside)
+    return path.rename(aside)
 
 
 def json_object(text: str | bytes) -> dict[str, Any] | None:

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carrara.files import json_object
+from carrara.files import DAMAGED, json_object, set_aside
 from carrara.terminal import note
 
 if TYPE_CHECKING:
     import lance
 
-DAMAGED = ".damaged"
 _MAGIC = b"LANC"  # what a whole manifest ends with
 _TAG = {"branch", "version", "createdAt", "updatedAt", "manifestSize", "metadata"}
 
@@ -21,8 +20,8 @@ def set_aside_versions(table: Path) -> bool:
     """Gives another name to manifests that are cut short or empty: these versions are lost. Whether there were any."""
     found = [m for m in sorted(table.glob("_versions/*.manifest")) if not m.read_bytes().endswith(_MAGIC)]
     for manifest in found:
-        manifest.rename(manifest.with_name(manifest.name + DAMAGED))
-        note(f"a version of {table.parent} is damaged and was set aside as {manifest.name}{DAMAGED}")
+        aside = set_aside(manifest)
+        note(f"a version of {table.parent} is damaged and was set aside as {aside.name}")
     return bool(found)
 
 
@@ -37,8 +36,7 @@ def tags_of(table: lance.LanceDataset) -> dict[str, int]:
         if not damaged:
             raise
     for file in damaged:
-        file.rename(file.with_name(file.name + DAMAGED))
-        note(f"the tag {file.stem!r} is damaged and was set aside as {file}{DAMAGED}")
+        note(f"the tag {file.stem!r} is damaged and was set aside as {set_aside(file)}")
     return _listed(table)
 
 

@@ -111,13 +111,6 @@ def newest_readable(folder: Path, *, only: tuple[str, ...] = ("",)) -> Saved | N
     return None
 
 
-def set_aside(path: Path) -> Path:
-    """Gives a damaged checkpoint another name, so that it is neither loaded nor lost; returns where it is now."""
-    aside = path.with_name(path.name + ".damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    return path.rename(aside)
-
-
 class _Numbers(BaseModel, extra="allow"):
     """What a checkpoint has besides tensors; ``task`` are the task's own numbers."""
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from carrara.config import to_toml
 from carrara.dataset.store import lock
 from carrara.errors import UserError, one_line
-from carrara.files import remove, replacing
+from carrara.files import remove, replacing, set_aside
 from carrara.training import checkpoint
 from carrara.training.fastest import fastest_training
 from carrara.training.loop import Report, train
@@ -94,7 +94,7 @@ class Run:
                 remove(self.folder / name)
         file, known = self.folder / "run.json", None if change.anew else noted(self.folder)
         if known is None and not change.anew and os.path.lexists(file):
-            os.replace(file, file.with_name(file.name + ".damaged"))
+            set_aside(file)
         if known is None or self._placement:  # which a version before did not note
             known = known or {**self._about, **self._version()}
             file.write_text(json.dumps({**known, **self._placement}))
@@ -110,8 +110,7 @@ class Run:
                 self.model.rename(self.folder / UNFINISHED)
         own, text = self.folder / RECIPE, to_toml(self._recipe)
         if change.damaged and os.path.lexists(own):
-            os.replace(own, own.with_name(RECIPE + ".damaged"))
-            notes.append(f"{own} was damaged, and is {RECIPE}.damaged now")
+            notes.append(f"{own} was damaged, and is {set_aside(own).name} now")
         for file in (self.folder / UNFINISHED / RECIPE, own):
             if file.parent.is_dir() and not (file.is_file() and file.read_bytes() == text.encode()):
                 with replacing(file) as new:
@@ -290,7 +289,7 @@ class Run:
                 continue
             for bad in checkpoint.all_of(self.folder / CHECKPOINTS):
                 if bad > path:
-                    checkpoint.set_aside(bad)
+                    set_aside(bad)
             return [f"{error}; going on from {path.name}, the one before" for error in damaged]
         if damaged:
             raise damaged[0]
