@@ -47,13 +47,7 @@ def measure(dataset: Dataset, *, size: int = 256) -> Generator[Progress, None, S
     """Counts what the data set holds; ``size`` is the resolution that crops are measured for."""
     total, chance = len(dataset), np.random.default_rng(0)
     sample = np.sort(chance.permutation(total)[:SAMPLE]).astype(np.int64)
-    looking = looks(dataset, sample)
-    while True:
-        try:
-            yield Progress(fraction=0.8 * next(looking), words="looking at pictures", title="looking")
-        except StopIteration as end:
-            looked: Looks = end.value
-            break
+    looked = yield from looks(dataset, sample)
     yield Progress(fraction=0.8, words="reading captions")
     spoken = said(dataset)
     yield Progress(fraction=0.95, words="counting")
