@@ -175,7 +175,9 @@ def test_a_hole_that_pandas_left_says_nothing(name: str, tmp_path: Path) -> None
     else:
         (tmp_path / name).write_bytes(line)
     rows, why = rows_of(tmp_path / name if name == "x.tar" else tmp_path)
-    assert [(row.captions, row.label, row.licence) for row in rows.values()] == [({"und": "a cat"}, None, None)]
+    assert [(row.captions, row.label, row.licence) for row in rows.values()] == [
+        ({"und": "a cat"}, None, None)
+    ]
     assert not why
 
 
