@@ -270,9 +270,9 @@ def _completed(
 
 
 def _importer(source: str) -> tuple[str, Any]:
-    # Any folder is one of pictures unless it is something more particular.
+    # Any folder is one of pictures unless it is something more particular; an empty name is none, not the current one.
     for name, module in sorted(importers().items(), key=lambda item: item[0] == "folder"):
-        if module.matches(source):
+        if source and module.matches(source):
             return name, module
     path = Path(source)
     expected = (
@@ -283,7 +283,7 @@ def _importer(source: str) -> tuple[str, Any]:
         with text_of(open(path, "rb")) as text:
             if not any(map(is_text, itertools.islice(lines_of(text), 100))):
                 raise UserError(f"{source} is {NOT_UTF8}")
-    if path.exists():
+    if source and path.exists():
         raise UserError(f"{source} is a file; {expected}")
     raise UserError(f"there is no source {source!r}; {expected}{nearest_path(path)}")
 
