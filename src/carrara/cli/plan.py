@@ -67,7 +67,7 @@ def plan(
     from carrara.training.recipe import AutoencoderRecipe, ContrastiveRecipe
     from carrara.training.stages import fitted
 
-    changes = [*(change or []), *([f'train.budget="{budget}"'] if budget else [])]
+    changes = [*(change or []), *([] if budget is None else [f'train.budget="{budget}"'])]
     opened = open_autoencoder(autoencoder) if autoencoder else None
     chosen = named(recipe, changes, network=opened.config if opened else None)
     pictures = Dataset.open(dataset) if dataset else None

@@ -55,7 +55,7 @@ def train(
     """Train an autoencoder (stage one), a diffusion model (stage two, or on pixels), or a joint space for search."""
     from carrara.recipes.catalogue import named
 
-    changes = [*(change or []), *([f'train.budget="{budget}"'] if budget else [])]
+    changes = [*(change or []), *([] if budget is None else [f'train.budget="{budget}"'])]
     diffusion = start and is_diffusion(start)
     before = open_model(start) if start and diffusion else None
     begin = open_autoencoder(start) if start and not diffusion else None

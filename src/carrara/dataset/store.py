@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Protocol
 
-from carrara.dataset.damaged_files import set_aside_versions
+from carrara.dataset.damaged_files import is_of_library, set_aside_versions
 from carrara.errors import UserError, one_line
 from carrara.files import check_name, replacing
 
@@ -74,8 +74,9 @@ def newest(store: Store) -> lance.LanceDataset:
 
     try:
         return lance.dataset(store.table)
-    except (OSError, RuntimeError, ValueError):
-        if store.path != store.work or not set_aside_versions(Path(store.table)):
+    except BaseException as error:
+        is_here = store.path == store.work
+        if not (is_of_library(error) and is_here and set_aside_versions(Path(store.table))):
             raise
         return lance.dataset(store.table)
 

@@ -35,6 +35,7 @@ from carrara.importing.download import fetched
 from carrara.importing.options import Options, chosen_ranges
 from carrara.importing.row import Rejected, Row
 from carrara.importing.summary import Summary, kinds
+from carrara.importing.table_rows import NOT_UTF8, is_text, lines_of, text_of
 from carrara.terminal import console
 from carrara.text import printable
 
@@ -276,16 +277,20 @@ def _completed(
 
 
 def _importer(source: str) -> tuple[str, Any]:
-    # Any folder is one of pictures unless it is something more particular.
+    # Any folder is one of pictures unless it is something more particular; an empty name is none, not the current one.
     for name, module in sorted(importers().items(), key=lambda item: item[0] == "folder"):
-        if module.matches(source):
+        if source and module.matches(source):
             return name, module
     path = Path(source)
     expected = (
         "expected a folder of pictures, an archive, WebDataset, Parquet, COCO's JSON, a table of urls, "
         "or the word 'emoji' or 'scenes'"
     )
-    if path.exists():
+    if path.is_file() and path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".txt"):
+        with text_of(open(path, "rb")) as text:
+            if not any(map(is_text, itertools.islice(lines_of(text), 100))):
+                raise UserError(f"{source} is {NOT_UTF8}")
+    if source and path.exists():
         raise UserError(f"{source} is a file; {expected}")
     raise UserError(f"there is no source {source!r}; {expected}{nearest_path(path)}")
 

@@ -80,8 +80,8 @@ class Summary:
         lines = [first]
         if 0 < self.pictures == self.held_out:
             lines.append(
-                "all of them are held out, so there is nothing to train on: the names of files or folders (test, val) "
-                "or a column 'split' say so"
+                "all of them are held out, so there is nothing to train on: the names of files or folders (test, val), "
+                "a column 'split' or chance (--held-out) say so"
             )
         if self.lost:
             lines.append(

@@ -30,7 +30,7 @@ from carrara.text import printable, tidy
 
 _NAMES = re.compile(r"(instances|captions)_?(.*)\.json|(_annotations)\.coco\.json")
 _HEAD = 4096  # bytes by which a lone file is known
-_LISTED, _CAPTION, _BOX = "picture", "caption", "box"  # kinds of notes
+_LISTED, _CAPTION, _BOX, _LOST = "picture", "caption", "box", "lost"  # kinds of notes
 _LARGEST = 1e9  # a side that a picture may be said to have
 
 
@@ -44,6 +44,7 @@ class Said:
     sides: tuple[float, float] = (0.0, 0.0)
     captions: list[str] = field(default_factory=list)
     boxes: list[dict[str, Any]] | None = None  # None where no file with boxes knows the picture
+    lost: bool = False  # whether an annotation of it that has a box cannot be used
     fault: str = ""  # why there is no picture
 
 
@@ -261,6 +262,8 @@ def _take(entry: Any, number: int, annotated: Annotated, document: Document) -> 
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
         document.strange[what[:80]] += 1
+        if isinstance(entry, dict) and "bbox" in entry and isinstance(entry.get("image_id"), int | str):
+            annotated.note(number, entry["image_id"], [_LOST])
 
 
 def _merged(name: str, notes: list[tuple[int, Any]], documents: list[Document]) -> Said:
@@ -282,8 +285,10 @@ def _merged(name: str, notes: list[tuple[int, Any]], documents: list[Document]) 
             category, *box = what
             if category not in documents[number].categories:
                 documents[number].strange["of a category that it does not name"] += 1
+                said.lost = True
             elif said.boxes is not None:
                 said.boxes.append({"label": documents[number].categories[category], "box": box})
+        said.lost |= kind == _LOST
     return said
 
 
@@ -302,7 +307,8 @@ def _boxes(said: Said) -> tuple[list[str], str | None]:
             good.append(entry)
         else:
             faults.append(f"a box of {entry['label']!r} without area in the picture")
-    return faults, json.dumps({"pixels": good})
+    nobody_knows = not good and (faults or said.lost)  # whether nothing is in it
+    return faults, None if nobody_knows else json.dumps({"pixels": good})
 
 
 def _picture(one: Set, name: str) -> File | None:
