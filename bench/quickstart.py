@@ -33,6 +33,7 @@ from carrara.recipes.catalogue import named
 from carrara.recipes.quickstart import LANGUAGES
 from carrara.terminal import clock
 from carrara.training.autoencoder_task import AutoencoderTask
+from carrara.training.batches import LatentColumns
 from carrara.training.checkpoint import TrainingState
 from carrara.training.condition_columns import reads_of
 from carrara.training.devices import Placement
@@ -128,7 +129,7 @@ def stage_two(run: Path, placement: Placement) -> tuple[DiffusionTask, TrainingS
         recipe,
         fresh.network.train(),
         fresh.conditions.train(),
-        latents=[column],
+        latents=LatentColumns([column]),
         scale=fresh.autoencoder.scale,
         words={n: {c: c for c in r} for n, r in reads_of(recipe.model, dataset).items()},
         device=placement.device,

@@ -13,6 +13,7 @@ from carrara.errors import UserError
 from carrara.generation.model import Model, build_network
 from carrara.generation.sample import Settings, generate, settings_for
 from carrara.tensors import from_pixels
+from carrara.training.batches import LatentColumns
 from carrara.training.diffusion_task import DiffusionTask
 from carrara.training.recipe import AutoencoderRecipe, DiffusionRecipe, Pixels
 from carrara.training.stages import train_autoencoder, train_diffusion
@@ -44,7 +45,7 @@ def first_batch(recipe: DiffusionRecipe, dataset: Dataset) -> tuple[DiffusionTas
         recipe,
         build_network(recipe.model, nothing, 3),
         nothing,
-        latents=["image"],
+        latents=LatentColumns(["image"]),
         scale=scale,
         words={},
         device=torch.device("cpu"),

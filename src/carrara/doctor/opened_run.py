@@ -16,19 +16,18 @@ from carrara.errors import UserError
 from carrara.generation.model import Model, load_model
 from carrara.tensors import under
 from carrara.training import checkpoint
+from carrara.training.batches import Feed
 from carrara.training.condition_columns import derived_columns, reads_of
 from carrara.training.devices import Placement
 from carrara.training.diffusion_task import DiffusionTask
 from carrara.training.metrics_log import CHECKPOINTS, MODEL, read_metrics
 from carrara.training.recipe import DiffusionRecipe
 from carrara.training.run import UNFINISHED
-from carrara.training.stages import feed_of
 from carrara.training.validation_pictures import FixedPictures, fetch
 
 if TYPE_CHECKING:
     from carrara.dataset.dataset import Dataset
     from carrara.dataset.loader import Loaded
-    from carrara.training.batches import Feed
 
 LOOKED_AT = 16  # pictures
 
@@ -105,13 +104,11 @@ class Patient:
             self.recipe,
             network,
             conditions,
-            latents=self.feed.names,
+            latents=self.feed.latents(),
             scale=self.model.autoencoder.scale,
             words=words,
             device=self.placement.device,
             factor=int(self.model.autoencoder.module.factor),  # type: ignore[arg-type]
-            mirrored=self.feed.mirrored,
-            own=self.feed.squares(),
         )
 
     def rows(self, split: str, count: int = LOOKED_AT) -> Sequence[int]:
@@ -140,7 +137,7 @@ class Patient:
 
     def _feed(self) -> Feed:
         assert self.dataset is not None
-        feed = feed_of(self.recipe, self.dataset, self.model.autoencoder)
+        feed = Feed(self.recipe, self.dataset, self.model.autoencoder)
         feed.scaled()  # asks for the latents
         return feed
 

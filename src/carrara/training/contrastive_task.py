@@ -235,7 +235,9 @@ def by_language(
     return found
 
 
-def train_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path) -> Iterator[Report]:
+def train_contrastive(
+    recipe: ContrastiveRecipe, dataset: Dataset, folder: Path, placement: Placement | None = None
+) -> Iterator[Report]:
     """Reports while it trains, on stored vectors (see `Pairs.needed`); in the end ``folder/model`` has the towers.
 
     They are those that did best on one half of the held-out pairs, or the last average where none are held out; what
@@ -251,7 +253,7 @@ def train_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path)
     run = Run(folder, recipe, made_from, dataset, len(train))
     if run.finished:
         return
-    placement = Placement.choose(precision=recipe.train.precision)
+    placement = placement or Placement.choose(precision=recipe.train.precision)
     torch.manual_seed(recipe.train.seed)
     towers = Towers(recipe.towers, pairs.pictures.width, pairs.texts.width)
     choosing, measured = halves(pairs.rows("held_out"), recipe)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from carrara.context import Context
     from carrara.dataset.loader import Loaded
     from carrara.geometry import Size
+    from carrara.training.batches import LatentColumns
     from carrara.training.recipe import DiffusionRecipe
 
 
@@ -42,28 +43,21 @@ class DiffusionTask(Task):
         network: nn.Module,
         conditions: nn.ModuleDict,
         *,
-        latents: Sequence[str],
+        latents: LatentColumns,
         scale: LatentScale,
         words: Mapping[str, Mapping[str, str]],
         device: torch.device,
         factor: int = 1,
-        mirrored: Sequence[bool] = (False,),
-        own: Mapping[str, str] | None = None,
     ) -> None:
-        """``latents`` are the columns of all variants, ``mirrored`` says which of them; ``words`` what each
-
-        condition reads, and the column that holds it; ``factor`` is the autoencoder's; ``own`` maps ``latents`` to
-        the columns of held-out pictures, where these are called otherwise.
-        """
-        self.own = own or {}
-        self.recipe, self.device, self.latents, self.scale = recipe, device, latents, scale
-        self.factor, self.mirrored = factor, torch.tensor(list(mirrored))
-        self.conditions, self.words = conditions, words
+        """``words`` are what each condition reads and the column that holds it; ``factor`` is the autoencoder's."""
+        self.recipe, self.device, self.scale, self.factor = recipe, device, scale, factor
+        self.latents, self.mirrored = latents, torch.tensor(latents.mirrored)
+        self.network, self.conditions, self.words = network, conditions, words
         self.modules = {"denoiser": nn.ModuleDict({"network": network, "conditions": conditions})}
         self.diffusion = bind(recipe.model, network)
         self.columns = (
-            *latents,
-            *sorted({c for held in words.values() for c in held.values()} - set(latents)),
+            *latents.names,
+            *sorted({c for held in words.values() for c in held.values()} - set(latents.names)),
         )
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
@@ -107,7 +101,7 @@ class DiffusionTask(Task):
 
         and which are mirrored, ``bool [b]``. Where a picture is stored in several variants, one is drawn.
         """
-        variants = [torch.as_tensor(batch.columns[column]) for column in self.latents]
+        variants = [torch.as_tensor(batch.columns[column]) for column in self.latents.names]
         if self.recipe.pixels is None:
             drawn = (sample_uniform(seeds, stream=_VARIANT) * len(variants)).long()
             stored = torch.empty(variants[0].shape)

@@ -44,7 +44,7 @@ def fetch(
     """All columns that the task draws from, at these rows; a picture's seed is a function of ``seed`` and its row."""
     seeds = np.array([mix(seed, _PICTURE, int(row)) for row in rows], np.uint64)
     channels = int(autoencoder.config.image_channels)
-    reading = Reading(task.columns, autoencoder.size, channels, autoencoder.bits, own=task.own)
+    reading = Reading(task.columns, autoencoder.size, channels, autoencoder.bits, own=task.latents.held_out)
     return Fetch(dataset, reading)(Batch(np.asarray(rows, np.int64), 0, seeds))
 
 
