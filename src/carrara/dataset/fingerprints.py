@@ -54,13 +54,6 @@ def glances_at(dataset: Dataset, column: str, rows: npt.NDArray[np.int64]) -> Gl
     return unpack(numbers_of(dataset.take_arrow(rows, [column])[column].combine_chunks()))
 
 
-def all_glanced(dataset: Dataset) -> str:
-    """The column of the glances, derived without a word where it is missing."""
-    for _ in derive_glances(dataset):
-        pass
-    return derivation(dataset).column
-
-
 def _look_at_all(columns: Mapping[str, Any], span: Span | None = None) -> npt.NDArray[np.float32]:
     both = zip(columns["image"], columns["mode"], strict=True)
     return np.stack([look(data, span, mode) for data, mode in both])

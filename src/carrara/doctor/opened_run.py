@@ -152,11 +152,6 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
             raise UserError(f"the run's checkpoint does not fit its model: {key} differs") from None
 
 
-def std_and_mean(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each channel of [b c h w]."""
-    return values.std((0, 2, 3)), values.mean((0, 2, 3))
-
-
 def numbers_of(lines: Sequence[Mapping[str, float]], name: str) -> np.ndarray[Any, Any]:
     """A column of the log, where it is there."""
     return np.array([float(line[name]) for line in lines if name in line])

@@ -12,10 +12,10 @@ from carrara.cleaning.figures import Statistics
 from carrara.cleaning.statistics import measure
 from carrara.dataset.dataset import Dataset
 from carrara.dataset.derived import Derivation, derive
-from carrara.dataset.fingerprints import all_glanced
 from carrara.dataset.loader import Reading
 from carrara.importing.importing import import_pictures
 from carrara.search.vector_columns import vector_key
+from glances import all_glanced
 
 
 def pattern(seed: int, top: int, kind: type = np.uint16) -> np.ndarray:

@@ -84,15 +84,6 @@ class AdoptedDiT(NamedTuple):
     size: int
 
 
-def find_dit(path: Path) -> Path | None:
-    """The folder that holds a DiT: ``path`` itself or, in a pipeline's folder, one inside."""
-    for folder in (path, path / _INSIDE):
-        if (folder / CONFIG).is_file():
-            name = read_table(folder / CONFIG).get("_class_name")
-            return folder if name in (_CLASS, _OLD_CLASS) else None
-    return None
-
-
 def read_dit(path: str | Path) -> AdoptedDiT:
     """The network in float32. UserError names the first thing that Carrara has no form for, or what is missing."""
     folder = Path(path)
