@@ -59,7 +59,6 @@ SPLITS = ("train", "held_out")
 LEFT_OUT = "left_out"  # the flag of a picture that is neither trained nor measured on
 
 FLAGS = "flags"  # the column of words to filter by, spaces between
-LEFT_OUT = "left_out"  # the flag of a picture that is neither trained nor measured on
 
 KEPT = "kept, but "  # how a remark on a picture begins that came in all the same
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -19,7 +18,7 @@ from carrara.errors import UserError, one_line
 from carrara.importing.annotations import Annotated
 from carrara.importing.archives import unsafe
 from carrara.importing.file import File
-from carrara.importing.file_listing import below, natural, on_disk
+from carrara.importing.file_listing import below, digest_of, natural, on_disk
 from carrara.importing.formats.folder import file_at
 from carrara.importing.json_stream import members
 from carrara.importing.options import Options
@@ -75,10 +74,7 @@ def matches(source: str) -> bool:
 
 def survey(source: str, options: Options) -> Survey:
     """Counts the annotated pictures; the digest is of the annotations' names, sizes and times."""
-    digest = hashlib.sha256(repr(options.licence).encode())
-    for path in _files(Path(source)):
-        about = path.stat()
-        digest.update(f"{below(Path(source), path)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
+    digest = digest_of(Path(source), _files(Path(source)), repr(options.licence))
     total, first, found = 0, "", False
     for one in _sets(Path(source)):
         with closing(Annotated()) as annotated:
@@ -91,7 +87,7 @@ def survey(source: str, options: Options) -> Survey:
                     break
     if not found:
         raise UserError(f"none of the {total} pictures that {source} annotates is there{first}")
-    return Survey(total, digest.hexdigest())
+    return Survey(total, digest)
 
 
 def rows(source: str, options: Options) -> Iterator[Row | Rejected]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from carrara.errors import UserError, one_line
 from carrara.importing.archives import unsafe
 from carrara.importing.arrow_tables import Flat, flat, more_pictures, pictures_in
-from carrara.importing.file_listing import below
+from carrara.importing.file_listing import below, digest_of
 from carrara.importing.formats.parquet import ROWS, Place, from_batches, layout_of, unread
 from carrara.importing.options import Options
 from carrara.importing.row import Rejected, Row, Survey
@@ -35,16 +34,14 @@ def matches(source: str) -> bool:
 def survey(source: str, options: Options) -> Survey:
     """Counts the rows and digests the files' names, sizes and times. UserError where one is damaged, or has no column
     of pictures."""
-    total, digest = 0, hashlib.sha256(repr(options.licence).encode())
-    for path in _files(Path(source)):
-        about = path.stat()
-        digest.update(f"{below(Path(source), path)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
+    total, files = 0, _files(Path(source))
+    for path in files:
         with _mapped(path) as file:
             reader = _opened(path, file)
             shape = _shape(path, reader.schema)
             root = shape.roots[layout_of(path, shape.rows.schema).image]
             total += _total(path, partial(pictures_in, root=root))
-    return Survey(total, digest.hexdigest())
+    return Survey(total, digest_of(Path(source), files, repr(options.licence)))
 
 
 def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
