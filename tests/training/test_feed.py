@@ -1,6 +1,7 @@
 """Pictures of several ratios in buckets, one resolution after another, stopped anywhere: the same weights."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from carrara.denoisers import dit, unet
 from carrara.generation.model import ModelConfig, load_model
 from carrara.generation.sample import Settings, generate
 from carrara.importing.importing import import_pictures
+from carrara.training import stages
 from carrara.training.batches import Feed
+from carrara.training.devices import Placement
 from carrara.training.recipe import DiffusionRecipe, Pixels, Resolution, TrainConfig, ValidationConfig
 from carrara.training.stages import train_autoencoder, train_diffusion
 from conftest import Here, run_out, small_autoencoder
@@ -68,6 +71,28 @@ def test_stopped_in_the_middle_the_weights_are_the_same(network: str, data: Data
     assert whole.size == 32
     settings = Settings(steps=2, width=48, height=24)
     assert generate(parts, [{"label": "a"}], settings).shape == (1, 3, 24, 48)
+
+
+def test_what_decides_the_first_batch_is_computed_once(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = Counter[str]()
+
+    def counted(owner: Any, name: str) -> None:
+        plain = getattr(owner, name)
+
+        def once(*given: Any, **named: Any) -> Any:
+            counts[name] += 1
+            return plain(*given, **named)
+
+        monkeypatch.setattr(owner, name, staticmethod(once) if owner is Placement else once)
+
+    for owner, name in ((stages, "reads_of"), (Feed, "__init__"), (Placement, "choose")):
+        counted(owner, name)
+    reports = train_diffusion(recipe("unet"), data, None, tmp_path / "run")
+    next(report for report in reports if getattr(report, "losses", None))
+    reports.close()
+    assert counts == {"reads_of": 1, "__init__": 1, "choose": 1}
 
 
 def test_batches_are_of_one_size_and_the_sizes_grow(data: Dataset) -> None:
