@@ -75,7 +75,7 @@ def check_hash(file: Path) -> None:
     except OSError as error:
         raise UserError(refusal(error)) from None
     if hashes is None:
-        raise UserError(f"{noted} is damaged; without it the weights are opened unchecked")
+        raise UserError(f"{noted} is damaged; remove it to open the weights without comparing their hashes")
     if hashes.get(file.name) not in (None, _hash_of(file)):
         raise UserError(
             f"{file} is damaged: its bytes are not those that were written, by the {HASHES} beside it; take it "
