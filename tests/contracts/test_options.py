@@ -1,16 +1,77 @@
 """Options: every one is declared once, with one whole sentence, and what is wrong with a value is said in one line."""
 
+import ast
+import re
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import typer
 from pydantic import Field, model_validator
+from typer.main import get_command
 
 from carrara.cli import app as command_line
 from carrara.cli.options import Destination, options
 from carrara.config import Config, OneOf
 from conftest import Here
+
+
+def parameters(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every option and argument of every command, with the command's name."""
+    for name, command in getattr(group, "commands", {}).items():
+        yield from parameters(command, f"{path} {name}")
+    yield from ((path, parameter) for parameter in group.params)
+
+
+ALL = list(parameters(get_command(command_line.app)))
+# Flags of which each command makes something of its own.
+OWN = {
+    "--autoencoder", "--budget", "--by", "--count", "--format", "--into", "--licence", "--out", "--picture",
+    "--precision", "--seconds", "--seed", "--set", "--sheet", "--size", "--steps", "--sampler", "--grid",
+    "--guidance", "--version", "--with", "--within",
+}  # fmt: skip
+
+
+def test_help_is_one_whole_sentence() -> None:
+    for path, one in ALL:
+        sentence = (one.help or "").replace("e.g. ", "")
+        assert sentence.endswith("."), (path, one.name)
+        assert not re.search(r"[.!?]\s", sentence), (path, sentence)
+        assert sentence[0].isupper(), (path, sentence)
+
+
+def test_an_option_says_the_same_everywhere() -> None:
+    """The sentence and the bounds of a flag agree in all commands, and of a sentence in all flags."""
+    flags, sentences = defaultdict(set), defaultdict(set)
+    for _, one in ALL:
+        if one.param_type_name == "option":
+            info = one.type_descriptor.parameter_info
+            flags[one.opts[0]].add((one.help, info.min, info.max))
+            sentences[one.help].add((one.opts[0], info.min, info.max, str(one.default)))
+    assert {flag for flag, ways in flags.items() if len(ways) > 1} == OWN
+    assert {sentence: ways for sentence, ways in sentences.items() if len(ways) > 1} == {}
+
+
+def test_no_sentence_is_written_twice() -> None:
+    root = Path(command_line.__file__).parent.parent
+    files = [*root.glob("cli/*.py"), root / "importing/options.py", root / "search/query.py"]
+    calls = [
+        node for file in files for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)
+    ]
+    words = [word.value for call in calls for word in call.keywords if word.arg in ("help", "description")]
+    times = Counter(word.value for word in words if isinstance(word, ast.Constant))
+    assert [sentence for sentence, count in times.items() if count > 1] == []
+    assert len(times) > 100
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    code = "import sys, carrara.cli.app; print({'torch', 'numpy', 'PIL', 'pyarrow', 'lance'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "set()\n", done.stderr
 
 
 class Small(Config):

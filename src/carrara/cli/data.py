@@ -16,8 +16,7 @@ from pydantic import Field
 
 from carrara.cli.clean import data_caption, data_filter, data_stats
 from carrara.cli.dedup import data_dedup, data_split
-from carrara.cli.models import writable
-from carrara.cli.options import DatasetFolder, Work, options
+from carrara.cli.options import DatasetFolder, NewFolder, Work, options
 from carrara.cli.progress import show
 from carrara.cli.search import browse, search
 from carrara.cli.versions import data_clean, data_restore, data_tag, data_versions
@@ -132,24 +131,24 @@ def _encode_latents(pictures: Dataset, autoencoder: Path, flip: bool, crops: int
     console.print(f"{done}: {len(pictures)} pictures, {found}", soft_wrap=True)
 
 
-def data_export(
-    dataset: DatasetFolder,
-    destination: Annotated[Path, typer.Argument(help="The folder to make.", callback=writable)],
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="Output format: webdataset, parquet, folder, or hf (for Hugging Face's load_from_disk).",
-        ),
-    ],
-) -> None:
+class Export(Config):
+    """What a data set is written as."""
+
+    form: str = Field(
+        description="Output format: webdataset, parquet, folder, or hf (for Hugging Face's load_from_disk).",
+        json_schema_extra={"flag": "--format"},
+    )
+
+
+@options(Export)
+def data_export(dataset: DatasetFolder, destination: NewFolder, chosen: Export) -> None:
     """Write all pictures with their captions and labels in another format, which `carrara data import` reads too."""
     from carrara.dataset.dataset import Dataset
     from carrara.exporting.exporting import export_pictures
 
     pictures = Dataset.open(dataset)
-    show(export_pictures(pictures, destination, form))
-    console.print(f"{len(pictures)} pictures in {destination} ({form})", soft_wrap=True)
+    show(export_pictures(pictures, destination, chosen.form))
+    console.print(f"{len(pictures)} pictures in {destination} ({chosen.form})", soft_wrap=True)
 
 
 data.command("export")(data_export)

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from carrara.config import Config, plain
 from carrara.errors import UserError
-from carrara.files import check_writable
+from carrara.files import check_writable, read_bytes
 
 
 def writable(path: Path | None) -> Path | None:
@@ -25,10 +25,22 @@ def writable(path: Path | None) -> Path | None:
     return path
 
 
-Destination = Annotated[Path, AfterValidator(writable)]  # of a field: where results go
+# Fields and arguments of several commands.
+Destination = Annotated[Path, AfterValidator(writable)]  # where results go
+Page = Annotated[
+    Destination | None, Field(description="HTML page to write; by default, beside the data set.")
+]
+Json = Annotated[bool, Field(description="Print the result as JSON.", json_schema_extra={"flag": "--json"})]
+DryRun = Annotated[bool, Field(description="Only say what would be done.")]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="Seed: the same one gives the same result.")]
 
 
 DatasetFolder = Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")]
+NewFolder = Annotated[Path, typer.Argument(help="The folder to make.", callback=writable)]
+ModelFolder = Annotated[Path, typer.Argument(help="A model folder, or the run that made it.")]
+AutoencoderFolder = Annotated[Path, typer.Argument(help="An autoencoder's folder, or the run that made it.")]
+RecipeName = Annotated[str, typer.Argument(help="A recipe's name (see `carrara recipe`) or a TOML file.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run's folder, finished or not.")]
 
 
 class Work(Config):
@@ -39,8 +51,30 @@ class Work(Config):
         description="Where the work is done: local (this process) or ray (workers; RAY_ADDRESS names a cluster).",
     )
     workers: int | None = Field(
-        default=None, ge=1, description="ray only: number of workers; by default one per processor."
+        default=None, ge=1, description="Ray only: number of workers; by default one per processor."
     )
+
+
+class RecipeChanges(Config):
+    """What a training is given beside its recipe."""
+
+    autoencoder: Path | None = Field(
+        None, description="Autoencoder for diffusion in latents: a model folder, or the run that made it."
+    )
+    budget: str | None = Field(
+        None,
+        description="How long to train: 90s, 10m, 2h, 4000steps or 20epochs; by default the recipe's (see `carrara "
+        "recipe NAME`).",
+    )
+    change: tuple[str, ...] = Field(
+        (),
+        description="Change a value of the recipe, e.g. train.batch=16.",
+        json_schema_extra={"flag": "--set"},
+    )
+
+    def changes(self) -> list[str]:
+        """Those of the recipe's values, the budget among them."""
+        return [*self.change, *([f'train.budget="{self.budget}"'] if self.budget is not None else [])]
 
 
 def options(*models: type[Config]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -122,7 +156,7 @@ def _chosen(model: type[Config], given: Mapping[str, Any]) -> Config:
     values = {name: given[name] for name in model.model_fields if given.get(name) is not None}
     for name, value in values.items():
         if bytes in (model.model_fields[name].annotation, *get_args(model.model_fields[name].annotation)):
-            values[name] = _content(value)
+            values[name] = read_bytes(value)
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -133,10 +167,3 @@ def _chosen(model: type[Config], given: Mapping[str, Any]) -> Config:
         flags = _flags(name, model.model_fields[name]) if name else []
         where = f"'{flags[0].partition('/')[0] if flags else name.upper()}': " if name else ""
         raise UserError(where + plain(fault)) from None
-
-
-def _content(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None

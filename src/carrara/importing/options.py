@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator
 
@@ -17,19 +17,25 @@ if TYPE_CHECKING:
     from carrara.dataset.ranges import Span
 
 
+HeldOut = Annotated[
+    float, Field(ge=0, le=0.9, description="Share of the pictures held out: never trained on.")
+]
+EmojiSet = Annotated[
+    str,
+    Field(
+        description="Emoji only: default (food, animals, smileys), all, or categories separated by commas.",
+        json_schema_extra={"flag": "--set"},
+    ),
+]
+
+
 class Options(Config):
     """What may be chosen at an import."""
 
-    held_out: float = Field(
-        default=0.05, ge=0, le=0.9, description="Share of the pictures held out: never trained on."
-    )
-    subset: str = Field(
-        default="default",
-        description="'emoji' only: default, all, or categories separated by commas.",
-        json_schema_extra={"flag": "--set"},
-    )
+    held_out: HeldOut = 0.05
+    subset: EmojiSet = "default"
     count: int | None = Field(
-        default=None, ge=1, description="'scenes' only: number of pictures (4000 by default)."
+        default=None, ge=1, description="Scenes only: number of pictures (4000 by default)."
     )
     licence: str | None = Field(default=None, description="Licence of pictures that state none.")
     languages: str = Field(
@@ -42,8 +48,8 @@ class Options(Config):
     )
     range: tuple[str, ...] = Field(
         default=(),
-        description="Black and white of floats and of numbers beyond 16 bits: LOW..HIGH, or of one column "
-        "depth=0..40.",
+        description="What is black and white in pictures of floats or of more than 16 bits: LOW..HIGH, or for one "
+        "column depth=0..40.",
     )
     retry: bool = Field(default=False, description="Try again what could not be read or downloaded.")
     allow_private: bool = Field(
