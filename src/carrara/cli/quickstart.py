@@ -326,15 +326,6 @@ def _report(
     timer: _Timer,
     notes: _Notes,
 ) -> None:
-    placement = Placement.choose()
-    held = dataset.indices("held_out")[:12]
-    originals = dataset.pictures(held, model.size)
-    again = reconstruct(model.autoencoder.module, originals, placement.device)
-    compared = sheet([*originals, *again], len(held))
-    compared.save(out / "pictures" / "reconstructions.png")
-    measured = mean_psnr(model.autoencoder, dataset, placement.device)
-    scale = model.autoencoder.scale
-    assert scale is not None
     grid = "".join(html.picture(to_image(picture), prompt) for prompt, picture in pictures.items())
     seen = {name: read_metrics(out / name) for name in ("autoencoder", "diffusion")}
     seen = {name: [line for line in lines if "spent" in line] for name, lines in seen.items()}
@@ -354,19 +345,7 @@ def _report(
                 wide=True,
             ),
         ),
-        (
-            "Stage one: the autoencoder",
-            f"<p>{measured}; above held-out originals, below what it gives back.</p>"
-            + html.picture(compared, wide=True)
-            + html.curve(seen["autoencoder"], "l1")
-            + html.table(
-                [
-                    [i, f"{m:.3f}", f"{s:.3f}"]
-                    for i, (m, s) in enumerate(zip(scale.mean, scale.std, strict=True))
-                ],
-                ["latent channel", "mean", "standard deviation"],
-            ),
-        ),
+        ("Stage one: the autoencoder", _stage_one(model, dataset, out, seen["autoencoder"])),
         ("Stage two: the denoiser", html.curve(seen["diffusion"], "denoising")),
         (
             "Time",
@@ -391,3 +370,24 @@ def _report(
         sections,
     )
     write_atomically(out / "report.html", text)
+
+
+def _stage_one(model: Model, dataset: Dataset, out: Path, lines: list[dict[str, Any]]) -> str:
+    """What the autoencoder gives back of held-out pictures, its curve, and the scale of its latent."""
+    device, scale = Placement.choose().device, model.autoencoder.scale
+    assert scale is not None
+    originals = dataset.pictures(dataset.indices("held_out")[:12], model.size)
+    again = reconstruct(model.autoencoder.module, originals, device)
+    compared = sheet([*originals, *again], len(originals))
+    compared.save(out / "pictures" / "reconstructions.png")
+    measured = mean_psnr(model.autoencoder, dataset, device)
+    channels = enumerate(zip(scale.mean, scale.std, strict=True))
+    return (
+        f"<p>{measured}; above held-out originals, below what it gives back.</p>"
+        + html.picture(compared, wide=True)
+        + html.curve(lines, "l1")
+        + html.table(
+            [[i, f"{m:.3f}", f"{s:.3f}"] for i, (m, s) in channels],
+            ["latent channel", "mean", "standard deviation"],
+        )
+    )

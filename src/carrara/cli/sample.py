@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from carrara.cli.models import make_folder, writable
+from carrara.cli.models import make_folder
+from carrara.cli.options import writable
 from carrara.errors import UserError, one_line
 from carrara.interop.models import open_model
 from carrara.model_place import STARTER

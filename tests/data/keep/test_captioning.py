@@ -56,11 +56,11 @@ def test_a_captioner_that_fails_loses_nothing(
     with pytest.raises(
         Stopped, match=r"failed at rows .*: RuntimeError: no memory left; the 20 captions before"
     ):
-        data_caption(dataset.path, str(plugin), batch=5)
+        data_caption(dataset.path, captioner=str(plugin), batch=5)
     dataset.refresh()
     assert dataset.table.count_rows(filter="caption_en IS NOT NULL") == 23
     stop.unlink()
-    data_caption(dataset.path, str(plugin), batch=5, as_json=True)
+    data_caption(dataset.path, captioner=str(plugin), batch=5, as_json=True)
     assert json.loads(capsys.readouterr().out)["captioned"] == 7
     dataset.refresh()
     texts = dict(zip(dataset.column("source"), dataset.column("caption_en"), strict=True))
@@ -68,7 +68,7 @@ def test_a_captioner_that_fails_loses_nothing(
     assert texts["x20.png"] == "RGB 12 wide"
     who = dict(zip(dataset.column("source"), dataset.column("captioned_by"), strict=True))
     assert (who["x1.png"], who["x20.png"]) == (None, "en:my-captioner")
-    data_caption(dataset.path, str(plugin))
+    data_caption(dataset.path, captioner=str(plugin))
     assert "nothing to do" in capsys.readouterr().out
     data_caption(dataset.path, from_columns="{width} by {height}", language="de")
     data_caption(dataset.path, from_columns="wide: {width}", every=True)
@@ -117,7 +117,7 @@ def test_all_goes_on_after_a_failure(dataset: Dataset, plugin: Path) -> None:
     stop = plugin.parent / "stop"
     stop.touch()
     with pytest.raises(Stopped, match="the 20 captions before are kept"):
-        data_caption(dataset.path, str(plugin), batch=5, every=True)
+        data_caption(dataset.path, captioner=str(plugin), batch=5, every=True)
     dataset.refresh()
     assert dataset.table.count_rows(filter="caption_en = 'RGB 12 wide'") == 20
     amend(dataset, {"caption_en": {3: "of a person"}})  # in between, for what was named before
@@ -209,7 +209,7 @@ def test_words_of_others_meanwhile_are_left_alone(every: bool, dataset: Dataset,
 def test_programs_that_are_none(dataset: Dataset, tmp_path: Path, program: str, words: str) -> None:
     (tmp_path / "own.py").write_text(program)
     with pytest.raises(UserError, match=words):
-        data_caption(dataset.path, str(tmp_path / "own.py"), batch=30)
+        data_caption(dataset.path, captioner=str(tmp_path / "own.py"), batch=30)
     assert dataset.table.count_rows(filter="caption_en IS NOT NULL") == 3
 
 
@@ -281,7 +281,7 @@ def blip(tmp_path: Path) -> Path:
 
 
 def test_a_folder_of_transformers(dataset: Dataset, blip: Path, tmp_path: Path) -> None:
-    data_caption(dataset.path, str(blip), language="fr")
+    data_caption(dataset.path, captioner=str(blip), language="fr")
     dataset.refresh()
     words = " ".join(text for text in dataset.column("caption_fr") if text).split()
     assert len(words) > 30
@@ -290,7 +290,7 @@ def test_a_folder_of_transformers(dataset: Dataset, blip: Path, tmp_path: Path) 
     assert who.startswith("fr:my-blip-")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="is no captioner: expected config"):
-        data_caption(dataset.path, str(tmp_path / "empty"))
+        data_caption(dataset.path, captioner=str(tmp_path / "empty"))
     (tmp_path / "empty" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be read as a captioner"):
-        data_caption(dataset.path, str(tmp_path / "empty"))
+        data_caption(dataset.path, captioner=str(tmp_path / "empty"))

@@ -17,7 +17,7 @@ from carrara.cleaning.duplicates import (
     groups,
     hanging_together,
 )
-from carrara.cli.dedup import By, data_dedup
+from carrara.cli.dedup import data_dedup
 from carrara.dataset.dataset import Dataset
 from carrara.dataset.derived import Derivation, derive
 from carrara.dataset.fingerprints import derive_glances, glance_column
@@ -156,8 +156,8 @@ def test_nothing_goes_unless_asked(
     ("options", "words"),
     [
         ({"within": 2.5}, "a whole number of bits"),
-        ({"by": By.features, "within": 8.0}, "a cosine, at most 1"),
-        ({"by": By.features, "mirrored": True}, "--mirrored is for --by hash"),
+        ({"by": "features", "within": 8.0}, "a cosine, at most 1"),
+        ({"by": "features", "mirrored": True}, "--mirrored is for --by hash"),
         ({"out": Path("page.txt")}, "ends in .html"),
     ],
 )
