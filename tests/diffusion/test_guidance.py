@@ -240,9 +240,12 @@ def test_a_guidance_as_a_user_writes_it(
     ],
 )
 def test_a_guidance_that_cannot_be_read_names_the_nearest(text: str, words: str) -> None:
-    with pytest.raises(UserError) as refused:
+    def read() -> None:
         scale, rules = split(text)
         combined(scale or 1.0, rules, schedule=FLOW, opened=None)
+
+    with pytest.raises(UserError) as refused:
+        read()
     assert words in str(refused.value)
 
 
