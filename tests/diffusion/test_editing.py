@@ -5,12 +5,12 @@ import torch
 
 from carrara.diffusion.editing import image_to_image, keep
 from carrara.diffusion.grids import GRIDS
-from carrara.diffusion.mixture import Mixture
 from carrara.diffusion.process import noised
 from carrara.diffusion.samplers import SAMPLERS
 from carrara.diffusion.schedules import SCHEDULES
 from carrara.errors import UserError
 from carrara.tensors import PictureNoise
+from mixture import Mixture
 
 FLOW = SCHEDULES["flow"]()
 TARGET = Mixture()

@@ -20,12 +20,12 @@ from carrara.diffusion.guidance import (
     rescale,
     split,
 )
-from carrara.diffusion.mixture import Mixture
 from carrara.diffusion.parameterizations import PARAMETERIZATIONS
 from carrara.diffusion.samplers import SAMPLERS
 from carrara.diffusion.schedules import SCHEDULES
 from carrara.errors import UserError
 from carrara.tensors import PictureNoise
+from mixture import Mixture
 
 FLOW, LINEAR = SCHEDULES["flow"](), SCHEDULES["linear"]()
 G = torch.Generator().manual_seed(0)

@@ -174,6 +174,15 @@ def test_what_settings_keep_is_read_again_and_what_was_kept_before_too(model: Mo
 
 
 @pytest.mark.parametrize(
+    ("guidance", "compares"),
+    [(1, False), (2, True), ("apg:1", False), ("rescale:2", True), ("autoguidance:2,weak=x", False),
+     ("interval:3,0.4,0.5", True), ("autoguidance:2,weak=x+cfg:2", True)],
+)  # fmt: skip
+def test_whether_a_negative_prompt_counts(guidance: Any, compares: bool) -> None:
+    assert Settings(guidance=guidance).compares is compares
+
+
+@pytest.mark.parametrize(
     ("given", "words"),
     [
         ({"sampler": "dimm:eta=1"}, "no sampler is called 'dimm'; did you mean 'ddim'?"),

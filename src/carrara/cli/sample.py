@@ -187,8 +187,11 @@ def _requests(
             requests.append(read(model, one, settings.guidance))
         except UserError as error:
             raise UserError(f"{prompts}, line {line}: {error}" if prompts else str(error)) from None
-        start = requests[-1].start
-        for remark in [*requests[-1].remarks, *(start.remarks(settings.size(model)) if start else [])]:
+        start, about = requests[-1].start, [*requests[-1].remarks]
+        about += start.remarks(settings.size(model)) if start else []
+        if one.negative and settings.guidance != 1 and not settings.compares:
+            about.append("this guidance makes no use of a negative prompt; it is not used")
+        for remark in about:
             remarks.setdefault(remark, []).append(line)
     if 0 < sum(request.start is not None for request in requests) < len(requests):
         raise UserError(

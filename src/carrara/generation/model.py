@@ -88,6 +88,12 @@ class Sampling(Config):
         combined(self.guidance, self.guidance_rules, schedule=None, opened=None)  # says what it does not know
         return self
 
+    @property
+    def compares(self) -> bool:
+        """Whether the guidance looks at what is estimated without the conditions, or with a negative prompt, at all."""
+        guidance = combined(self.guidance, self.guidance_rules, schedule=None, opened=None)
+        return any(guidance.active(t) for t in torch.linspace(0, 1, 101))
+
     def times(self, schedule: NoiseSchedule) -> Tensor:
         """The stops, falling, as a sampler takes them."""
         times = GRIDS[self.grid](self.steps, schedule, **(self.grid_options or {}))

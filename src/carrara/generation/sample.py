@@ -236,7 +236,12 @@ def _weaker(model: Model, values: Values, settings: Settings, path: str) -> Deno
             "expected a smaller or an earlier model of the same kind"
         )
     context = encoded(other, values.asked, settings.size(model)).remembering()
-    return lambda z, t: other.diffusion.denoise(z, t, context)
+
+    def estimate(z: Tensor, t: Tensor) -> Tensor:
+        with model.autocast():
+            return other.diffusion.denoise(z, t, context)
+
+    return estimate
 
 
 def _world(model: Model) -> tuple[Any, ...]:
