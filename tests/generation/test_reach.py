@@ -76,8 +76,11 @@ def picture(channels: int = 3, side: int = 8, *, deep: bool = False) -> Tensor:
 
 # --- options by name ---
 
-BASE = {"repaint": "jump=3,resamples=3", "autoguidance": "3,weak=weak", "interval": "3", "rescale": "3",
-        "dynamic_threshold": "3,least=0.1", "apg": "3", "cfg_zero": "3", "cfg": "3"}  # fmt: skip
+BASE = {
+    "repaint": "jump=3,resamples=3",
+    "autoguidance": "3,weak=weak",
+    "dynamic_threshold": "3,least=0.1",
+}
 
 
 def another(value: Any) -> Any:
@@ -99,7 +102,11 @@ def options(table: Table[Any]) -> list[tuple[str, str]]:
 
 def text(name: str, *more: str) -> str:
     keys = {one.partition("=")[0] for one in more}
-    base = [part for part in BASE.get(name, "").split(",") if part and part.partition("=")[0] not in keys]
+    base = [
+        part
+        for part in BASE.get(name, "3" if name in GUIDANCES else "").split(",")
+        if part and part.partition("=")[0] not in keys
+    ]
     return ":".join(filter(None, [name, ",".join([*base, *more])]))
 
 
