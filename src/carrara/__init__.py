@@ -132,16 +132,30 @@ def load(path: str | Path) -> Any:
     return stored
 
 
-def generate(model: Model, rows: Sequence[Mapping[str, Any]], **settings: Any) -> Tensor:
+def generate(
+    model: Model,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    start: Tensor | None = None,
+    mask: Tensor | None = None,
+    **settings: Any,
+) -> Tensor:
     """A picture for each row: ``uint8`` (or ``uint16`` of a 16-bit model) ``[n c H W]``.
 
     A row is what a data row is, columns by name: ``{"caption": "a red hat"}``, ``{"label": "cat"}``, ``{}``. The
-    settings are those of `carrara sample`, by default the model's own: seed, steps, sampler, grid, guidance, width,
-    height. Picture k of a seed is the same whatever else is made with it.
+    settings are those of `carrara sample`, by default the model's own: seed, steps, sampler ("ddim:eta=0.5"), grid,
+    guidance (4, "apg:4,limit=2"), width, height. Picture k of a seed is the same whatever else is made with it.
+
+    ``start`` is a picture to start from, ``uint8`` 0..255 or ``uint16`` 0..65535, ``[c h w]`` of any size for all rows
+    or ``[n c h w]``; of it ``strength`` (above 0, at most 1, by default 0.5) is changed, 1 is from noise. ``mask``,
+    ``[h w]`` or ``[n h w]`` of the same size, is not zero where a hole is to be filled (strength is then 1 by default)
+    and keeps all else. UserError, in one line, where something is not so.
     """
     from carrara.generation import sample as sampling
+    from carrara.generation.editing import originals
 
-    return sampling.generate(model, rows, sampling.settings_for(model, settings))
+    chosen = sampling.settings_for(model, settings)
+    return sampling.generate(model, rows, chosen, given=originals(model, len(rows), start, mask))
 
 
 def _recipe(given: str | Path | Recipe, kind: type, **parts: Any) -> Any:

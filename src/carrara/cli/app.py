@@ -20,6 +20,7 @@ from carrara.cli.models import app as inspect
 from carrara.cli.options import Destination, options
 from carrara.cli.plan import plan
 from carrara.cli.sample import reconstruct, sample
+from carrara.cli.samplers import samplers
 from carrara.cli.show import show
 from carrara.cli.train import average, train
 from carrara.config import Config
@@ -66,6 +67,7 @@ app.add_typer(show, name="show")
 app.add_typer(inspect, name="inspect")
 app.command()(train)
 app.command()(sample)
+app.command()(samplers)
 
 
 @app.command("recipe")

@@ -29,7 +29,7 @@ class Sampling(Config):
     sampler: str | None = Field(None, description="Sampler that was used, if there is no PNG.")
     steps: int | None = Field(None, description="Number of sampling steps that were used.")
     grid: str | None = Field(None, description="Spacing of the steps that was used.")
-    guidance: float | None = Field(None, description="Guidance that was used.")
+    guidance: str | None = Field(None, description="Guidance that was used.")
     as_json: Json = False
 
 

@@ -27,8 +27,10 @@ Still = Annotated[Destination, Field(description="File to write: .png or .html."
 Moving = Annotated[Destination, Field(description="File to write: .png, .gif or .html.")]
 Grid = Annotated[str | None, Field(description="How the steps are spaced; by default as suits the model.")]
 Guidance = Annotated[
-    float | None,
-    Field(description="Strength of the guidance: how closely to follow the prompt; 1 is off."),
+    str | None,
+    Field(
+        description="Strength of the guidance: how closely to follow the prompt; 1 is off; or by name, apg:4."
+    ),
 ]
 
 

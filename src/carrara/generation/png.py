@@ -124,6 +124,7 @@ def parameters(recipe: Mapping[str, Any], size: Size, name: str) -> str:
         "Size": f"{size[1]}x{size[0]}",
         "Model hash": recipe["model"][:10],
         "Model": json.dumps(name, ensure_ascii=False) if re.search("[,:\n]", name) else name,
+        **({"Denoising strength": recipe["strength"]} if recipe.get("strength") else {}),
         **({"Picture number": recipe["number"]} if recipe["number"] else {}),
         "Version": f"Carrara {__version__}",
     }
