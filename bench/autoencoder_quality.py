@@ -27,7 +27,7 @@ from diffusers import AutoencoderKL
 
 from carrara.autoencoders.stored import load_autoencoder
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.loader import load
+from carrara.dataset.loader import Reading, load
 from carrara.metrics.reconstruction import psnr
 from carrara.recipes.catalogue import named
 from carrara.tensors import from_pixels, to_pixels
@@ -83,7 +83,7 @@ def diffusers(rate: float, dataset: Dataset, budget: str, side: int, batch: int 
     ).to(device)
     optimizer = torch.optim.AdamW(module.parameters(), rate, betas=(0.9, 0.999), weight_decay=1e-2)
     limit, spent, seen = Budget.parse(budget).seconds or 0.0, 0.0, 0
-    batches = load(dataset, ["image"], batch=batch, seed=0, size=side)
+    batches = load(dataset, Reading(["image"], size=side), batch=batch, seed=0)
     for loaded in batches:
         start = time.perf_counter()
         image = from_pixels(loaded.columns["image"]).to(device)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from carrara.config import read_toml
 from carrara.dataset.dataset import Dataset
 from carrara.dataset.derived import derived
 from carrara.dataset.latents import latent_key
-from carrara.dataset.loader import load
+from carrara.dataset.loader import Reading, load
 from carrara.generation.model import Model, load_model
 from carrara.generation.sample import Settings, generate
 from carrara.metrics.reconstruction import mean_psnr, nearest_picture
@@ -33,6 +33,7 @@ from carrara.recipes.catalogue import named
 from carrara.recipes.quickstart import LANGUAGES
 from carrara.terminal import clock
 from carrara.training.autoencoder_task import AutoencoderTask
+from carrara.training.batches import LatentColumns
 from carrara.training.checkpoint import TrainingState
 from carrara.training.condition_columns import reads_of
 from carrara.training.devices import Placement
@@ -128,12 +129,12 @@ def stage_two(run: Path, placement: Placement) -> tuple[DiffusionTask, TrainingS
         recipe,
         fresh.network.train(),
         fresh.conditions.train(),
-        latents=[column],
+        latents=LatentColumns([column]),
         scale=fresh.autoencoder.scale,
         words={n: {c: c for c in r} for n, r in reads_of(recipe.model, dataset).items()},
         device=placement.device,
     )
-    batches = load(dataset, list(task.columns), batch=config.batch, seed=0)
+    batches = load(dataset, Reading(list(task.columns)), batch=config.batch, seed=0)
     return task, TrainingState(task.modules, config, placement), batches
 
 
@@ -170,7 +171,7 @@ def main() -> None:
     module = first.network.build()
     config = TrainConfig.model_validate(first.train.model_dump() | {"budget": "1h"})
     state = TrainingState({"autoencoder": module}, config, placement)
-    batches = load(dataset, ["image"], batch=config.batch, seed=0, size=first.size)
+    batches = load(dataset, Reading(["image"], size=first.size), batch=config.batch, seed=0)
     judge = HeldOutJudge(first, dataset, module, Path(tempfile.mkdtemp()))
     task = AutoencoderTask(first, module, placement.device, judge)
     rates["autoencoder"] = training_rate(task, state, batches)

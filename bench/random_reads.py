@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.derived import derive
-from carrara.dataset.loader import shape, to_column
+from carrara.dataset.derived import Derivation, derive
+from carrara.dataset.loader import Reading, shape, to_column
 from carrara.dataset.versions import clean
 from carrara.images.decode import pixels
 from carrara.importing.importing import import_pictures
@@ -125,7 +125,9 @@ def main() -> None:
         for _ in import_pictures(source, table):
             pass
         dataset = Dataset.open(table)
-        *_, last = derive(dataset, "noise", {"bench": 1}, noise, batch=512, columns=("id",))
+        *_, last = derive(
+            dataset, Derivation("noise", {"bench": 1}, noise, batch=512, reading=Reading(("id",)))
+        )
         assert last.column is not None
         column = last.column
         clean(Dataset.open(table), older_than=timedelta(days=1))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -22,9 +23,11 @@ import torch
 from torch import Tensor
 
 from carrara.diffusion.grids import GRIDS
-from carrara.diffusion.mixture import Mixture
 from carrara.diffusion.samplers import SAMPLERS
 from carrara.diffusion.schedules import SCHEDULES, NoiseSchedule, logsnr
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+from mixture import Mixture
 
 DOCS = Path(__file__).parent.parent / "docs"
 SOLVERS: dict[str, tuple[str, dict[str, float]]] = {

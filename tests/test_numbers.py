@@ -59,8 +59,9 @@ def test_a_number_that_cannot_be(model: type[Config], values: dict[str, Any], ke
         "average r --out a --length nan", "plan kl_autoencoder --seconds nan", "plan kl_autoencoder --seconds inf",
         "plan kl_autoencoder --budget 99999999999h", "show forward p.png --out x.png --seed -1",
         "train kl_autoencoder d --out r --set train.lr=1e300", "train kl_autoencoder d --out r --set train.lr=nan",
+        "train kl_autoencoder d --out r --budget ", "plan kl_autoencoder --budget ",
     ],
 )  # fmt: skip
 def test_a_number_that_no_command_takes(here: Here, command: str) -> None:
-    said = here(*command.split()).refusal
+    said = here(*command.split(" ")).refusal
     assert any(word in said for word in ("expected", "no number", "there is no source")), said

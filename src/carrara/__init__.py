@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from carrara.dataset.dataset import Dataset
     from carrara.generation.model import Model
     from carrara.importing import importing
+    from carrara.importing.summary import Summary
     from carrara.progress import Progress
     from carrara.recipes.catalogue import Recipe
 
@@ -27,16 +28,17 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 def import_pictures(
     source: str | Path, dataset: str | Path, **options: Any
-) -> Generator[importing.Progress, None, None]:
+) -> Generator[importing.Progress, None, Summary]:
     """Brings all pictures and captions of ``source`` into the data set at ``dataset``, made where there is none.
 
     ``source`` is a folder, an archive, a table, a WebDataset …; the options are those of `carrara data import`, with
-    underscores. Yields how many are done and kept; the last report has the ``summary``. Stopped at any moment and
-    called again it ends in the same table. UserError, with nothing written, where either cannot be used.
+    underscores. Yields how many are done and kept; the last report has the ``summary``, which is returned.
+    Stopped at any moment and called again it ends in the same table. UserError, with nothing written, where either
+    cannot be used.
     """
     from carrara.importing.importing import import_pictures as bring
 
-    yield from bring(source, dataset, **options)
+    return (yield from bring(source, dataset, **options))
 
 
 def recipe(name: str | Path, *changes: str) -> Recipe:
@@ -130,16 +132,30 @@ def load(path: str | Path) -> Any:
     return stored
 
 
-def generate(model: Model, rows: Sequence[Mapping[str, Any]], **settings: Any) -> Tensor:
+def generate(
+    model: Model,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    start: Tensor | None = None,
+    mask: Tensor | None = None,
+    **settings: Any,
+) -> Tensor:
     """A picture for each row: ``uint8`` (or ``uint16`` of a 16-bit model) ``[n c H W]``.
 
     A row is what a data row is, columns by name: ``{"caption": "a red hat"}``, ``{"label": "cat"}``, ``{}``. The
-    settings are those of `carrara sample`, by default the model's own: seed, steps, sampler, grid, guidance, width,
-    height. Picture k of a seed is the same whatever else is made with it.
+    settings are those of `carrara sample`, by default the model's own: seed, steps, sampler ("ddim:eta=0.5"), grid,
+    guidance (4, "apg:4,limit=2"), width, height. Picture k of a seed is the same whatever else is made with it.
+
+    ``start`` is a picture to start from, ``uint8`` 0..255 or ``uint16`` 0..65535, ``[c h w]`` of any size for all rows
+    or ``[n c h w]``; of it ``strength`` (above 0, at most 1, by default 0.5) is changed, 1 is from noise. ``mask``,
+    ``[h w]`` or ``[n h w]`` of the same size, is not zero where a hole is to be filled (strength is then 1 by default)
+    and keeps all else. UserError, in one line, where something is not so.
     """
     from carrara.generation import sample as sampling
+    from carrara.generation.editing import originals
 
-    return sampling.generate(model, rows, sampling.settings_for(model, settings))
+    chosen = sampling.settings_for(model, settings)
+    return sampling.generate(model, rows, chosen, given=originals(model, len(rows), start, mask))
 
 
 def _recipe(given: str | Path | Recipe, kind: type, **parts: Any) -> Any:

@@ -13,11 +13,13 @@ class BadPicture(ValueError):
     """These bytes give no picture; the message is the reason in a few words."""
 
 
+DAMAGE = "a file of the table is damaged"  # how `of_lance` begins, of such
 _SHOWN = 40  # names in a message
+_REASON = 200  # characters of what another library says
 _LONGEST = 160  # characters of a path in a message
 _WRITING = tuple(map(os.strerror, (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 _NOT_THE_REASON = re.compile(
-    r"LanceError\(\w+\): |(External|C Data interface) error: |\.? ?Detail: Python .*|(, /\S+\.rs:\d+:\d+)+$"
+    r"LanceError\(\w+\): |(External|C Data interface) error: |\.? ?Detail: Python .*|(, /[^\s)]+\.rs:\d+:\d+)+"
 )
 _LANCE = re.compile(r"LanceError\(\w+\)|\(os error \d+\)|\.rs:\d+:\d+$")
 _MISSING = re.compile(r"Not found: /?(\S.*?(?:\.\w+|_versions))(?:, |$)")
@@ -55,7 +57,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{meant} (known: {shown})" if choices else meant
 
 
-def one_line(error: OSError) -> str:
+def one_line(error: BaseException) -> str:
+    """Why it came, on one line: the system's reason without a path, else what it says, else its kind."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:_REASON] or type(error).__name__
+
+
+def _of_system(error: OSError) -> str:
     """What the system refused, with the path and the reason, e.g. "cannot write d: Read-only file system"."""
     if error.strerror is None:
         return of_lance(error)
@@ -74,8 +81,13 @@ def of_lance(error: BaseException) -> str:
         cannot = f"cannot {_does(reason[1])} {_short(path[1])}: " if path else ""
         return cannot + reason[1].strip()
     if _DAMAGE.search(said):
-        return f"a file of the table is damaged: {said[:200]}"
+        return f"{DAMAGE}: {said[:200]}"
     return said[:300] or type(error).__name__
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust met what its authors held for impossible; it is no Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 def refusal(error: BaseException) -> str | None:
@@ -83,14 +95,12 @@ def refusal(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
-        return one_line(error)
+        return _of_system(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         return "this machine has not enough memory for it"
     if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
         return f"the name {_short(error.object)} is not valid UTF-8; choose another name"
-    if type(error).__name__ == "PanicException" or (
-        isinstance(error, ValueError | RuntimeError) and _LANCE.search(str(error))
-    ):
+    if is_panic(error) or (isinstance(error, ValueError | RuntimeError) and _LANCE.search(str(error))):
         return of_lance(error)
     return None
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from carrara.errors import UserError, one_line
+from carrara.errors import UserError, one_line, refusal
 
+DAMAGED = ".damaged"
 _BLOCK = 4096  # bytes, for which a full disk has no room
 
 
@@ -43,7 +47,115 @@ def check_writable(path: Path) -> None:
             raise UserError(f"cannot write {path}: {place} is a file, expected a folder")
     except OSError as error:
         error.filename = str(path)
-        raise UserError(one_line(error)) from None
+        raise UserError(refusal(error)) from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds; UserError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {one_line(error)}") from None
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of ``path`` at the end of the block; on failure nothing changes.
+
+    ``durable``: it is on the disk before it has its name. OSError where it cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all, text as UTF-8; UserError where it cannot be written."""
+    try:
+        with replacing(path) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {one_line(error)}") from None
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A new folder that takes the place of ``path`` at the end of the block; on failure nothing changes.
+
+    OSError where the disk is full or the place cannot be written.
+    """
+    part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
+    try:
+        for leftover in (part, old):
+            remove(leftover)
+        part.mkdir(parents=True)
+        yield part
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if os.path.lexists(path):
+        os.rename(path, old)
+    os.rename(part, path)
+    with suppress(OSError):
+        remove(old)
+
+
+class Journal:
+    """A file of JSON, a line each, that outlives a kill: what `add` was given is there when it returns.
+
+    Unless it is ``durable``, a computer that loses its power may lose the last lines.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        self.path, self._durable = path, durable
+
+    def __iter__(self) -> Iterator[Any]:
+        """The lines, up to one that is damaged; a torn end is cut off, so that the next line starts clean."""
+        with suppress(FileNotFoundError), open(self.path, "r+b") as file:
+            whole = 0
+            for line in file:
+                try:
+                    parsed = json.loads(line)
+                except ValueError:
+                    break
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                yield parsed
+            if whole < os.fstat(file.fileno()).st_size:  # else it would be young again, whoever only reads it
+                file.truncate(whole)
+
+    def add(self, *lines: Any) -> None:
+        """Writes them behind those that are there; OSError where that cannot be."""
+        with open(self.path, "ab") as file:
+            file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+            if self._durable:
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def remove(path: Path) -> None:
+    """A folder, a file or a link, if it is there; OSError where it cannot be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Gives what is damaged another name, so that it is neither read nor lost; returns where it is now."""
+    aside = path.with_name(path.name + DAMAGED)
+    remove(aside)
+    return path.rename(aside)
 
 
 def json_object(text: str | bytes) -> dict[str, Any] | None:

@@ -5,13 +5,11 @@ Written beside its final place and renamed, so that a folder with a ``model.toml
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +19,9 @@ from pydantic import BaseModel, FiniteFloat, ValidationError
 from torch import Tensor, nn
 
 from carrara.config import plain, read_toml
-from carrara.errors import UserError, nearest, one_line
-from carrara.files import json_object, json_value
+from carrara.errors import UserError, nearest, one_line, refusal
+from carrara.files import json_object, json_value, replacing_folder
+from carrara.tensors import misfit
 from carrara.version import __version__
 
 FORMAT = 1
@@ -41,32 +40,13 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     The hashes of the weights in it are written beside them. UserError where the disk is full or the place cannot be
     written.
     """
-    part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
     try:
-        for leftover in (part, old):
-            remove(leftover)
-        part.mkdir(parents=True)
-        fill(part)
-        _write_hashes(part)
-        sync(part)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-        raise
-    if os.path.lexists(path):
-        os.rename(path, old)
-    os.rename(part, path)
-    with contextlib.suppress(OSError):
-        remove(old)
-
-
-def remove(path: Path) -> None:
-    """A folder, a file or a link, if it is there; OSError where it cannot be removed."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        with replacing_folder(path) as part:
+            fill(part)
+            _write_hashes(part)
+            sync(part)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {one_line(error)}") from None
 
 
 def _write_hashes(folder: Path) -> None:
@@ -93,9 +73,9 @@ def check_hash(file: Path) -> None:
     try:
         hashes = json_object(noted.read_bytes())
     except OSError as error:
-        raise UserError(one_line(error)) from None
+        raise UserError(refusal(error)) from None
     if hashes is None:
-        raise UserError(f"{noted} is damaged; without it the weights are opened unchecked")
+        raise UserError(f"{noted} is damaged; remove it to open the weights without comparing their hashes")
     if hashes.get(file.name) not in (None, _hash_of(file)):
         raise UserError(
             f"{file} is damaged: its bytes are not those that were written, by the {HASHES} beside it; take it "
@@ -274,11 +254,8 @@ def weight_files(folder: Path, stem: str) -> WeightFiles | None:
 def load_into(module: nn.Module, file: Path) -> None:
     """Loads a file's weights; UserError names the first tensor that is missing, surplus or of another shape."""
     given, wanted = read_weights(file), module.state_dict()
-    for name in sorted(given.keys() | wanted.keys()):
-        have = tuple(given[name].shape) if name in given else "nothing"
-        want = tuple(wanted[name].shape) if name in wanted else "nothing"
-        if have != want:
-            raise UserError(f"{file} does not fit its model.toml: {name} is {have}, expected {want}")
+    if fault := misfit(given, wanted):
+        raise UserError(f"{file} does not fit its model.toml: {fault}")
     module.load_state_dict(given)
 
 

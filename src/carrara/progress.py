@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,3 +20,14 @@ class Progress:
     note: str = ""
     total: int | None = None
     unit: str = "pictures"
+
+    @classmethod
+    def of(cls, done: int, total: int, words: str = "", *, unit: str = "pictures", **more: Any) -> Self:
+        """``done`` of ``total`` units; ``words`` are those numbers where there are no others."""
+        share = done / total if total else 1.0
+        return cls(fraction=share, words=words or f"{done} of {total} {unit}", total=total, unit=unit, **more)
+
+    @property
+    def done(self) -> int:
+        """Units done, of the ``total``."""
+        return round(self.fraction * (self.total or 0))

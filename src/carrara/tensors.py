@@ -4,7 +4,8 @@ back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,23 @@ from torch import Tensor
 
 Index = npt.NDArray[np.int64]
 
+T = TypeVar("T")
 _MASK = (1 << 64) - 1
+
+
+def under(prefix: str, values: Mapping[str, T]) -> dict[str, T]:
+    """Those whose names begin so, by the rest of their names."""
+    return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+
+
+def misfit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """The first tensor that is missing, surplus or of another shape than the one ``wanted``, in words; "" for none."""
+    for name in sorted(given.keys() | wanted.keys()):
+        have = tuple(given[name].shape) if name in given else "nothing"
+        want = tuple(wanted[name].shape) if name in wanted else "nothing"
+        if have != want:
+            return f"{name} is {have}, expected {want}"
+    return ""
 
 
 def expand_like(value: Tensor, like: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from PIL import Image
 
 from carrara.dataset import loader
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.derived import derive, derived
-from carrara.dataset.loader import load
+from carrara.dataset.derived import Derivation, derive, derived
+from carrara.dataset.loader import Reading, load
 from carrara.errors import BadPicture, UserError
 from carrara.images import boxes
 from carrara.images.decode import class_ids, pixels
@@ -139,7 +139,9 @@ def test_beside_pictures_in_a_folder(source: Path, tmp_path: Path) -> None:
     assert dataset.take([1], ["map"])["map"] == [(source / "x1.map.png").read_bytes()]
     box = dataset.boxes([2])[0]
     assert box == [boxes.Box("thing 2", 0.125, 0.25, 0.5, 0.5)]
-    batch = next(load(dataset, ["image", "map", "depth", "boxes"], batch=4, seed=0, size=(12, 8), split=None))
+    batch = next(
+        load(dataset, Reading(["image", "map", "depth", "boxes"], size=(12, 8)), batch=4, seed=0, split=None)
+    )
     for place, row in enumerate(batch.rows.tolist()):
         ids = np.asarray(Image.open(source / f"x{row}.map.png"))
         ids = np.repeat(np.repeat(ids, 2, 0), 2, 1) if row == 3 else ids
@@ -151,7 +153,7 @@ def test_beside_pictures_in_a_folder(source: Path, tmp_path: Path) -> None:
             torch.as_tensor(batch.columns["depth"])[place, 0].numpy(), depth[:, 4:12]
         )
     with pytest.raises(ValueError, match="the column 'map' needs a size"):
-        load(dataset, ["map"], batch=1, seed=0)
+        load(dataset, Reading(["map"]), batch=1, seed=0)
 
 
 def test_they_are_the_same_kept_in_memory_or_not(
@@ -161,7 +163,7 @@ def test_they_are_the_same_kept_in_memory_or_not(
     dataset, _ = run(source, tmp_path / "data", held_out=0)
 
     def read() -> list[torch.Tensor]:
-        loading = load(dataset, ["map", "depth", "image"], batch=3, seed=2, size=6)
+        loading = load(dataset, Reading(["map", "depth", "image"], size=6), batch=3, seed=2)
         return [torch.as_tensor(c) for b in islice(loading, 4) for c in b.columns.values()]
 
     kept = read()
@@ -212,12 +214,19 @@ def test_a_change_beside_a_picture_is_taken_and_noticed(
     def lengths(columns: Any) -> np.ndarray[Any, Any]:
         return np.array([[len(text or "")] for text in columns["boxes"]], np.float32)
 
-    *_, last = derive(dataset, "length", {"v": 1}, lengths, batch=4, columns=["boxes"])
+    *_, last = derive(dataset, Derivation("length", {"v": 1}, lengths, batch=4, reading=Reading(["boxes"])))
     assert derived(dataset, "length", {"v": 1}) == last.column
     sizes = {"v": 1}
     list(
         derive(
-            dataset, "sizes", sizes, lambda c: c["width"].float()[:, None].numpy(), batch=4, columns=["width"]
+            dataset,
+            Derivation(
+                "sizes",
+                sizes,
+                lambda c: c["width"].float()[:, None].numpy(),
+                batch=4,
+                reading=Reading(["width"]),
+            ),
         )
     )
     before, depths = dataset.hash, dataset.column("depth_id")
@@ -237,7 +246,7 @@ def test_a_change_beside_a_picture_is_taken_and_noticed(
     # What was derived from boxes is to be derived again; what only a picture's bytes decide is not.
     assert derived(dataset, "length", {"v": 1}) is None
     assert derived(dataset, "sizes", sizes) is not None
-    *_, last = derive(dataset, "length", {"v": 1}, lengths, batch=4, columns=["boxes"])
+    *_, last = derive(dataset, Derivation("length", {"v": 1}, lengths, batch=4, reading=Reading(["boxes"])))
     assert last.column is not None
     assert [n for (n,) in dataset.column(last.column)] == [len(t) for t in dataset.column("boxes")]
     assert not (dataset.path / "import.partial").exists()

@@ -55,11 +55,11 @@ def test_no_export_of_a_damaged_picture(form: str, rotten: Path, tmp_path: Path)
     ("damaged", "name"), [(png(0), "0.png"), (png(9, (12, 10), "L"), "3.png")], ids=["image", "map"]
 )
 def test_verify(damaged: bytes, name: str, rotten: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data_clean(rotten, compare=True)
+    data_clean(rotten, verify=True)
     assert "verified: all 4 pictures are what was imported" in capsys.readouterr().out
     turn_a_bit(rotten, damaged)
     with pytest.raises(UserError, match=rf"1 of 4 pictures are damaged \({name}\)"):
-        data_clean(rotten, compare=True)
+        data_clean(rotten, verify=True)
     assert "cleaned" not in capsys.readouterr().out
 
 

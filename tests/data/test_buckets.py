@@ -14,8 +14,8 @@ from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.dataset import latents
 from carrara.dataset.buckets import assign, buckets
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.derived import column_name, derive, derived
-from carrara.dataset.loader import Bucket, Loaded, load
+from carrara.dataset.derived import Derivation, column_name, derive, derived
+from carrara.dataset.loader import Bucket, Loaded, Reading, load
 from carrara.dataset.order import Bucketed, bucketed, sample_seeds
 from carrara.errors import UserError
 from carrara.images.decode import pixels, window
@@ -125,7 +125,7 @@ def in_buckets(dataset: Dataset) -> list[Bucket]:
 
 
 def read(dataset: Dataset, buckets: list[Bucket], count: int, *names: str, **more: Any) -> list[Loaded]:
-    loading = load(dataset, names, batch=3, seed=1, buckets=buckets, **more)
+    loading = load(dataset, Reading(names), batch=3, seed=1, buckets=buckets, **more)
     found = list(islice(loading, count))
     loading.close()
     return found
@@ -147,7 +147,7 @@ def test_batches_come_at_the_size_of_their_bucket(dataset: Dataset, monkeypatch:
         assert (ours.rows == again.rows).all()
         assert torch.equal(torch.as_tensor(ours.columns["image"]), torch.as_tensor(again.columns["image"]))
     with pytest.raises(ValueError, match="their own rows and sizes"):
-        load(dataset, ["image"], batch=3, seed=1, buckets=parts, size=8)
+        load(dataset, Reading(["image"], size=8), batch=3, seed=1, buckets=parts)
 
 
 def test_a_column_for_some_rows_only(dataset: Dataset) -> None:
@@ -158,7 +158,9 @@ def test_a_column_for_some_rows_only(dataset: Dataset) -> None:
         return mean
 
     for wanted, asked in ((rows, rows), (np.array([0, 1, 11]), np.array([0, 1, 4, 7, 11]))):
-        *_, last = derive(dataset, "mean", key, means, batch=2, rows=wanted, size=(8, 16))
+        *_, last = derive(
+            dataset, Derivation("mean", key, means, batch=2, reading=Reading(size=(8, 16))), rows=wanted
+        )
         assert last.column == column_name("mean", key) == derived(dataset, "mean", key, asked)
         assert derived(dataset, "mean", key) is None  # not for every row
         assert derived(dataset, "mean", key, np.array([2])) is None
@@ -168,7 +170,7 @@ def test_a_column_for_some_rows_only(dataset: Dataset) -> None:
     want = dataset.pictures(there, (8, 16)).float().mean((2, 3)).half()
     assert want.std() > 1
     assert torch.equal(torch.tensor([got[k] for k in there]).half(), want)
-    batch = next(load(dataset, [column_name("mean", key)], batch=3, seed=0, rows=rows))
+    batch = next(load(dataset, Reading([column_name("mean", key)]), batch=3, seed=0, rows=rows))
     assert torch.as_tensor(batch.columns[column_name("mean", key)]).shape == (3, 3)
 
 
@@ -217,4 +219,4 @@ def test_latents_of_buckets_share_a_name(dataset: Dataset) -> None:
 
 def test_an_empty_choice_of_rows_is_told(dataset: Dataset) -> None:
     with pytest.raises(UserError, match="has no pictures in the rows to train on; it has 12 in all"):
-        load(dataset, ["label"], batch=2, seed=0, rows=np.array([], np.int64))
+        load(dataset, Reading(["label"]), batch=2, seed=0, rows=np.array([], np.int64))

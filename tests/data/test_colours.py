@@ -211,6 +211,7 @@ def test_the_profile_of_a_gif() -> None:
         (lambda: saved(GREY, "JPEG", icc_profile=grey_profile(1.0)), "for another kind of picture"),
         (lambda: png(GREY, (b"cICP", bytes([9, 16, 0, 1]))), "PQ, of a high dynamic range"),
         (lambda: png(GREY, (b"cICP", bytes([200, 13, 0, 1]))), "codes 200 and 13"),
+        (lambda: png(GREY, (b"cICP", bytes([1, 13, 0, 0]))), "narrow range"),
         (lambda: png(GREY, (b"cHRM", bytes(32))), "damaged"),
         (lambda: saved(GREY, "TIFF", tiffinfo={301: (1, 2, 3)}), "transfer function is not for its bits"),
     ],

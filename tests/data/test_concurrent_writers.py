@@ -14,7 +14,8 @@ import pytest
 
 from carrara.dataset import commits, writer
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.derived import derive
+from carrara.dataset.derived import Derivation, derive
+from carrara.dataset.loader import Reading
 from carrara.dataset.word_changes import amend
 from carrara.importing.importing import import_pictures
 from carrara.importing.summary import Summary
@@ -141,7 +142,7 @@ def test_deriving_while_pictures_come(four: list[Path], tmp_path: Path) -> None:
     destination = tmp_path / "data"
     run(four[0], destination)
     dataset = Dataset.open(destination)
-    reports = derive(dataset, "bytes", {"k": 1}, means, batch=8)
+    reports = derive(dataset, Derivation("bytes", {"k": 1}, means, batch=8))
     assert next(reports).column is None
     run(four[1], destination)  # while the derivation is under way
     *_, last = reports
@@ -149,9 +150,9 @@ def test_deriving_while_pictures_come(four: list[Path], tmp_path: Path) -> None:
     assert len(dataset) == 28
     assert dataset.column(last.column) == [[float(len(data))] for data in dataset.column("image")]
     # Two columns at once.
-    other = derive(dataset, "bytes", {"k": 2}, means, batch=8)
+    other = derive(dataset, Derivation("bytes", {"k": 2}, means, batch=8))
     next(other)
-    list(derive(Dataset.open(destination), "bytes", {"k": 3}, means, batch=8))
+    list(derive(Dataset.open(destination), Derivation("bytes", {"k": 3}, means, batch=8)))
     *_, done = other
     assert done.column
     assert dataset.column(done.column) == dataset.column(last.column)
@@ -164,7 +165,7 @@ def lengths(columns: Mapping[str, Any]) -> np.ndarray[Any, Any]:
 def test_words_that_change_while_something_is_derived_from_them(four: list[Path], tmp_path: Path) -> None:
     run(four[0], tmp_path / "data")
     dataset = Dataset.open(tmp_path / "data")
-    reports = derive(dataset, "length", {"k": 1}, lengths, batch=8, columns=("caption",))
+    reports = derive(dataset, Derivation("length", {"k": 1}, lengths, batch=8, reading=Reading(("caption",))))
     next(reports)
     amend(Dataset.open(tmp_path / "data"), {"caption": {2: "other words, and more of them"}})
     *_, last = reports
@@ -180,7 +181,7 @@ def test_conflicts_are_met_by_trying_again(four: list[Path], tmp_path: Path) -> 
     ids = dataset.column("id")
     others: list[Callable[[], object]] = [
         lambda: run(four[1], tmp_path / "data"),
-        lambda: list(derive(Dataset.open(tmp_path / "data"), "bytes", {"k": 1}, means, batch=8)),
+        lambda: list(derive(Dataset.open(tmp_path / "data"), Derivation("bytes", {"k": 1}, means, batch=8))),
         lambda: amend(Dataset.open(tmp_path / "data"), {"caption": {0: "by another"}}),
     ]
     tries = []

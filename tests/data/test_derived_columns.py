@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.derived import column_name, derive, derived, forget
+from carrara.dataset.derived import Derivation, column_name, derive, derived, forget
+from carrara.dataset.loader import Reading
 from carrara.errors import UserError
 from carrara.importing.importing import import_pictures
 
@@ -40,9 +41,10 @@ class Means:
 
 
 def run(
-    dataset: Dataset, function: Callable[[Columns], npt.NDArray[Any]], key: Any = KEY, **more: Any
+    dataset: Dataset, function: Callable[[Columns], npt.NDArray[Any]], key: Any = KEY, rows: Any = None
 ) -> str:
-    reports = list(derive(dataset, "mean", key, function, batch=8, size=8, **more))
+    wanted = Derivation("mean", key, function, batch=8, reading=Reading(size=8))
+    reports = list(derive(dataset, wanted, rows))
     assert all(r.column is None for r in reports[:-1])
     assert reports[-1].column is not None
     return reports[-1].column
@@ -128,6 +130,7 @@ sys.path.insert(0, {tests!r})
 from test_derived_columns import KEY, Means
 from carrara.dataset import derived as room
 from carrara.dataset.dataset import Dataset
+from carrara.dataset.loader import Reading
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 means = Means()
@@ -136,7 +139,7 @@ def function(columns):
         die()
     return means(columns)
 {sabotage}
-for report in room.derive(Dataset.open({path!r}), "mean", KEY, function, batch=8, size=8):
+for report in room.derive(Dataset.open({path!r}), room.Derivation("mean", KEY, function, 8, Reading(size=8))):
     pass
 """
 
@@ -174,7 +177,7 @@ def test_killed_again_and_again(
 
 def test_finished_batches_are_not_computed_again(dataset: Dataset) -> None:
     means = Means()
-    started = derive(dataset, "mean", KEY, means, batch=8, size=8)
+    started = derive(dataset, Derivation("mean", KEY, means, batch=8, reading=Reading(size=8)))
     assert [next(started).done, next(started).done] == [8, 16]
     started.close()
     again = Means()
@@ -183,7 +186,7 @@ def test_finished_batches_are_not_computed_again(dataset: Dataset) -> None:
 
 
 def test_staged_values_of_other_batches_are_not_mixed_in(dataset: Dataset) -> None:
-    started = derive(dataset, "mean", KEY, Means(), batch=4, size=8)
+    started = derive(dataset, Derivation("mean", KEY, Means(), batch=4, reading=Reading(size=8)))
     assert [next(started).done, next(started).done] == [4, 8]
     started.close()
     again = Means()
@@ -214,7 +217,7 @@ def test_names_and_other_writers(dataset: Dataset) -> None:
         with pytest.raises(ValueError, match="cannot name a column"):
             column_name(bad, KEY)
     assert column_name("a", {"x": 1, "y": 2}) == column_name("a", json.loads('{"y": 2, "x": 1}'))
-    started = derive(dataset, "mean", KEY, Means(), batch=8, size=8)
+    started = derive(dataset, Derivation("mean", KEY, Means(), batch=8, reading=Reading(size=8)))
     next(started)
     with pytest.raises(UserError, match="another process is writing"):
         run(dataset, Means())

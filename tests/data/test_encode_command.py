@@ -19,7 +19,7 @@ from carrara.dataset.latents import encoded, measured_scale, moments_of, variant
 from carrara.dataset.loader import Loaded
 from carrara.errors import UserError
 from carrara.tensors import sample_noise
-from carrara.training.batches import Feed
+from carrara.training.batches import Feed, LatentColumns
 from carrara.training.diffusion_task import DiffusionTask
 from carrara.training.recipe import DiffusionRecipe
 from conftest import Command, Trained, recipe_file, small_diffusion
@@ -70,11 +70,10 @@ def test_training_draws_a_variant_for_each_sample_by_its_seed() -> None:
         recipe,
         Nothing(),
         nn.ModuleDict(),
-        latents=["a", "b"],
+        latents=LatentColumns(["a", "b"], (False, True)),
         scale=scale,
         words={},
         device=torch.device("cpu"),
-        mirrored=(False, True),
     )
     assert task.columns == ("a", "b")
     seeds = np.arange(400, dtype=np.uint64)
@@ -113,11 +112,10 @@ def test_only_the_variant_that_was_drawn_becomes_floats(number: int) -> None:
         DiffusionRecipe(flip=True),
         Nothing(),
         nn.ModuleDict(),
-        latents=names,
+        latents=LatentColumns(names, [False] * number),
         scale=scale,
         words={},
         device=torch.device("cpu"),
-        mirrored=[False] * number,
     )
     seeds = np.arange(50, dtype=np.uint64)
     columns = {name: torch.randn(50, 4, 3, 3).half() for name in names}
@@ -139,8 +137,8 @@ def test_the_scale_is_measured_over_all_variants(carrara: Command, trained: Trai
     columns = encoded(dataset, model, variants(True, 1))
     assert columns is not None
     assert len(columns) == 2
-    feed = Feed(recipe, dataset, model, 8)
-    assert list(feed.squares().values()) == columns
+    feed = Feed(recipe, dataset, model)
+    assert list(feed.latents().held_out.values()) == columns
     both = torch.cat(
         [
             batch.double()
@@ -151,16 +149,16 @@ def test_the_scale_is_measured_over_all_variants(carrara: Command, trained: Trai
     found = feed.scaled().scale
     assert found is not None
     assert torch.allclose(found.mean.double(), both[:, :4].mean((0, 2, 3)), atol=1e-5)
-    alone = Feed(DiffusionRecipe(), dataset, model, 8).measured()
+    alone = Feed(DiffusionRecipe(), dataset, model).measured()
     assert not torch.equal(alone.mean, found.mean)
-    assert Feed(recipe, dataset, replace(model, scale=None), 8).scale_note() is None  # it came without one
-    assert Feed(recipe, dataset, model.with_scale(found), 8).scale_note() is None
+    assert Feed(recipe, dataset, replace(model, scale=None)).scale_note() is None  # it came without one
+    assert Feed(recipe, dataset, model.with_scale(found)).scale_note() is None
     far = LatentScale(found.mean, found.std * 3)
-    assert "does not fit this data" in str(Feed(recipe, dataset, model.with_scale(far), 8).scale_note())
+    assert "does not fit this data" in str(Feed(recipe, dataset, model.with_scale(far)).scale_note())
     with pytest.raises(
         UserError, match="is not encoded with this autoencoder yet; see `carrara data encode`"
     ):
-        Feed(DiffusionRecipe(flip=True, crops=3), dataset, model, 8).squares()
+        Feed(DiffusionRecipe(flip=True, crops=3), dataset, model).latents()
 
 
 def test_the_first_scale_stays_with_the_autoencoder(

@@ -530,6 +530,10 @@ def _only(at: Path, name: str, data: bytes) -> Path:
     return at
 
 
+LATIN = '{"url": "http://a.test/1", "caption": "Käse"}\n'.encode("latin-1")
+MARKLESS = "url,caption\nhttp://a.test/1,Käse\n".encode("utf-16-le")
+
+
 def _captions_elsewhere(at: Path, data: bytes) -> Path:
     (at / "pictures").mkdir(parents=True)
     (at / "texts").mkdir()
@@ -550,6 +554,8 @@ def _captions_elsewhere(at: Path, data: bytes) -> Path:
             r"no picture in .*b could be read .*a.png: not a",
         ),
         (lambda at, png: _only(at / "f", "a.png", png) / "a.png", r"a.png is a file; expected a folder"),
+        (lambda at, png: _only(at / "l", "a.jsonl", LATIN) / "a.jsonl", r"a.jsonl is not UTF-8; save it"),
+        (lambda at, png: _only(at / "m", "a.csv", MARKLESS) / "a.csv", r"a.csv is not UTF-8; save it"),
         (lambda at, png: _captions_elsewhere(at / "c", png), r"none of the 2 captions in .* has its picture"),
     ],
 )

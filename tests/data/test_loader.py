@@ -12,8 +12,8 @@ import torch
 
 from carrara.dataset import loader
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.derived import derive
-from carrara.dataset.loader import in_background, load
+from carrara.dataset.derived import Derivation, derive
+from carrara.dataset.loader import Reading, in_background, load
 from carrara.dataset.order import batches
 from carrara.errors import UserError
 from carrara.importing.importing import import_pictures
@@ -28,15 +28,17 @@ def dataset(folder: Path, tmp_path: Path) -> Dataset:
 def test_columns_belong_to_their_rows(dataset: Dataset) -> None:
     for _ in derive(
         dataset,
-        "sizes",
-        {"v": 1},
-        lambda c: np.stack([c["width"], c["height"]], 1).astype(np.float32),
-        batch=7,
-        columns=["width", "height"],
+        Derivation(
+            "sizes",
+            {"v": 1},
+            lambda c: np.stack([c["width"], c["height"]], 1).astype(np.float32),
+            batch=7,
+            reading=Reading(["width", "height"]),
+        ),
     ):
         pass
     column = dataset.columns[-1]
-    loading = load(dataset, ["image", "caption", "width", column, "label"], batch=8, seed=5, size=16)
+    loading = load(dataset, Reading(["image", "caption", "width", column, "label"], size=16), batch=8, seed=5)
     expected = batches(dataset.indices("train"), batch=8, seed=5)
     for got, want in islice(zip(loading, expected, strict=False), 9):
         assert got.rows.tolist() == want.rows.tolist()
@@ -53,13 +55,18 @@ def test_columns_belong_to_their_rows(dataset: Dataset) -> None:
 def test_held_out_pictures_are_never_trained_on(dataset: Dataset) -> None:
     held_out = set(dataset.indices("held_out").tolist())
     assert held_out
-    seen = {r for b in islice(load(dataset, ["caption"], batch=8, seed=0), 12) for r in b.rows.tolist()}
+    seen = {
+        r for b in islice(load(dataset, Reading(["caption"]), batch=8, seed=0), 12) for r in b.rows.tolist()
+    }
     assert seen == set(range(30)) - held_out
 
 
 def test_resume_equals_the_undisturbed_run(dataset: Dataset) -> None:
-    whole = [b.columns["caption"] for b in islice(load(dataset, ["caption"], batch=4, seed=1), 20)]
-    late = [b.columns["caption"] for b in islice(load(dataset, ["caption"], batch=4, seed=1, start=44), 9)]
+    whole = [b.columns["caption"] for b in islice(load(dataset, Reading(["caption"]), batch=4, seed=1), 20)]
+    late = [
+        b.columns["caption"]
+        for b in islice(load(dataset, Reading(["caption"]), batch=4, seed=1, start=44), 9)
+    ]
     assert late == whole[11:]
 
 
@@ -67,7 +74,7 @@ def test_pictures_are_the_same_kept_in_memory_or_not(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read() -> list[torch.Tensor]:
-        loading = load(dataset, ["image"], batch=8, seed=2, size=8, channels=1)
+        loading = load(dataset, Reading(["image"], size=8, channels=1), batch=8, seed=2)
         return [torch.as_tensor(b.columns["image"]) for b in islice(loading, 10)]
 
     kept = read()
@@ -78,11 +85,11 @@ def test_pictures_are_the_same_kept_in_memory_or_not(
 
 def test_mistakes_are_told_before_the_thread_starts(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no column 'captoin'; did you mean 'caption'"):
-        load(dataset, ["captoin"], batch=4, seed=0)
+        load(dataset, Reading(["captoin"]), batch=4, seed=0)
     with pytest.raises(UserError, match="no split is called 'trian'; did you mean 'train'"):
-        load(dataset, ["caption"], batch=4, seed=0, split="trian")
+        load(dataset, Reading(["caption"]), batch=4, seed=0, split="trian")
     with pytest.raises(ValueError, match="needs a size"):
-        load(dataset, ["image"], batch=4, seed=0)
+        load(dataset, Reading(["image"]), batch=4, seed=0)
 
 
 def test_the_background_is_bounded_and_ends_with_its_consumer() -> None:

@@ -18,8 +18,8 @@ import pytest
 from carrara.dataset import writer
 from carrara.dataset.commits import append
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.derived import derive, derived
-from carrara.dataset.loader import load
+from carrara.dataset.derived import Derivation, derive, derived
+from carrara.dataset.loader import Reading, load
 from carrara.dataset.store import ObjectStore
 from carrara.dataset.subset import subset
 from carrara.dataset.versions import clean, tag, versions
@@ -122,13 +122,15 @@ def test_the_same_as_in_a_folder(
     assert str(dataset.path) == place
     assert dataset.hash == local.hash
     assert dataset.about["sources"] == local.about["sources"]
-    reports = derive(dataset, "bytes", {"k": 1}, means, batch=8)
+    reports = derive(dataset, Derivation("bytes", {"k": 1}, means, batch=8))
     next(reports)
     reports.close()  # and it goes on after the last batch
-    *_, last = derive(dataset, "bytes", {"k": 1}, means, batch=8)
+    *_, last = derive(dataset, Derivation("bytes", {"k": 1}, means, batch=8))
     assert last.column
     assert dataset.column(last.column) == [[float(len(data))] for data in local.column("image")]
-    batches, here = (load(d, ["image", "caption"], batch=4, seed=1, size=8) for d in (dataset, local))
+    batches, here = (
+        load(d, Reading(["image", "caption"], size=8), batch=4, seed=1) for d in (dataset, local)
+    )
     theirs, ours = next(batches), next(here)
     assert theirs.columns["caption"] == ours.columns["caption"]
     assert bool((theirs.columns["image"] == ours.columns["image"]).all())  # type: ignore[union-attr]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from carrara.dataset.channels import channel_counts, check_channels
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.loader import load
+from carrara.dataset.loader import Reading, load
 from carrara.errors import BadPicture, UserError
 from carrara.images import planes, tiff
 from carrara.images.channels import bits_of, can_become, channels_of
@@ -444,7 +444,7 @@ def test_a_set_of_stacks(tmp_path: Path) -> None:
     dataset = gather(tmp_path, {f"{k}.tif": pages(noise(5, 9, 9, seed=k)) for k in range(6)})
     assert channel_counts(dataset) == {5: 6}
     assert check_channels(dataset, 5, 16) is None
-    reader = load(dataset, ["image"], batch=4, seed=0, size=9, channels=5, bits=16)
+    reader = load(dataset, Reading(["image"], size=9, channels=5, bits=16), batch=4, seed=0)
     seen = [next(reader) for _ in range(3)]  # two epochs: the second comes from memory
     reader.close()
     for batch in seen:

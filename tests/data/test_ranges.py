@@ -12,11 +12,11 @@ from PIL import Image
 
 from carrara.dataset import ranges
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.fingerprints import all_glanced
 from carrara.dataset.subset import subset
 from carrara.errors import UserError
 from carrara.importing.importing import import_pictures
 from carrara.importing.summary import Summary, kinds
+from glances import all_glanced
 
 
 def floats(path: Path, value: float, far: float) -> None:

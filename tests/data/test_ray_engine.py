@@ -290,7 +290,7 @@ def test_workers_that_find_no_place(ray: None) -> None:
     import ray as cluster
 
     kind = cluster.remote(deriving.Deriver)
-    given = (Path(), "column", None)
+    given = (Path(), "column", None, True)
     nowhere = kind.options(num_gpus=1)
     (there,) = session.arrived([kind.remote(*given), nowhere.remote(*given)], together=1)
     session.dismiss(there)

@@ -9,7 +9,8 @@ import pytest
 
 from carrara.dataset import subset as room
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.derived import derive, derived
+from carrara.dataset.derived import Derivation, derive, derived
+from carrara.dataset.loader import Reading
 from carrara.dataset.subset import subset
 from carrara.dataset.word_changes import amend
 from carrara.errors import UserError
@@ -36,8 +37,14 @@ KEY = {"k": 1}
 def test_rows_with_all_of_their_columns(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list(derive(dataset, "size", KEY, sizes, batch=8))
-    list(derive(dataset, "length", KEY, lengths, batch=8, columns=("caption",), rows=np.arange(3, 30)))
+    list(derive(dataset, Derivation("size", KEY, sizes, batch=8)))
+    list(
+        derive(
+            dataset,
+            Derivation("length", KEY, lengths, batch=8, reading=Reading(("caption",))),
+            rows=np.arange(3, 30),
+        )
+    )
     monkeypatch.setattr(room, "AT_A_TIME", 3000)  # several pieces
     rows = np.array([7, 3, 29, 0, 12])
     part = subset(dataset, rows, tmp_path / "part", why="those that I like")
@@ -57,7 +64,7 @@ def test_rows_with_all_of_their_columns(
     part = Dataset.open(tmp_path / "part")
     assert len(part) == 30
     assert part.about["subset"] == made
-    list(derive(part, "length", KEY, lengths, batch=8, columns=("caption",)))
+    list(derive(part, Derivation("length", KEY, lengths, batch=8, reading=Reading(("caption",)))))
     assert derived(part, "length", KEY)
 
 
@@ -93,7 +100,7 @@ def test_nothing_is_left_by_halves(dataset: Dataset, tmp_path: Path, monkeypatch
 def test_amended_words_outlive_the_next_import(dataset: Dataset, folder: Path, tmp_path: Path) -> None:
     for name, made_of in (("length", "caption"), ("size", "image")):
         function: Callable[..., Any] = lengths if made_of == "caption" else sizes
-        list(derive(dataset, name, KEY, function, batch=8, columns=(made_of,)))
+        list(derive(dataset, Derivation(name, KEY, function, batch=8, reading=Reading((made_of,)))))
     version = dataset.version
     old = Dataset.open(dataset.path, version=version)
     amend(dataset, {"caption_de": {4: "vier", 5: "fünf"}, "caption": {5: None}})

@@ -173,8 +173,9 @@ def test_numbers_without_a_usual_range(kind: str) -> None:
     (note,) = look(data, (0, half / 2)).notes
     assert "are clipped to 0 …" in note
     small = np.full((5, 5, 1), 100, "u4")
-    with pytest.raises(BadPicture, match="from 100 to 100"):  # it would be black
-        whole(written(small, "minisblack"), 1)
+    for meaning in ("minisblack", "miniswhite"):
+        with pytest.raises(BadPicture, match="from 100 to 100"):  # it would be of one black, or white
+            whole(written(small, meaning), 1)
     assert whole(written(small, "minisblack"), 1, span=(0, 200))[0, 0, 0] == 128
 
 
@@ -231,5 +232,7 @@ def test_maps_keep_the_numbers_of_the_file() -> None:
         class_ids(by_hand(ids, 8, 0))
     inside = by_hand(ids % 2, 1, 0)  # of one bit, white is inside whatever number it has
     assert np.array_equal(class_ids(inside), 1 - ids[..., 0] % 2)
+    with pytest.raises(BadPicture, match="2 pages; expected one number a pixel"):
+        class_ids(written(np.zeros((2, 8, 8, 1), np.uint8), "minisblack"))
     with pytest.raises(BadPicture, match="JPEG changes numbers"):
         class_ids(written(np.zeros((16, 16, 1), np.uint8), "minisblack", compression="jpeg"))

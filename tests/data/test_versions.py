@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.derived import derive, derived
+from carrara.dataset.derived import Derivation, derive, derived
+from carrara.dataset.loader import Reading
 from carrara.dataset.store import store_at
 from carrara.dataset.unfinished_imports import sweep
 from carrara.dataset.versions import clean, tag, tags, untag, versions
@@ -46,7 +47,7 @@ def grown(folder: Path, tmp_path: Path, make_png: MakePng) -> Path:
 
 def test_what_each_version_brought(grown: Path) -> None:
     dataset = Dataset.open(grown)
-    list(derive(dataset, "size", {"k": 1}, sizes, batch=8))
+    list(derive(dataset, Derivation("size", {"k": 1}, sizes, batch=8)))
     amend(dataset, {"caption": {1: "x"}})
     found = versions(dataset)
     assert [v.number for v in found] == list(range(1, dataset.version + 1))
@@ -84,13 +85,13 @@ def test_opened_by_tag_or_number(grown: Path, tmp_path: Path) -> None:
 def test_what_is_derived_for_an_old_version(grown: Path) -> None:
     """From pictures: for its rows, and kept in the newest. From words: only where they are the same still."""
     then = Dataset.open(f"{grown}@first")
-    *_, last = derive(then, "size", {"k": 1}, sizes, batch=8)
+    *_, last = derive(then, Derivation("size", {"k": 1}, sizes, batch=8))
     assert derived(then, "size", {"k": 1}) == last.column
     assert last.column
     assert len(then.column(last.column)) == len(then) == 30
     now = Dataset.open(grown)
     assert derived(now, "size", {"k": 1}) is None  # the five that came
-    list(derive(now, "size", {"k": 1}, sizes, batch=8))
+    list(derive(now, Derivation("size", {"k": 1}, sizes, batch=8)))
     column = now.column(last.column)
     assert column[:30] == then.column(last.column)
     assert column[30:] == [[float(len(d)), k] for k, d in enumerate(now.column("image")[30:])]
@@ -100,15 +101,15 @@ def test_what_is_derived_for_an_old_version(grown: Path) -> None:
     assert list(mixed) == ["source", last.column, "id"]
     assert mixed[last.column] == [column[29], column[2]]
     with pytest.raises(UserError, match=rf"the words of .* are others now than at version {then.version},"):
-        list(derive(then, "length", {"k": 1}, lengths, batch=8, columns=("caption",)))
-    list(derive(now, "length", {"k": 1}, lengths, batch=8, columns=("caption",)))
+        list(derive(then, Derivation("length", {"k": 1}, lengths, batch=8, reading=Reading(("caption",)))))
+    list(derive(now, Derivation("length", {"k": 1}, lengths, batch=8, reading=Reading(("caption",)))))
     then.refresh()
     assert derived(then, "length", {"k": 1}) is None
 
 
 def test_cleaning_keeps_what_has_a_name(grown: Path, folder: Path, make_png: MakePng) -> None:
     dataset = Dataset.open(grown)
-    list(derive(dataset, "size", {"k": 1}, sizes, batch=8))
+    list(derive(dataset, Derivation("size", {"k": 1}, sizes, batch=8)))
     before = dataset.arrow(dataset.columns)
     (grown / "import.partial" / "dead").mkdir(parents=True)
     kept = clean(dataset, older_than=timedelta(hours=1))
@@ -202,7 +203,7 @@ def test_a_run_remembers_and_keeps_the_version_that_it_saw(
     assert about["version"] == seen.version
     assert tags(seen) == {about["tag"]: seen.version}
     # A column more is no reason to begin again; other pictures are, and it is said where the old ones are.
-    list(derive(seen, "size", {"k": 1}, sizes, batch=8))
+    list(derive(seen, Derivation("size", {"k": 1}, sizes, batch=8)))
     assert steps(train_autoencoder(small_autoencoder("2steps"), seen, tmp_path / "run")) == []
     (folder / "more.png").write_bytes(make_png(99))
     list(import_pictures(folder, tmp_path / "data"))

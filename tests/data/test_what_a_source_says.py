@@ -166,6 +166,21 @@ def test_a_caption_that_is_no_text_is_none(name: str, line: bytes, tmp_path: Pat
     assert "texts is expected" in reason or "'text' stands twice" in reason
 
 
+@pytest.mark.parametrize("name", ["metadata.jsonl", "a.json", "x.tar"])
+def test_a_hole_that_pandas_left_says_nothing(name: str, tmp_path: Path) -> None:
+    pictures(tmp_path, ["a.png"])
+    line = b'{"file_name": "a.png", "text": "a cat", "label": NaN, "licence": NaN}\n'
+    if name == "x.tar":
+        tar(tmp_path / name, [("a.png", png(0)), ("a.json", line)])
+    else:
+        (tmp_path / name).write_bytes(line)
+    rows, why = rows_of(tmp_path / name if name == "x.tar" else tmp_path)
+    assert [(row.captions, row.label, row.licence) for row in rows.values()] == [
+        ({"und": "a cat"}, None, None)
+    ]
+    assert not why
+
+
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
 def test_texts_of_a_sample_go_before_its_json(suffix: str, tmp_path: Path) -> None:
     json_, both = json.dumps(OLD).encode(), json.dumps({"caption_en": "same", "label": "cat"}).encode()
@@ -497,6 +512,20 @@ def test_captions_that_are_none_and_numbers_that_stand_twice(tmp_path: Path) -> 
     assert why["captions_x.json"].startswith("1 annotations that cannot be used: a caption is")
     assert why.pop("x/1.png") == "not taken: captions_x.json lists it under the id of '0.png'"
     assert set(why) == {"captions_x.json"}
+
+
+@pytest.mark.parametrize("fault", [{"bbox": [1, 2, 3]}, {"bbox": [1, 2, 0, 3]}, {"category_id": 9}])
+def test_a_picture_whose_only_box_is_none_is_not_called_empty(fault: dict[str, Any], tmp_path: Path) -> None:
+    pictures(tmp_path, ["0.png", "1.png"])
+    about = {
+        "images": [{"id": k, "file_name": f"{k}.png", "width": 8, "height": 8} for k in range(2)],
+        "annotations": [{"image_id": 0, "category_id": 1, "bbox": [1, 2, 3, 3]} | fault],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "instances_x.json").write_text(json.dumps(about))
+    rows, why = rows_of(tmp_path)
+    assert (rows["x/0.png"].boxes, json.loads(rows["x/1.png"].boxes or "")) == (None, {"pixels": []})
+    assert len(why) == 1
 
 
 @pytest.mark.parametrize("name", [None, 7, ["a.png"], {}, "", True], ids=repr)

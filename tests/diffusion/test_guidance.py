@@ -11,22 +11,21 @@ from carrara.diffusion.guidance import (
     Guidance,
     apg,
     autoguidance,
-    blend,
     cfg,
     cfg_zero,
     chain,
+    combined,
     dynamic_threshold,
     interval,
-    objective,
     rescale,
-    weighted,
+    split,
 )
-from carrara.diffusion.mixture import Mixture
 from carrara.diffusion.parameterizations import PARAMETERIZATIONS
 from carrara.diffusion.samplers import SAMPLERS
 from carrara.diffusion.schedules import SCHEDULES
 from carrara.errors import UserError
 from carrara.tensors import PictureNoise
+from mixture import Mixture
 
 FLOW, LINEAR = SCHEDULES["flow"](), SCHEDULES["linear"]()
 G = torch.Generator().manual_seed(0)
@@ -46,11 +45,10 @@ ALL = {
     "cfg": cfg(4.0),
     "apg": apg(4.0, limit=5.0),
     "cfg_zero": cfg_zero(4.0, schedule=FLOW, still=0.05),
-    "autoguidance": autoguidance(2.0, weak=lambda z, t: FREE),
-    "objective": objective(0.5, log_probability=lambda x: -flat(x).square().sum(1), schedule=FLOW),
-    "interval": chain(cfg(4.0), interval(0.5, 0.9)),
-    "rescale": chain(cfg(4.0), rescale(0.7)),
-    "dynamic_threshold": chain(cfg(4.0), dynamic_threshold(0.9)),
+    "autoguidance": autoguidance(2.0, weak="", opened=lambda path: lambda z, t: FREE),
+    "interval": interval(4.0, 0.5, 0.9),
+    "rescale": rescale(4.0, 0.7),
+    "dynamic_threshold": dynamic_threshold(4.0, 0.9),
 }
 
 
@@ -70,10 +68,10 @@ NEUTRAL = {
     "cfg": cfg(1.0),
     "apg": apg(1.0),
     "cfg_zero": cfg_zero(1.0, schedule=FLOW, still=0.5),
-    "autoguidance": autoguidance(1.0, weak=lambda z, t: FREE * torch.nan),
-    "objective": objective(0.0, log_probability=lambda x: flat(x).sum(1), schedule=FLOW),
-    "rescale": rescale(0.0),
-    "dynamic_threshold": dynamic_threshold(1.0, least=1e-6),
+    "autoguidance": autoguidance(1.0, weak="", opened=lambda path: lambda z, t: FREE * torch.nan),
+    "interval": interval(1.0, 0.0, 1.0),
+    "rescale": rescale(amount=0.0),
+    "dynamic_threshold": dynamic_threshold(percentile=1.0, least=1e-6),
     "empty chain": chain(),
 }
 
@@ -151,27 +149,27 @@ def test_cfg_zero() -> None:
 
 def test_autoguidance() -> None:
     good, weak = COND, Z * 0.1
-    out = guided(autoguidance(2.5, weak=lambda z, t: z * 0.1))
+    out = guided(autoguidance(2.5, weak="", opened=lambda path: lambda z, t: z * 0.1))
     torch.testing.assert_close(out, weak + 2.5 * (good - weak))
-    both = guided(chain(cfg(3.0), autoguidance(2.5, weak=lambda z, t: z * 0.1)))
+    both = guided(chain(cfg(3.0), autoguidance(2.5, weak="", opened=lambda path: lambda z, t: z * 0.1)))
     torch.testing.assert_close(both, good + 2 * (COND - FREE) + 1.5 * (good - weak))
 
 
 def test_interval() -> None:
-    guidance = chain(cfg(4.0), interval(0.3, 0.7))
+    guidance = chain(cfg(4.0), interval(low=0.3, high=0.7))
     for t, on in ((0.2, False), (0.3, True), (0.6, True), (0.71, False)):
         when = torch.tensor(t, dtype=torch.float64)
         assert guidance.active(when) == on
         torch.testing.assert_close(guided(guidance, when), guided(cfg(4.0)) if on else COND)
-    later = chain(interval(0.3, 0.7), cfg(4.0))  # it limits what comes before it only
+    later = chain(interval(low=0.3, high=0.7), cfg(4.0))  # it limits what comes before it only
     assert later.active(torch.tensor(0.1))
 
 
 def test_rescale() -> None:
-    out = guided(chain(cfg(4.0), rescale(1.0)))
+    out = guided(chain(cfg(4.0), rescale(amount=1.0)))
     torch.testing.assert_close(flat(out).std(1), flat(COND).std(1))
     plain, full = guided(cfg(4.0)), out
-    torch.testing.assert_close(guided(chain(cfg(4.0), rescale(0.7))), 0.7 * full + 0.3 * plain)
+    torch.testing.assert_close(guided(chain(cfg(4.0), rescale(amount=0.7))), 0.7 * full + 0.3 * plain)
 
 
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
@@ -188,54 +186,67 @@ def test_rescale_of_what_the_network_says(name: str) -> None:
     plain = free + 4 * (given - free)
     ratio = (flat(given).std(1) / flat(plain).std(1)).view(-1, *(1,) * (Z.ndim - 1))
     expected = 0.7 * ratio * plain + 0.3 * plain
-    rule = rescale(0.7, schedule=LINEAR, parameterization=parameterization)
+    rule = rescale(amount=0.7, schedule=LINEAR, parameterization=parameterization)
     torch.testing.assert_close(output(guided(chain(cfg(4.0), rule))), expected)
     assert (expected - plain).abs().max() > 0.05
     if name == "x0":
-        torch.testing.assert_close(guided(chain(cfg(4.0), rescale(0.7))), expected)
+        torch.testing.assert_close(guided(chain(cfg(4.0), rescale(amount=0.7))), expected)
 
 
 def test_dynamic_threshold() -> None:
-    out = guided(chain(cfg(4.0), dynamic_threshold(0.9)))
+    out = guided(chain(cfg(4.0), dynamic_threshold(percentile=0.9)))
     assert float(out.abs().max()) == pytest.approx(1.0)
     assert ((flat(out).abs() > 0.999).double().mean(1) - 0.1).abs().max() < 0.05
-    small = guided(dynamic_threshold(0.9), cond=COND * 0.01)
+    small = guided(dynamic_threshold(percentile=0.9), cond=COND * 0.01)
     torch.testing.assert_close(small, COND * 0.01)
 
 
-def test_objective_is_exact_for_a_unit_gaussian() -> None:
-    """N(0, 1) latents and log p(y | x) = y x: the posterior's mean is E[x | z] + Var[x | z] y."""
-    target = Mixture((1.0,), (0.0,), (1.0,))
-    for schedule in (LINEAR, FLOW, SCHEDULES["edm"]()):
-        for t in (0.1, 0.5, 1.0):
-            when = torch.tensor(t, dtype=torch.float64)
-            alpha, sigma = schedule.alpha(when), schedule.sigma(when)
-            denoise = target.denoiser(schedule)
-            guidance = objective(1.0, log_probability=lambda x: 0.7 * flat(x).sum(1), schedule=schedule)
-            out = guidance(denoise, denoise)(Z, when)
-            expected = denoise(Z, when) + 0.7 * sigma**2 / (alpha**2 + sigma**2)
-            torch.testing.assert_close(out, expected)
+@pytest.mark.parametrize(
+    ("text", "parts", "same"),
+    [
+        ("4", (4.0, None), cfg(4.0)),
+        ("cfg:4", (4.0, None), cfg(4.0)),
+        (" cfg : 1e+0 ", (1.0, None), chain()),
+        ("apg:4,limit=2", (4.0, "apg:limit=2.0"), apg(4.0, limit=2.0)),
+        ("interval:4,0.2,0.8", (4.0, "interval:low=0.2,high=0.8"), chain(cfg(4.0), interval(low=0.2, high=0.8))),
+        ("apg:4 + rescale:amount=0.5", (4.0, "apg+rescale:amount=0.5"), chain(apg(4.0), rescale(amount=0.5))),
+        ("rescale", (None, "rescale"), rescale(3.0)),
+        ("cfg:2+apg:3", (2.0, "cfg+apg:scale=3.0"), chain(cfg(2.0), apg(3.0))),
+    ],
+)  # fmt: skip
+def test_a_guidance_as_a_user_writes_it(
+    text: str, parts: tuple[float | None, str | None], same: Guidance
+) -> None:
+    scale, rules = split(text)
+    assert (scale, rules) == parts
+    assert split(f"{rules or 'cfg'}") == (None, rules), "what is kept is read again"
+    torch.testing.assert_close(guided(combined(3.0 if scale is None else scale, rules)), guided(same))
 
 
-def test_objective_steers_and_works_in_inference_mode() -> None:
-    guidance = objective(8.0, log_probability=lambda x: -(flat(x) - 1.6).square().sum(1), schedule=FLOW)
-    exact = Mixture().denoiser(FLOW)
-    z = PictureNoise(0, [0]).draw((400,)).double()
-    times = GRIDS["uniform"](30, FLOW)
-    with torch.inference_mode():
-        *_, plain = SAMPLERS["ddim"](exact, z, times, FLOW, noise=torch.zeros_like)
-        *_, steered = SAMPLERS["ddim"](guidance(exact, exact), z, times, FLOW, noise=torch.zeros_like)
-    assert (steered.z - 1.6).abs().mean() < 0.6 * (plain.z - 1.6).abs().mean()
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rescaled:4", "no guidance is called 'rescaled'; did you mean 'rescale'?"),
+        ("apg:4,momentun=0.3", "guidance 'apg' has no option 'momentun'; did you mean 'momentum'?"),
+        ("apg:4,schedule=3", "guidance 'apg' has no option 'schedule'"),
+        ("cfg_zero:4,schedule=3", "guidance 'cfg_zero' has no option 'schedule'"),
+        ("cfg:4,5", "guidance 'cfg' takes scale; '5' is too much"),
+        ("cfg:x", "guidance 'cfg': scale is 'x'; expected a number"),
+        ("apg:4,limit=nan", "limit is 'nan'; expected a number"),
+        ("interval:4,0.2,low=0.3", "guidance 'interval': low is given twice"),
+        ("cfg:4+apg", "guidance 'apg' needs scale, for example apg:scale=2"),
+        ("autoguidance:2", "guidance 'autoguidance' needs weak"),
+        ("", "no guidance is called ''"),
+    ],
+)
+def test_a_guidance_that_cannot_be_read_names_the_nearest(text: str, words: str) -> None:
+    def read() -> None:
+        scale, rules = split(text)
+        combined(scale or 1.0, rules, schedule=FLOW, opened=None)
 
-
-def test_several_prompts() -> None:
-    torch.testing.assert_close(weighted([COND, FREE], [3.0, 1.0]), 0.75 * COND + 0.25 * FREE)
-    away = blend([lambda z, t: COND, lambda z, t: FREE], [1.5, -0.5])(Z, T)
-    torch.testing.assert_close(away, 1.5 * COND - 0.5 * FREE)
-    with pytest.raises(UserError, match="sum above 0"):
-        weighted([COND, FREE], [1.0, -1.0])
-    with pytest.raises(UserError, match="2 prompts need as many weights"):
-        weighted([COND, FREE], [1.0])
+    with pytest.raises(UserError) as refused:
+        read()
+    assert words in str(refused.value)
 
 
 def test_everything_in_one_chain_with_every_sampler() -> None:
@@ -243,11 +254,10 @@ def test_everything_in_one_chain_with_every_sampler() -> None:
     guidance = chain(
         apg(3.0),
         cfg_zero(1.5, schedule=FLOW),
-        autoguidance(1.2, weak=other),
-        objective(0.1, log_probability=lambda x: flat(x).sum(1), schedule=FLOW),
-        interval(0.1, 0.9),
-        rescale(0.5),
-        dynamic_threshold(0.99, least=2.0),
+        autoguidance(1.2, weak="", opened=lambda path: other),
+        interval(low=0.1, high=0.9),
+        rescale(amount=0.5),
+        dynamic_threshold(percentile=0.99, least=2.0),
     )
     for name in SAMPLERS:
         z = PictureNoise(0, [0, 1]).draw((2, 4, 4))
@@ -260,7 +270,11 @@ def test_everything_in_one_chain_with_every_sampler() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ALL)
 def test_dtype(name: str, dtype: torch.dtype) -> None:
-    guidance = ALL[name] if name != "autoguidance" else autoguidance(2.0, weak=lambda z, t: z)
+    guidance = (
+        ALL[name]
+        if name != "autoguidance"
+        else autoguidance(2.0, weak="", opened=lambda path: lambda z, t: z)
+    )
     out = guidance(lambda z, t: COND.to(dtype), lambda z, t: FREE.to(dtype))(Z.to(dtype), T)
     assert out.dtype == dtype
 
@@ -270,11 +284,11 @@ def test_mistakes() -> None:
         with pytest.raises(UserError, match="guidance scale must be 0 or more, got -1"):
             GUIDANCES[name](-1.0)
     with pytest.raises(UserError, match="0 <= low <= high <= 1"):
-        interval(0.8, 0.2)
+        interval(low=0.8, high=0.2)
     with pytest.raises(UserError, match="amount must be from 0 to 1"):
-        rescale(1.5)
+        rescale(amount=1.5)
     with pytest.raises(UserError, match="percentile must be from 0 to 1"):
-        dynamic_threshold(99.5)
+        dynamic_threshold(percentile=99.5)
     with pytest.raises(UserError, match="did you mean 'momentum'"):
         GUIDANCES["apg"](4.0, momentun=0.3)
     with pytest.raises(UserError, match="did you mean 'rescale'"):

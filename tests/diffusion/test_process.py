@@ -116,15 +116,6 @@ def test_loss_is_the_mean_square_and_has_a_gradient() -> None:
     assert weight.grad.abs() > 0.1
 
 
-def test_input_perturbation_changes_z_and_not_the_target() -> None:
-    schedule = SCHEDULES["linear"]()
-    seen: list[tuple[Tensor, Tensor]] = []
-    diffusion = Diffusion(perfect("eps", schedule, seen), schedule, PARAMETERIZATIONS["eps"])
-    loss = diffusion.loss(LATENT, NOISE, TIMES, Context(), seen=NOISE + 0.1)
-    assert loss.max() < 1e-20
-    torch.testing.assert_close(seen[0][0], noised(schedule, LATENT, NOISE + 0.1, TIMES))
-
-
 def test_unknown_parameterization() -> None:
     with pytest.raises(UserError, match="no parameterization is called 'epsilon'"):
         PARAMETERIZATIONS["epsilon"]

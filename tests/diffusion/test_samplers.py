@@ -9,13 +9,13 @@ from torch import Tensor
 
 from carrara.context import Context
 from carrara.diffusion.grids import GRIDS
-from carrara.diffusion.mixture import Mixture
 from carrara.diffusion.parameterizations import PARAMETERIZATIONS
 from carrara.diffusion.process import Diffusion
 from carrara.diffusion.samplers import SAMPLERS
 from carrara.diffusion.schedules import SCHEDULES
 from carrara.errors import UserError
 from carrara.tensors import PictureNoise
+from mixture import Mixture
 
 SHAPE = (3, 5, 7)
 DETERMINISTIC = ["ddim", "euler", "heun", "dpm2", "dpmpp_2m", "unipc", "lms", "deis", "plms"]

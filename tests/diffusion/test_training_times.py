@@ -1,11 +1,10 @@
-"""Training times, weightings and noises: their densities, and weights against the papers' own formulas."""
+"""Training times and weightings: their densities, and weights against the papers' own formulas."""
 
 import math
 
 import pytest
 import torch
 
-from carrara.diffusion import noises
 from carrara.diffusion.parameterizations import PARAMETERIZATIONS
 from carrara.diffusion.schedules import SCHEDULES, logsnr
 from carrara.diffusion.times import TIMES
@@ -174,16 +173,6 @@ def test_weights_are_positive(name: str, path: str) -> None:
     assert weight.dtype == torch.float32
     assert weight.isfinite().all()
     assert (weight > 0).all()
-
-
-def test_noises() -> None:
-    g = torch.Generator().manual_seed(0)
-    noise, extra = torch.randn(2, 3, 50, 50, generator=g), torch.randn(2, 3, generator=g)
-    shifted = noises.offset(noise, extra, strength=0.5)
-    torch.testing.assert_close((shifted - noise).mean((2, 3)), 0.5 * extra)
-    assert (shifted - noise).std((2, 3)).max() < 1e-6
-    more = torch.randn(2, 3, 50, 50, generator=g)
-    assert float(noises.perturbed(noise, more, strength=0.5).var()) == pytest.approx(1.25, abs=0.05)
 
 
 def test_mistakes() -> None:

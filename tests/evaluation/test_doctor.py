@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from carrara.config import read_toml
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.derived import derive
+from carrara.dataset.derived import Derivation, derive
 from carrara.dataset.latents import latent_key
+from carrara.dataset.loader import Reading
 from carrara.doctor import latents, network, sampling, training_log
 from carrara.doctor.finding import Check
 from carrara.doctor.opened_run import Patient
@@ -118,7 +119,7 @@ def test_latents_of_nothing_and_of_noise(
         return (30 * torch.randn(count, 8, 8, 8, generator=draw)).abs().half().numpy()
 
     key = latent_key(patient.model.autoencoder)
-    run_out(derive(data, "latent", key, noise, batch=8, size=16))
+    run_out(derive(data, Derivation("latent", key, noise, batch=8, reading=Reading(size=16))))
     assert "broken_latents" in names(latents.cache(patient_of(data)))
 
 

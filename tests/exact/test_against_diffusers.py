@@ -23,9 +23,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from carrara.diffusion.mixture import Mixture
 from carrara.diffusion.samplers import SAMPLERS
 from carrara.diffusion.schedules import SCHEDULES, NoiseSchedule, time_of_level
+from mixture import Mixture
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

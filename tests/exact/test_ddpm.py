@@ -8,12 +8,12 @@ from torch import Tensor
 
 from carrara.context import Context
 from carrara.diffusion.ddpm import DDPM
-from carrara.diffusion.mixture import Mixture
 from carrara.diffusion.parameterizations import PARAMETERIZATIONS
 from carrara.diffusion.process import Diffusion, noised
 from carrara.diffusion.samplers import SAMPLERS
 from carrara.diffusion.schedules import SCHEDULES
 from carrara.tensors import PictureNoise
+from mixture import Mixture
 
 LECTURE = DDPM.linear()
 SCHEDULE = SCHEDULES["linear"]()

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from carrara.diffusion.grids import GRIDS
-from carrara.diffusion.mixture import Mixture
 from carrara.diffusion.samplers import SAMPLERS
 from carrara.diffusion.schedules import SCHEDULES, NoiseSchedule
 from carrara.tensors import PictureNoise
+from mixture import Mixture
 
 MEAN, STD = 0.4, 0.6
 TARGET = Mixture((1.0,), (MEAN,), (STD,))

@@ -13,7 +13,8 @@ from carrara.conditions import image, label, layout, size, text
 from carrara.conditions.condition import Latent
 from carrara.conditions.random_holes import Masked
 from carrara.errors import UserError
-from carrara.generation.request import Asked, read
+from carrara.generation.options import RequestOptions
+from carrara.generation.request import read
 from carrara.geometry import read_boxes
 from conftest import Here, Trained
 
@@ -57,16 +58,18 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_picture_goes_to_its_condition(files: None) -> None:
     both = model(small=SMALL, depth=DEPTH)
-    asked = Asked(pictures=("low_resolution=red.png", "depth=hole.png"))
+    asked = RequestOptions(picture=("low_resolution=red.png", "depth=hole.png"))
     row = read(both, asked, 2.0).row
     assert [row[name].shape[0] for name in ("low_resolution", "depth")] == [3, 1]
     assert example_for(both) == " --picture low_resolution=FILE --picture depth=FILE"
-    assert read(both, Asked(pictures=("depth=hole.png",)), 2.0).row.keys() == {"depth"}
+    assert read(both, RequestOptions(picture=("depth=hole.png",)), 2.0).row.keys() == {"depth"}
     alone = model(small=SMALL)
     assert example_for(alone) == " --picture FILE"
     for given in ("red.png", "low_resolution=red.png", "a=b.png"):
-        assert read(alone, Asked(pictures=(given,)), 2.0).row["low_resolution"].shape == (3, 8, 8)
-    filled = read(model(hole=HOLE), Asked(pictures=("red.png",), mask=Path("hole.png")), 2.0).row["masked"]
+        assert read(alone, RequestOptions(picture=(given,)), 2.0).row["low_resolution"].shape == (3, 8, 8)
+    filled = read(model(hole=HOLE), RequestOptions(picture=("red.png",), mask=Path("hole.png")), 2.0).row[
+        "masked"
+    ]
     assert isinstance(filled, Masked)
     assert filled.hole.float().mean() == 0.5
 
@@ -74,24 +77,24 @@ def test_each_picture_goes_to_its_condition(files: None) -> None:
 @pytest.mark.parametrize(
     ("conditions", "asked", "says"),
     [
-        ({"a": SMALL, "b": DEPTH}, Asked(pictures=("red.png",)),
+        ({"a": SMALL, "b": DEPTH}, RequestOptions(picture=("red.png",)),
          "say which this one is: --picture low_resolution=FILE, --picture depth=FILE"),
-        ({"a": SMALL, "b": DEPTH}, Asked(pictures=("dept=red.png",)), "shown no 'dept'; did you mean 'depth'?"),
-        ({"a": DEPTH}, Asked(pictures=("depth=red.png", "red.png")), "two pictures were given for 'depth'"),
-        ({"a": WORDS}, Asked(pictures=("red.png",)), r"no condition for --picture; it takes a \(text\)"),
-        ({"a": HOLE}, Asked(mask=Path("hole.png")), "give that as --picture"),
-        ({"a": HOLE, "b": DEPTH}, Asked(pictures=("depth=red.png",), mask=Path("hole.png")), "give that as --pic"),
-        ({"a": SMALL}, Asked(pictures=("red.png",), mask=Path("hole.png")), "no use for --mask"),
-        ({"a": WORDS}, Asked(mask=Path("hole.png")), "no use for --mask"),
-        ({"a": WORDS}, Asked(original="64x64"), "no condition for --original"),
-        ({"a": size.Config()}, Asked(original="64"), "64 is no size"),
-        ({"a": layout.Config()}, Asked(boxes="[" * 100_000), "the boxes are not JSON"),
-        ({"a": layout.Config()}, Asked(boxes='[{"label": "cat", "box": [0, 0, 1, 1%s]}]' % ("0" * 400)),
+        ({"a": SMALL, "b": DEPTH}, RequestOptions(picture=("dept=red.png",)), "shown no 'dept'; did you mean 'depth'?"),
+        ({"a": DEPTH}, RequestOptions(picture=("depth=red.png", "red.png")), "two pictures were given for 'depth'"),
+        ({"a": WORDS}, RequestOptions(picture=("red.png",)), r"no condition for --picture; it takes a \(text\)"),
+        ({"a": HOLE}, RequestOptions(mask=Path("hole.png")), "give that as --picture"),
+        ({"a": HOLE, "b": DEPTH}, RequestOptions(picture=("depth=red.png",), mask=Path("hole.png")), "as --pic"),
+        ({"a": SMALL}, RequestOptions(picture=("red.png",), mask=Path("hole.png")), "give that as --from"),
+        ({"a": WORDS}, RequestOptions(mask=Path("hole.png")), "give that as --from"),
+        ({"a": WORDS}, RequestOptions(original="64x64"), "no condition for --original"),
+        ({"a": size.Config()}, RequestOptions(original="64"), "64 is no size"),
+        ({"a": layout.Config()}, RequestOptions(boxes="[" * 100_000), "the boxes are not JSON"),
+        ({"a": layout.Config()}, RequestOptions(boxes='[{"label": "cat", "box": [0, 0, 1, 1%s]}]' % ("0" * 400)),
          "the box of 'cat' has a number beyond all pictures"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused(
-    files: None, conditions: dict[str, Any], asked: Asked, says: str
+    files: None, conditions: dict[str, Any], asked: RequestOptions, says: str
 ) -> None:
     with pytest.raises(UserError, match=says):
         read(model(**conditions), asked, 2.0)
@@ -117,7 +120,7 @@ def test_boxes_of_numbers_without_end_are_refused() -> None:
 def test_a_negative_prompt_that_is_not_used_says_so(
     conditions: dict[str, Any], guidance: float, says: list[str]
 ) -> None:
-    asked = Asked("a" if conditions else "", negative="a red disc")
+    asked = RequestOptions(prompt="a" if conditions else "", negative="a red disc")
     request = read(model(**conditions), asked, guidance)
     assert request.remarks == says
     assert request.row["negative"] == "a red disc"
@@ -125,7 +128,7 @@ def test_a_negative_prompt_that_is_not_used_says_so(
 
 
 def test_the_size_of_the_original_can_be_asked_for(here: Here, trained: Trained) -> None:
-    request = read(model(it=size.Config()), Asked(original="1024x768"), 1.0)
+    request = read(model(it=size.Config()), RequestOptions(original="1024x768"), 1.0)
     assert (request.row["size"], request.told["size"]) == ("1024x768", "1024x768")
     refusal = here("sample", trained.diffusion, "a disc", "--original", "64x48").refusal
     assert refusal == "this model has no condition for --original; it takes caption (text)"
@@ -134,16 +137,36 @@ def test_the_size_of_the_original_can_be_asked_for(here: Here, trained: Trained)
 @pytest.mark.parametrize(
     ("configs", "asked", "told", "remarks"),
     [
-        ({"words": WORDS}, Asked(), {"caption": "", "negative": ""}, ["without a prompt the pictures show"]),
-        ({"words": WORDS, "more": WORDS}, Asked(), {"caption": "", "negative": ""}, ["without a prompt"]),
-        ({"words": WORDS}, Asked("a red disc"), {"caption": "a red disc", "negative": ""}, []),
-        ({"it": LABELS}, Asked(), {}, ["without a class (--label) the pictures show"]),
-        ({"it": LABELS}, Asked(label="cat"), {"label": "cat"}, []),
-        ({"it": LABELS}, Asked("a dress", label="cat"), {"label": "cat"}, ["the prompt is not used"]),
+        (
+            {"words": WORDS},
+            RequestOptions(),
+            {"caption": "", "negative": ""},
+            ["without a prompt the pictures show"],
+        ),
+        (
+            {"words": WORDS, "more": WORDS},
+            RequestOptions(),
+            {"caption": "", "negative": ""},
+            ["without a prompt"],
+        ),
+        (
+            {"words": WORDS},
+            RequestOptions(prompt="a red disc"),
+            {"caption": "a red disc", "negative": ""},
+            [],
+        ),
+        ({"it": LABELS}, RequestOptions(), {}, ["without a class (--label) the pictures show"]),
+        ({"it": LABELS}, RequestOptions(label="cat"), {"label": "cat"}, []),
+        (
+            {"it": LABELS},
+            RequestOptions(prompt="a dress", label="cat"),
+            {"label": "cat"},
+            ["the prompt is not used"],
+        ),
     ],
 )
 def test_what_is_not_asked_for_is_said_and_what_is_not_used_not_kept(
-    configs: dict[str, Any], asked: Asked, told: dict[str, str], remarks: list[str]
+    configs: dict[str, Any], asked: RequestOptions, told: dict[str, str], remarks: list[str]
 ) -> None:
     found = read(model(**configs), asked, 2.0)
     assert found.told == told

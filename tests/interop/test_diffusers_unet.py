@@ -19,7 +19,8 @@ from carrara.interop.diffusers import unet as diffusers_unet
 from carrara.interop.diffusers.autoencoder import modern
 from carrara.interop.diffusers.files import CONFIG, read_tensors
 from carrara.interop.diffusers.unet import read_unet, write_unet
-from carrara.interop.diffusers.unet_config import Extras, UNet2DConditionModel, UNet2DModel
+from carrara.interop.diffusers.unet_conditional_config import UNet2DConditionModel
+from carrara.interop.diffusers.unet_config import Extras, UNet2DModel
 from carrara.tensors import generator
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own

@@ -107,6 +107,7 @@ def test_an_unknown_recipe_key(carrara: Command, files: Path, nothing_written: C
         ("sample mine x --out p", "mine is not a model folder"),
         ("sample first.toml x --out p", "first.toml"),
         ("data import nowhere d", "there is no source 'nowhere'"),
+        ("data import  d", "there is no source ''"),  # an empty name is not the current folder's
         ("data import mine first.toml", "first.toml is a file"),
         ("data import mine runs", "runs holds other things"),
         ("data import mine d --held-out 2", "'--held-out'"),
@@ -124,7 +125,7 @@ def test_one_line_and_nothing_written(
     here: Here, files: Path, nothing_written: Callable[[], None], arguments: str, message: str
 ) -> None:
     nothing_written()
-    assert message in here(*arguments.split()).refusal
+    assert message in here(*arguments.split(" ")).refusal
 
 
 def test_captions_that_name_missing_pictures(

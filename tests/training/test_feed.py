@@ -1,6 +1,7 @@
 """Pictures of several ratios in buckets, one resolution after another, stopped anywhere: the same weights."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from carrara.denoisers import dit, unet
 from carrara.generation.model import ModelConfig, load_model
 from carrara.generation.sample import Settings, generate
 from carrara.importing.importing import import_pictures
+from carrara.training import stages
 from carrara.training.batches import Feed
+from carrara.training.devices import Placement
 from carrara.training.recipe import DiffusionRecipe, Pixels, Resolution, TrainConfig, ValidationConfig
-from carrara.training.stages import feed_of, train_autoencoder, train_diffusion
+from carrara.training.stages import train_autoencoder, train_diffusion
 from conftest import Here, run_out, small_autoencoder
 
 SIDES = [(32, 32), (44, 24), (24, 44), (60, 30)]  # width and height
@@ -70,11 +73,33 @@ def test_stopped_in_the_middle_the_weights_are_the_same(network: str, data: Data
     assert generate(parts, [{"label": "a"}], settings).shape == (1, 3, 24, 48)
 
 
+def test_what_decides_the_first_batch_is_computed_once(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = Counter[str]()
+
+    def counted(owner: Any, name: str) -> None:
+        plain = getattr(owner, name)
+
+        def once(*given: Any, **named: Any) -> Any:
+            counts[name] += 1
+            return plain(*given, **named)
+
+        monkeypatch.setattr(owner, name, staticmethod(once) if owner is Placement else once)
+
+    for owner, name in ((stages, "reads_of"), (Feed, "__init__"), (Placement, "choose")):
+        counted(owner, name)
+    reports = train_diffusion(recipe("unet"), data, None, tmp_path / "run")
+    next(report for report in reports if getattr(report, "losses", None))
+    reports.close()
+    assert counts == {"reads_of": 1, "__init__": 1, "choose": 1}
+
+
 def test_batches_are_of_one_size_and_the_sizes_grow(data: Dataset) -> None:
     chosen = recipe("unet")
     pixels = chosen.pixels
     assert pixels is not None
-    feed = feed_of(chosen, data, pixels.autoencoder())
+    feed = Feed(chosen, data, pixels.autoencoder())
     used = [0.0]
     batches = feed.batches(["image", "label"], lambda: used[0], 0)
     sizes = []
@@ -102,7 +127,7 @@ def test_latents_in_buckets_are_encoded_once_and_trained_on(data: Dataset, tmp_p
     chosen = recipe("unet").model_copy(
         update={"pixels": None, "resolutions": (Resolution(size=16), Resolution(size=32)), "flip": True}
     )
-    feed = feed_of(chosen, data, stored)
+    feed = Feed(chosen, data, stored)
     for needed in feed.needed():
         for variant in variants(True, 1):
             run_out(
@@ -114,7 +139,7 @@ def test_latents_in_buckets_are_encoded_once_and_trained_on(data: Dataset, tmp_p
     run_out(train_diffusion(chosen, data, stored, tmp_path / "d"))
     model = load_model(tmp_path / "d" / "model")
     assert model.size == 32, "it works at the last resolution, not at the autoencoder's"
-    assert Feed(chosen, data, stored, 4).squares().keys() == {"latent.0", "latent.1"}
+    assert Feed(chosen, data, stored).latents().held_out.keys() == {"latent.0", "latent.1"}
 
 
 def test_training_goes_on_from_a_model(here: Here, data: Dataset, tmp_path: Path) -> None:

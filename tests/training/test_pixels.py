@@ -8,11 +8,12 @@ import torch
 import carrara
 from carrara.autoencoders import identity
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.loader import Loaded, load
+from carrara.dataset.loader import Loaded, Reading, load
 from carrara.errors import UserError
 from carrara.generation.model import Model, build_network
 from carrara.generation.sample import Settings, generate, settings_for
 from carrara.tensors import from_pixels
+from carrara.training.batches import LatentColumns
 from carrara.training.diffusion_task import DiffusionTask
 from carrara.training.recipe import AutoencoderRecipe, DiffusionRecipe, Pixels
 from carrara.training.stages import train_autoencoder, train_diffusion
@@ -44,12 +45,12 @@ def first_batch(recipe: DiffusionRecipe, dataset: Dataset) -> tuple[DiffusionTas
         recipe,
         build_network(recipe.model, nothing, 3),
         nothing,
-        latents=["image"],
+        latents=LatentColumns(["image"]),
         scale=scale,
         words={},
         device=torch.device("cpu"),
     )
-    batches = load(dataset, task.columns, batch=8, seed=3, size=16)
+    batches = load(dataset, Reading(task.columns, size=16), batch=8, seed=3)
     batch = next(batches)
     batches.close()
     return task, batch

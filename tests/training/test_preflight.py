@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from toy import activation_bytes
 
 from carrara.config import to_toml
 from carrara.dataset.dataset import Dataset
 from carrara.recipes import kl_autoencoder, text_ldm
 from carrara.training import plan as preflight
-from carrara.training.activation_memory import activation_bytes
 from carrara.training.checkpoint import TrainingState
 from carrara.training.devices import Memory, Placement, resident
 from carrara.training.disk_and_memory import Subject, on_disk

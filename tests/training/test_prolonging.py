@@ -51,6 +51,19 @@ def test_prolonged_it_is_the_run_that_was_longer_from_the_start(
     assert first_step(further.run()).step == 13, "its own plateau was kept"
 
 
+@pytest.mark.parametrize("damaged", ["hashes.json", "state.json"])
+def test_where_the_newest_cannot_be_read_the_plateau_is_taken(tmp_path: Path, damaged: str) -> None:
+    whole = longer(tmp_path / "whole", keep=1)
+    whole.run()
+    longer(tmp_path / "run", budget="10steps", keep=1).run()
+    newest = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    (newest / damaged).write_text("[]")
+    again = longer(tmp_path / "run", keep=1)
+    assert again.run()[0].note.endswith("before the learning rate fell")
+    assert_same(again, whole)
+
+
 @pytest.fixture(scope="module")
 def runs(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished one, "short", and "long" with twice its steps."""

@@ -13,12 +13,20 @@ from carrara.config import Config
 from carrara.dataset.loader import Loaded
 from carrara.dataset.order import sample_seeds
 from carrara.tensors import sample_noise
+from carrara.training.activation_memory import Saved
 from carrara.training.checkpoint import TrainingState
 from carrara.training.devices import Placement
 from carrara.training.loop import Report
 from carrara.training.recipe import TrainConfig
 from carrara.training.run import Run
 from carrara.training.task import Task
+
+
+def activation_bytes(step: Callable[[], Tensor]) -> int:
+    """Bytes that ``step``, a forward pass up to its loss, leaves saved for the backward pass."""
+    with Saved() as saved:
+        step()
+    return saved.most
 
 
 class Recipe(Config):

@@ -3,7 +3,6 @@ not."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import nn
 from carrara.autoencoders.scale import LatentScale
 from carrara.config import Component, Config, parse
 from carrara.errors import UserError
+from carrara.files import write_atomically
 from carrara.model_folder import (
     ABOUT,
     hash_weights,
@@ -68,13 +68,11 @@ class StoredAutoencoder:
         return replace(self, scale=scale)
 
     def keep_scale(self) -> None:
-        """Writes the scale into the folder that it was opened from; OSError where that cannot be written."""
+        """Writes the scale into the folder that it was opened from; UserError where that cannot be written."""
         assert self.path is not None
         assert self.scale is not None
         about = read_about(self.path) | {"mean": self.scale.mean.tolist(), "std": self.scale.std.tolist()}
-        part = self.path / (ABOUT + ".part")
-        part.write_text(tomli_w.dumps(about), encoding="utf-8")
-        os.replace(part, self.path / ABOUT)
+        write_atomically(self.path / ABOUT, tomli_w.dumps(about))
 
     def save(self, path: Path, extra: Mapping[str, str] | None = None) -> None:
         """Writes the model folder, whole or not at all; ``extra`` are text files to lie beside the weights."""

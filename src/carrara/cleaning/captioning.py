@@ -11,19 +11,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from carrara import progress
 from carrara.dataset.columns import CAPTIONED_BY, caption_column
 from carrara.dataset.sentence import BY, Sentence
 from carrara.dataset.store import lock, release
-from carrara.dataset.unfinished_imports import whole_lines
 from carrara.dataset.word_changes import amend
-from carrara.errors import BadPicture, UserError
+from carrara.errors import BadPicture, UserError, one_line
+from carrara.files import Journal
 from carrara.images.decode import decode
 from carrara.text import tidy
 
@@ -51,12 +51,11 @@ class Captioner(Protocol):
     def caption(self, rows: Index) -> list[str | None]: ...
 
 
-class Progress(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Progress(progress.Progress):
     """Rows done of how many; ``kept`` captions are new, ``empty`` are pictures that got none, and ``overtaken`` those
     that somebody else named meanwhile, whose words stay."""
 
-    done: int
-    total: int
     kept: int
     empty: int
     overtaken: int = 0
@@ -141,7 +140,7 @@ def from_python(dataset: Dataset, place: str) -> OfPictures:
         raise
     except Exception as error:  # whatever the user's program does while it is read
         raise UserError(
-            f"{place} cannot be used as a captioner: {type(error).__name__}: {_line(error)}"
+            f"{place} cannot be used as a captioner: {type(error).__name__}: {one_line(error)}"
         ) from None
     function = getattr(module, "caption", None)
     if not callable(function):
@@ -159,8 +158,9 @@ def to_name(dataset: Dataset, language: str, *, every: bool) -> Index:
 
 def caption(
     dataset: Dataset, captioner: Captioner, rows: Index, language: str, *, batch: int = 16
-) -> Generator[Progress, None, None]:
-    """Names ``rows`` in ``language``, and writes it into the table in one version; yields how far it is.
+) -> Generator[Progress, None, Progress]:
+    """Names ``rows`` in ``language``, and writes it into the table in one version; yields how far it is, which it
+    returns in the end.
 
     Started again after a kill, or after the captioner failed, it goes on after the last batch. A row whose caption is
     no longer the one that it had when it was named keeps what it has. Stopped where the captioner fails, with all
@@ -185,10 +185,10 @@ def caption(
                 _keep(dataset, captioner, rows, ids, journal, language)
                 count = journal.named
                 journal.add({}, kept=True)
-                first, last = rows[part[0]], rows[part[-1]]
-                where = f"row {first}" if first == last else f"rows {first} to {last}"
+                first, final = rows[part[0]], rows[part[-1]]
+                where = f"row {first}" if first == final else f"rows {first} to {final}"
                 raise Stopped(
-                    f"{captioner.name} failed at {where}: {type(error).__name__}: {_line(error)}; the "
+                    f"{captioner.name} failed at {where}: {type(error).__name__}: {one_line(error)}; the "
                     f"{count} captions before are kept, and the same command goes on"
                 ) from error
             before = _captions(dataset, rows[part], language)
@@ -200,7 +200,9 @@ def caption(
         overtaken = _keep(dataset, captioner, rows, ids, journal, language)
         journal.forget()
         last = _progress(journal, done, len(rows))
-        yield last._replace(kept=last.kept - overtaken, overtaken=overtaken)
+        last = replace(last, kept=last.kept - overtaken, overtaken=overtaken)
+        yield last
+        return last
     finally:
         release(held)
 
@@ -258,16 +260,13 @@ class _Journal:
         self.new = dict[str, Said]()  # what was said since the table got all
         self.named = 0  # of those, the ones that got a caption
         name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-        self._path = folder / f"{name}.jsonl"
-        for line in whole_lines(self._path):
+        self._journal = Journal(folder / f"{name}.jsonl")
+        for line in self._journal:
             self._hear({known: Said(*told) for known, told in line["said"].items()}, kept=line["kept"])
 
     def add(self, said: dict[str, Said], *, kept: bool = False) -> None:
         """Notes what was said, or that the table has all that was said before."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"said": said, "kept": kept}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._journal.add({"said": said, "kept": kept})
         self._hear(said, kept=kept)
 
     def _hear(self, said: dict[str, Said], *, kept: bool) -> None:
@@ -283,22 +282,20 @@ class _Journal:
 
     def forget(self) -> None:
         """All is in the table."""
-        self._path.unlink(missing_ok=True)
+        self._journal.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # other captioners have theirs there
-            self._path.parent.rmdir()
+            self._journal.path.parent.rmdir()
 
 
 def _progress(journal: _Journal, done: int, total: int) -> Progress:
-    return Progress(done, total, journal.named, len(journal.new) - journal.named)
+    kept, title = journal.named, "captioning" if total else ""
+    empty = len(journal.new) - kept
+    return Progress.of(done, total, f"{kept} captioned", title=title, kept=kept, empty=empty)
 
 
 def spelt(name: str) -> str:
     """A captioner's name as one word."""
     return _SPELT.sub("-", name) or "captioner"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or "without a word"
 
 
 TOKENS = 48  # of a caption at most
@@ -330,8 +327,7 @@ def from_folder(dataset: Dataset, folder: Path, *, device: Any = "cpu") -> OfPic
             tongue = transformers.AutoTokenizer.from_pretrained(folder, **here)
         model = transformers.AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True, **here)
     except Exception as error:  # whatever the files of others make the library raise
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder} cannot be read as a captioner: {said}") from None
+        raise UserError(f"{folder} cannot be read as a captioner: {one_line(error)}") from None
     model = model.to(device).eval()
 
     def name_them(images: list[Image.Image]) -> list[str]:

@@ -15,6 +15,7 @@ from carrara.dataset.fingerprints import glance_column, glances
 from carrara.errors import BadPicture
 from carrara.images.fingerprint import Colours, Glances, look, unpack
 from carrara.images.header import is_heic
+from carrara.progress import Progress
 from carrara.tensors import Index
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Copies:
     across_splits: int
 
 
-def looks(dataset: Dataset, sample: Index) -> Generator[float, None, Looks]:
+def looks(dataset: Dataset, sample: Index) -> Generator[Progress, None, Looks]:
     """Of all pictures where their glances are derived, otherwise of ``sample``; yields how far it is."""
     column = glance_column(dataset)
     formats: Counter[str] = Counter()
@@ -77,7 +78,8 @@ def looks(dataset: Dataset, sample: Index) -> Generator[float, None, Looks]:
                     seen.append(row)
                 except BadPicture:  # it was readable once, by another version of the decoder
                     formats["unreadable"] += 1
-        yield (start + len(part)) / len(sample)
+        share = (start + len(part)) / len(sample)
+        yield Progress(title="looking", fraction=0.8 * share, words="looking at pictures")
     if column is not None:
         light, contrast = _light(glances(dataset, column))
         return Looks(np.arange(len(dataset)), light, contrast, by_hash(dataset, column), formats, sizes)

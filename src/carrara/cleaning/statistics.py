@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -26,6 +26,7 @@ from carrara.dataset.columns import CAPTIONED_BY, KINDS
 from carrara.images import boxes
 from carrara.images.channels import bits_of, channels_of
 from carrara.images.fingerprint import FLAT
+from carrara.progress import Progress
 
 if TYPE_CHECKING:
     from carrara.cleaning.caption_statistics import Said
@@ -42,27 +43,14 @@ NOT_STATED = "not stated"
 NO_ADDRESS = "not an address"
 
 
-class Progress(NamedTuple):
-    """How far it is, from 0 to 1, and in words."""
-
-    fraction: float
-    words: str
-
-
 def measure(dataset: Dataset, *, size: int = 256) -> Generator[Progress, None, Statistics]:
     """Counts what the data set holds; ``size`` is the resolution that crops are measured for."""
     total, chance = len(dataset), np.random.default_rng(0)
     sample = np.sort(chance.permutation(total)[:SAMPLE]).astype(np.int64)
-    looking = looks(dataset, sample)
-    while True:
-        try:
-            yield Progress(0.8 * next(looking), "looking at pictures")
-        except StopIteration as end:
-            looked: Looks = end.value
-            break
-    yield Progress(0.8, "reading captions")
+    looked = yield from looks(dataset, sample)
+    yield Progress(fraction=0.8, words="reading captions")
     spoken = said(dataset)
-    yield Progress(0.95, "counting")
+    yield Progress(fraction=0.95, words="counting")
     shapes = dataset.arrow(["width", "height"])
     width, height = (shapes[name].to_numpy().astype(np.int64) for name in ("width", "height"))
     found = Statistics(
@@ -97,7 +85,7 @@ def measure(dataset: Dataset, *, size: int = 256) -> Generator[Progress, None, S
         extremes=_extremes(width, height, looked, spoken),
         some=[int(row) for row in chance.permutation(sample)[:RANDOM]],
     )
-    yield Progress(1.0, "")
+    yield Progress(fraction=1.0, words="done")
     return dataclasses.replace(found, advice=advice(found, str(dataset.path)))
 
 

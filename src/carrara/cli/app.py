@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import Field
 
 from carrara.cli.data import data
 from carrara.cli.doctor import doctor
-from carrara.cli.models import adopt, export, writable
+from carrara.cli.models import adopt, export
 from carrara.cli.models import app as inspect
+from carrara.cli.options import Destination, options
 from carrara.cli.plan import plan
 from carrara.cli.sample import reconstruct, sample
+from carrara.cli.samplers import samplers
 from carrara.cli.show import show
 from carrara.cli.train import average, train
+from carrara.config import Config
 from carrara.errors import likeliest, refusal
+from carrara.importing.options import EmojiSet
 from carrara.terminal import Interrupted, console, fail
 from carrara.version import __version__
 
@@ -62,6 +67,7 @@ app.add_typer(show, name="show")
 app.add_typer(inspect, name="inspect")
 app.command()(train)
 app.command()(sample)
+app.command()(samplers)
 
 
 @app.command("recipe")
@@ -80,26 +86,25 @@ def show_recipe(
         console.print(f"{one:{max(map(len, known))}}  {sentence}", soft_wrap=True)
 
 
+class Quickstart(Config):
+    """What the quickstart makes, and in what time."""
+
+    out: Destination = Field(
+        Path("runs/quickstart"), description="Folder for the data, the models and the page."
+    )
+    budget: str = Field(
+        "12m", description="Time for all of it, 3m, 30m or 2h, or for each stage 500steps or 20epochs."
+    )
+    subset: EmojiSet = "default"
+
+
 @app.command()
-def quickstart(
-    out: Annotated[
-        Path, typer.Option(help="Folder for the data, the models and the page.", callback=writable)
-    ] = Path("runs/quickstart"),
-    budget: Annotated[
-        str, typer.Option(help="How long it may train: 3m, 30m, 2h, or 500steps or 20epochs a stage.")
-    ] = "12m",
-    subset: Annotated[
-        str,
-        typer.Option(
-            "--set",
-            help="Emoji to use: default (food, animals, smileys), all, or categories separated by commas.",
-        ),
-    ] = "default",
-) -> None:
+@options(Quickstart)
+def quickstart(chosen: Quickstart) -> None:
     """Make a text-to-image model from pictures that come with pip, and a page that shows what it can do."""
     from carrara.cli.quickstart import quickstart as run
 
-    run(out, budget, subset)
+    run(chosen.out, chosen.budget, chosen.subset)
 
 
 app.command()(adopt)

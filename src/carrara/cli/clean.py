@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator
-from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from pydantic import Field, field_validator, model_validator
 
-from carrara.cli.models import writable
+from carrara.cli.options import DatasetFolder, Destination, DryRun, Json, Page, Seed, options
+from carrara.cli.progress import show
+from carrara.config import Config
 from carrara.errors import UserError
-from carrara.terminal import Bar, console
+from carrara.files import write_atomically
+from carrara.search.query import Condition
+from carrara.terminal import console
 
 if TYPE_CHECKING:
     from carrara.cleaning.captioning import Captioner
@@ -23,30 +25,26 @@ if TYPE_CHECKING:
 
 A_FEW = 8  # lines of a list in the terminal
 
-Where = Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")]
-Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
+
+class Looking(Config):
+    """How a data set is counted and shown."""
+
+    out: Page = None
+    size: int = Field(256, ge=8, le=16384, description="The resolution that crops are measured for.")
+    as_json: Json = False
 
 
-def data_stats(
-    dataset: Where,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="HTML page to write; by default, beside the data set.", callback=writable),
-    ] = None,
-    size: Annotated[
-        int, typer.Option(min=8, max=16384, help="The resolution that crops are measured for.")
-    ] = 256,
-    as_json: Json = False,
-) -> None:
+@options(Looking)
+def data_stats(dataset: DatasetFolder, looking: Looking) -> None:
     """Count and show what a data set holds: sizes, words, classes, copies, and what would be cropped."""
     from carrara.cleaning.statistics import measure
     from carrara.pages.dataset import collection_page
 
     pictures = opened(dataset)
-    page = page_for(pictures, out, "stats")
-    found = _finished(measure(pictures, size=size), "looking", quiet=as_json)
-    write_page(page, collection_page(found, pictures))
-    if as_json:
+    page = page_for(pictures, looking.out, "stats")
+    found = show(measure(pictures, size=looking.size), quiet=looking.as_json)
+    write_atomically(page, collection_page(found, pictures))
+    if looking.as_json:
         print_json(found.document() | {"page": str(page)})
         return
     for line in _lines(found):
@@ -56,104 +54,120 @@ def data_stats(
     console.print(f"{page}", soft_wrap=True)
 
 
-def data_filter(
-    dataset: Where,
-    new: Annotated[
-        Path | None, typer.Argument(help="The new data set; not needed with --dry-run.", callback=writable)
-    ] = None,
-    where: Annotated[
-        str | None,
-        typer.Option(help="A condition on the columns, in SQL: \"width >= 256 AND label = 'cat'\"."),
-    ] = None,
-    sample: Annotated[int | None, typer.Option(min=1, help="At most this many, chosen at random.")] = None,
-    balance: Annotated[
-        str | None, typer.Option(help="Take equally many of each value of this column.")
-    ] = None,
-    at_most: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="With --balance: at most this many of each value; by default as many as the rarest has.",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random choice.")] = 0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only count the pictures, and name a few.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
+class Filter(Config):
+    """Which pictures of a data set are taken into a new one."""
+
+    new: Destination | None = Field(
+        None,
+        description="The new data set; not needed with --dry-run.",
+        json_schema_extra={"argument": True},
+    )
+    where: Condition = None
+    sample: int | None = Field(None, ge=1, description="At most this many, chosen at random.")
+    balance: str | None = Field(None, description="Take equally many of each value of this column.")
+    at_most: int | None = Field(
+        None,
+        ge=1,
+        description="With --balance: at most this many of each value; by default as many as the rarest has.",
+    )
+    seed: Seed = 0
+    dry_run: DryRun = False
+    as_json: Json = False
+
+    @model_validator(mode="after")
+    def _chooses(self) -> Filter:
+        if self.where is None and self.sample is None and self.balance is None:
+            raise ValueError("nothing to filter by: give --where, --sample or --balance")
+        if self.at_most is not None and self.balance is None:
+            raise ValueError("--at-most is for --balance COLUMN")
+        if self.new is None and not self.dry_run:
+            raise ValueError("give the new data set a name, or --dry-run to count the pictures only")
+        return self
+
+    def why(self) -> str:
+        """In words, for the new data set."""
+        many = f"at most {self.at_most}" if self.at_most else "equally many"
+        parts = [
+            f"where {self.where}" if self.where else "",
+            f"{many} of each {self.balance}" if self.balance else "",
+            f"{self.sample} at random" if self.sample else "",
+            f"seed {self.seed}" if self.sample or self.balance else "",
+        ]
+        return ", ".join(filter(None, parts))
+
+
+@options(Filter)
+def data_filter(dataset: DatasetFolder, chosen: Filter) -> None:
     """Make a new data set of the pictures for which a condition holds, with all that was derived for them."""
     from carrara.dataset.subset import choose, subset
     from carrara.embedders.embedders import carry
 
     pictures = opened(dataset)
-    if where is None and sample is None and balance is None:
-        raise UserError("nothing to filter by: give --where, --sample or --balance")
-    if at_most is not None and balance is None:
-        raise UserError("--at-most is for --balance COLUMN")
-    if new is None and not dry_run:
-        raise UserError("give the new data set a name, or --dry-run to count the pictures only")
-    rows = choose(pictures, where, sample=sample, balance=balance, at_most=at_most, seed=seed)
+    how = chosen.model_dump(include={"sample", "balance", "at_most", "seed"})
+    rows = choose(pictures, chosen.where, **how)
     report: dict[str, Any] = {"pictures": len(pictures), "chosen": len(rows)}
-    say(f"{len(rows)} of {len(pictures)} pictures", quiet=as_json)
-    if dry_run:
-        _few(pictures, rows, quiet=as_json)
-    else:
-        assert new is not None
-        parts = [f"where {where}" if where else "", f"{sample} at random" if sample else ""]
-        parts.insert(
-            1, f"{f'at most {at_most}' if at_most else 'equally many'} of each {balance}" if balance else ""
-        )
-        chance = f"seed {seed}" if sample or balance else ""
-        made = subset(pictures, rows, new, why=", ".join(filter(None, [*parts, chance])))
+    say(f"{len(rows)} of {len(pictures)} pictures", quiet=chosen.as_json)
+    if chosen.dry_run:
+        _few(pictures, rows, quiet=chosen.as_json)
+    elif chosen.new is not None:
+        made = subset(pictures, rows, chosen.new, why=chosen.why())
         carry(pictures, made)
-        report |= {"into": str(new), "held_out": len(made.indices("held_out"))}
-        say(f"{new}: {len(made)} pictures, {report['held_out']} of them held out", quiet=as_json)
-    if as_json:
+        report |= {"into": str(chosen.new), "held_out": len(made.indices("held_out"))}
+        say(
+            f"{chosen.new}: {len(made)} pictures, {report['held_out']} of them held out", quiet=chosen.as_json
+        )
+    if chosen.as_json:
         print_json(report)
 
 
-def data_caption(
-    dataset: Where,
-    captioner: Annotated[
-        str | None,
-        typer.Option(
-            "--with",
-            help="A Python file or module with caption(images), or the folder of a transformers model.",
-        ),
-    ] = None,
-    from_columns: Annotated[
-        str | None, typer.Option(help='A sentence with columns in braces: "a picture of {label}".')
-    ] = None,
-    language: Annotated[str, typer.Option(help="Language of the captions it writes.")] = "en",
-    every: Annotated[
-        bool, typer.Option("--all", help="Also caption pictures that have a caption, and replace it.")
-    ] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 16,
-    as_json: Json = False,
-) -> None:
+class Captioning(Config):
+    """What writes captions, and for which pictures."""
+
+    captioner: str | None = Field(
+        None,
+        description="A Python file or module with caption(images), or the folder of a transformers model.",
+        json_schema_extra={"flag": "--with"},
+    )
+    from_columns: str | None = Field(
+        None, description='A sentence with columns in braces: "a picture of {label}".'
+    )
+    language: str = Field("en", description="Language of the captions it writes.")
+    every: bool = Field(
+        False,
+        description="Also caption pictures that have a caption, and replace it.",
+        json_schema_extra={"flag": "--all"},
+    )
+    batch: int = Field(16, ge=1, description="Pictures at a time.")
+    as_json: Json = False
+
+    @field_validator("language")
+    @classmethod
+    def _is_a_language(cls, value: str) -> str:
+        from carrara.dataset.columns import LANGUAGE
+
+        if value != "und" and not LANGUAGE.fullmatch(value):
+            raise UserError(f"{value!r} is no language; expected something like en, de or zh-tw")
+        return value.lower()
+
+    @model_validator(mode="after")
+    def _one_writer(self) -> Captioning:
+        if (self.captioner is None) == (self.from_columns is None):
+            raise ValueError("nothing to write captions with: give either --with or --from-columns")
+        return self
+
+
+@options(Captioning)
+def data_caption(dataset: DatasetFolder, chosen: Captioning) -> None:
     """Let your own captioner write captions for pictures that have none. Run it again to continue."""
     from carrara.cleaning.captioning import caption, to_name
-    from carrara.dataset.columns import LANGUAGE
 
-    if (captioner is None) == (from_columns is None):
-        raise UserError("nothing to write captions with: give either --with or --from-columns")
-    if language != "und" and not LANGUAGE.fullmatch(language):
-        raise UserError(f"{language!r} is no language; expected something like en, de or zh-tw")
-    pictures = opened(dataset)
-    speaker = _captioner(pictures, captioner, from_columns)
-    rows = to_name(pictures, language.lower(), every=every)
-    with (
-        Bar("captioning") as bar,
-        closing(caption(pictures, speaker, rows, language.lower(), batch=batch)) as reports,
-    ):
-        for report in reports:
-            last = report
-            if report.total and not as_json:
-                bar.show(report.done / report.total, f"{report.kept} captioned", total=report.total)
+    language, pictures = chosen.language, opened(dataset)
+    speaker = _captioner(pictures, chosen.captioner, chosen.from_columns)
+    rows = to_name(pictures, language, every=chosen.every)
+    last = show(caption(pictures, speaker, rows, language, batch=chosen.batch), quiet=chosen.as_json)
     empty = f", {last.empty} got none" if last.empty else ""
     overtaken = f", {last.overtaken} got one from elsewhere meanwhile" if last.overtaken else ""
-    if as_json:
+    if chosen.as_json:
         counts = {"captioned": last.kept, "empty": last.empty, "overtaken": last.overtaken}
         print_json({"asked": last.total, **counts, "version": pictures.version})
     elif not last.total:
@@ -235,18 +249,6 @@ def _lines(found: Statistics) -> list[str]:
     return lines
 
 
-def _finished(measuring: Generator[Any, None, Statistics], title: str, *, quiet: bool) -> Statistics:
-    with Bar(title) as bar:
-        while True:
-            try:
-                progress = next(measuring)
-            except StopIteration as end:
-                found: Statistics = end.value
-                return found
-            if not quiet:
-                bar.show(progress.fraction, progress.words)
-
-
 def page_for(pictures: Dataset, out: Path | None, what: str) -> Path:
     """Where the page goes; UserError, before any work, where it cannot be one."""
     from carrara.cli.models import make_folder
@@ -259,16 +261,6 @@ def page_for(pictures: Dataset, out: Path | None, what: str) -> Path:
         raise UserError(f"{out}: expected a name that ends in .html")
     make_folder(out.parent)
     return out
-
-
-def write_page(file: Path, text: str) -> None:
-    """Whole or not at all; UserError where it cannot be written."""
-    part = file.with_name(file.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(file)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}") from None
 
 
 def say(line: str, *, quiet: bool) -> None:

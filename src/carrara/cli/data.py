@@ -7,23 +7,24 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import Field
 
 from carrara.cli.clean import data_caption, data_filter, data_stats
 from carrara.cli.dedup import data_dedup, data_split
-from carrara.cli.models import writable
-from carrara.cli.options import Engine, Workers
+from carrara.cli.options import DatasetFolder, NewFolder, Work, options
 from carrara.cli.progress import show
 from carrara.cli.search import browse, search
 from carrara.cli.versions import data_clean, data_restore, data_tag, data_versions
+from carrara.config import Config
 from carrara.errors import UserError
+from carrara.importing.options import Options
 from carrara.ray_engine.engine import Hands, hands
-from carrara.terminal import Bar, console
+from carrara.terminal import console
 
 if TYPE_CHECKING:
     from carrara.dataset.dataset import Dataset
@@ -38,6 +39,7 @@ data.command("clean")(data_clean)
 
 
 @data.command("import")
+@options(Options, Work)
 def data_import(
     source: Annotated[
         str,
@@ -47,131 +49,56 @@ def data_import(
         ),
     ],
     dataset: Annotated[Path, typer.Argument(help="The data set to make or to add to.")],
-    held_out: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of the pictures held out: never trained on.")
-    ] = 0.05,
-    subset: Annotated[
-        str, typer.Option("--set", help="'emoji' only: default, all, or categories separated by commas.")
-    ] = "default",
-    count: Annotated[
-        int | None, typer.Option(min=1, help="'scenes' only: number of pictures (4000 by default).")
-    ] = None,
-    licence: Annotated[str | None, typer.Option(help="Licence of pictures that state none.")] = None,
-    languages: Annotated[
-        str,
-        typer.Option(help="Language of captions that state none: a code (en), or keep (none), or detect."),
-    ] = "detect",
-    caption: Annotated[
-        str | None,
-        typer.Option(
-            help='Caption of pictures that come without one, with columns in braces: "a photo of a {label}".'
-        ),
-    ] = None,
-    numbers: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--range",
-            help="Black and white of floats and of numbers beyond 16 bits: LOW..HIGH, or of one column depth=0..40.",
-        ),
-    ] = None,
-    retry: Annotated[
-        bool, typer.Option("--retry", help="Try again what could not be read or downloaded.")
-    ] = False,
-    allow_private: Annotated[
-        bool, typer.Option("--allow-private", help="URL lists only: download from private addresses too.")
-    ] = False,
-    ignore_robots_tag: Annotated[
-        bool,
-        typer.Option(
-            "--ignore-robots-tag",
-            help="URL lists only: download pictures even where X-Robots-Tag asks not to.",
-        ),
-    ] = False,
-    most_megabytes: Annotated[
-        int, typer.Option(min=1, max=128, help="URL lists only: skip files larger than this, in MB.")
-    ] = 32,
-    seconds: Annotated[
-        float,
-        typer.Option(
-            min=0.1, max=86400, help="URL lists only: time for one download in seconds, all tries together."
-        ),
-    ] = 60,
-    at_once: Annotated[int, typer.Option(min=1, max=256, help="URL lists only: downloads at a time.")] = 16,
-    per_host: Annotated[
-        int, typer.Option(min=1, max=64, help="URL lists only: downloads at a time from one host.")
-    ] = 4,
-    engine: Engine = "local",
-    workers: Workers = None,
+    chosen: Options,
+    work: Work,
 ) -> None:
     """Import captioned pictures into a data set. Run it again to continue, or to add what is new."""
-    summary = import_into(
-        source,
-        dataset,
-        held_out=held_out,
-        subset=subset,
-        count=count,
-        licence=licence,
-        languages=languages,
-        caption=caption,
-        range=tuple(numbers or ()),
-        retry=retry,
-        allow_private=allow_private,
-        ignore_robots_tag=ignore_robots_tag,
-        most_megabytes=most_megabytes,
-        seconds=seconds,
-        at_once=at_once,
-        per_host=per_host,
-        engine=hands(engine, workers).importing(),
-    )
+    engine = hands(work.engine, work.workers).importing()
+    summary = import_into(source, dataset, **dict(chosen), engine=engine)
     for line in summary.lines():
         console.print(line, soft_wrap=True)
 
 
+class Encoding(Config):
+    """What a data set is encoded with."""
+
+    autoencoder: Path | None = Field(
+        None,
+        description="Autoencoder that makes latents: a model folder, or the run that made it.",
+        json_schema_extra={"flag": "--with"},
+    )
+    features: bool = Field(False, description="Store what pictures look like, to search by likeness.")
+    meaning: bool = Field(False, description="Store what captions mean, to search by meaning.")
+    embedder: tuple[str, ...] = Field(
+        (),
+        description="Store vectors of another embedder: a run of contrastive, a text encoder's folder, or a name.",
+    )
+    flip: bool = Field(False, description="Encode the mirrored pictures too.")
+    crops: int = Field(
+        1,
+        description="Crops of pictures that are not square: 1 takes the centre, 3 the start and the end too.",
+    )
+
+
 @data.command("encode")
-def data_encode(
-    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
-    autoencoder: Annotated[
-        Path | None,
-        typer.Option(
-            "--with", help="Autoencoder that makes latents: a model folder, or the run that made it."
-        ),
-    ] = None,
-    features: Annotated[
-        bool, typer.Option("--features", help="Store what pictures look like, to search by likeness.")
-    ] = False,
-    meaning: Annotated[
-        bool, typer.Option("--meaning", help="Store what captions mean, to search by meaning.")
-    ] = False,
-    embedder: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Store vectors of another embedder: a run of contrastive, a text encoder's folder, or a name."
-        ),
-    ] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Encode the mirrored pictures too.")] = False,
-    crops: Annotated[
-        int,
-        typer.Option(
-            help="Crops of pictures that are not square: 1 takes the centre, 3 the start and the end too."
-        ),
-    ] = 1,
-    engine: Engine = "local",
-    workers: Workers = None,
-) -> None:
+@options(Encoding, Work)
+def data_encode(dataset: DatasetFolder, encoding: Encoding, work: Work) -> None:
     """Encode every picture once, for training on latents or for search. Run it again for new pictures."""
     from carrara.cli.search import chosen_embedders, embed_all
     from carrara.dataset.dataset import Dataset
 
-    chosen = chosen_embedders(features, meaning, embedder or [])
-    if not chosen and autoencoder is None:
+    chosen = chosen_embedders(encoding.features, encoding.meaning, encoding.embedder)
+    if not chosen and encoding.autoencoder is None:
         raise UserError(
             "nothing to encode with: give --with AUTOENCODER, --features, --meaning or --embedder"
         )
-    if autoencoder is None and (flip or crops != 1):
+    if encoding.autoencoder is None and (encoding.flip or encoding.crops != 1):
         raise UserError("--flip and --crops are for latents: give --with AUTOENCODER")
-    with hands(engine, workers) as working:
-        if autoencoder is not None:
-            _encode_latents(Dataset.open(dataset), autoencoder, flip, crops, working)
+    with hands(work.engine, work.workers) as working:
+        if encoding.autoencoder is not None:
+            _encode_latents(
+                Dataset.open(dataset), encoding.autoencoder, encoding.flip, encoding.crops, working
+            )
         embed_all(Dataset.open(dataset), chosen, working)
 
 
@@ -204,26 +131,24 @@ def _encode_latents(pictures: Dataset, autoencoder: Path, flip: bool, crops: int
     console.print(f"{done}: {len(pictures)} pictures, {found}", soft_wrap=True)
 
 
-def data_export(
-    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
-    destination: Annotated[Path, typer.Argument(help="The folder to make.", callback=writable)],
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="Output format: webdataset, parquet, folder, or hf (for Hugging Face's load_from_disk).",
-        ),
-    ],
-) -> None:
+class Export(Config):
+    """What a data set is written as."""
+
+    form: str = Field(
+        description="Output format: webdataset, parquet, folder, or hf (for Hugging Face's load_from_disk).",
+        json_schema_extra={"flag": "--format"},
+    )
+
+
+@options(Export)
+def data_export(dataset: DatasetFolder, destination: NewFolder, chosen: Export) -> None:
     """Write all pictures with their captions and labels in another format, which `carrara data import` reads too."""
     from carrara.dataset.dataset import Dataset
     from carrara.exporting.exporting import export_pictures
 
     pictures = Dataset.open(dataset)
-    with Bar("exporting") as bar, closing(export_pictures(pictures, destination, form)) as reports:
-        for report in reports:
-            bar.show(report.done / report.total, f"{report.done} written", total=report.total)
-    console.print(f"{len(pictures)} pictures in {destination} ({form})", soft_wrap=True)
+    show(export_pictures(pictures, destination, chosen.form))
+    console.print(f"{len(pictures)} pictures in {destination} ({chosen.form})", soft_wrap=True)
 
 
 data.command("export")(data_export)
@@ -234,11 +159,8 @@ data.command("filter")(data_filter)
 data.command("caption")(data_caption)
 
 
-def data_index(
-    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
-    engine: Engine = "local",
-    workers: Workers = None,
-) -> None:
+@options(Work)
+def data_index(dataset: DatasetFolder, work: Work) -> None:
     """Build the indexes for search, or bring them up to date: of the words, and of large columns of vectors."""
     from carrara.dataset.dataset import Dataset
     from carrara.search.by_vector import index_vectors
@@ -249,7 +171,7 @@ def data_index(
     pictures = Dataset.open(dataset)
     pictures.check_newest("be indexed")
     columns = vector_columns(pictures)
-    with hands(engine, workers) as working:
+    with hands(work.engine, work.workers) as working:
         made = index_words(pictures, working.indexes())
         made += [v.column for v in columns if index_vectors(pictures, v, working.indexes())]
     there = covered(pictures)
@@ -270,10 +192,4 @@ def import_into(source: str, dataset: Path, **options: Any) -> Summary:
     """Imports with a bar; returns the summary."""
     from carrara.importing.importing import import_pictures
 
-    with Bar("importing") as bar, closing(import_pictures(source, dataset, **options)) as reports:
-        for report in reports:
-            words = f"{report.kept} kept, {report.rejected} skipped"
-            bar.show(report.done / max(1, report.total), words, total=report.total)
-            summary = report.summary
-    assert summary is not None
-    return summary
+    return show(import_pictures(source, dataset, **options))

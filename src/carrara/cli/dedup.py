@@ -3,125 +3,131 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import closing
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
+from pydantic import Field, model_validator
 
-from carrara.cli.clean import A_FEW, Json, Where, opened, page_for, print_json, say, write_page
-from carrara.cli.models import number, writable
+from carrara.cli.clean import A_FEW, opened, page_for, print_json, say
+from carrara.cli.options import DatasetFolder, Destination, DryRun, Json, Page, options
+from carrara.cli.progress import show
+from carrara.config import Config
 from carrara.errors import UserError
-from carrara.terminal import Bar, console
+from carrara.files import write_atomically
+from carrara.importing.options import HeldOut
+from carrara.terminal import console
 
 if TYPE_CHECKING:
     from carrara.cleaning.duplicates import Group, Likeness
+    from carrara.cleaning.split import Division
     from carrara.dataset.dataset import Dataset
 
 
-class By(StrEnum):
-    """What look-alikes are found by."""
-
-    hash = "hash"
-    features = "features"
+By = Literal["hash", "features"]
 
 
-def data_dedup(
-    dataset: Where,
-    by: Annotated[
-        By,
-        typer.Option(help="How pictures are compared: hash (a perceptual hash) or features (of a network)."),
-    ] = By.hash,
-    within: Annotated[
-        float | None,
-        typer.Option(
-            help="How similar: at most this many of 64 bits differ (8); with --by features at least this cosine (0.9).",
-            min=0,
-            max=24,
-            callback=number,
-        ),
-    ] = None,
-    mirrored: Annotated[bool, typer.Option("--mirrored", help="Count mirror images as copies too.")] = False,
-    into: Annotated[
-        Path | None, typer.Option(help="Make a new data set without the copies.", callback=writable)
-    ] = None,
-    mark: Annotated[
-        bool,
-        typer.Option("--split", help="Put look-alikes into one group, so that a split keeps them together."),
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="HTML page to write; by default, beside the data set.", callback=writable),
-    ] = None,
-    as_json: Json = False,
-) -> None:
+class Duplicates(Config):
+    """What counts as a copy, and what is done with copies."""
+
+    by: By = Field(
+        "hash", description="How pictures are compared: hash (a perceptual hash) or features (of a network)."
+    )
+    within: float | None = Field(
+        None,
+        ge=0,
+        le=24,
+        description="Largest number of 64 bits by which copies differ (8), or with --by features their least "
+        "cosine (0.9).",
+    )
+    mirrored: bool = Field(False, description="Count mirror images as copies too.")
+    into: Destination | None = Field(None, description="Make a new data set without the copies.")
+    mark: bool = Field(
+        False,
+        description="Put look-alikes into one group, so that a split keeps them together.",
+        json_schema_extra={"flag": "--split"},
+    )
+    out: Page = None
+    as_json: Json = False
+
+
+@options(Duplicates)
+def data_dedup(dataset: DatasetFolder, chosen: Duplicates) -> None:
     """Show duplicate pictures; with --into NEW, make a data set without the copies."""
-    import numpy as np
-
     from carrara.cleaning.duplicates import document, groups
     from carrara.pages.dataset import duplicates_page
 
-    pictures = opened(dataset)
-    page = page_for(pictures, out, "copies")
-    likeness, how = _likeness(pictures, by, within, mirrored=mirrored, quiet=as_json)
+    pictures, quiet = opened(dataset), chosen.as_json
+    page = page_for(pictures, chosen.out, "copies")
+    likeness, how = _likeness(pictures, chosen.by, chosen.within, mirrored=chosen.mirrored, quiet=quiet)
     found = groups(pictures, likeness)
-    write_page(page, duplicates_page(pictures, found, how))
+    write_atomically(page, duplicates_page(pictures, found, how))
     copies = sorted(copy.row for group in found for copy in group.copies)
     report: dict[str, Any] = {"pictures": len(pictures), "by": how, "copies": len(copies), "page": str(page)}
-    if not as_json:
+    if not quiet:
         _say_groups(pictures, found, how)
-    if mark:
+    if chosen.mark:
         report["marked"] = _mark(pictures, likeness)
-        say(f"{report['marked']} pictures are in one group with their look-alikes now", quiet=as_json)
-    if into is not None:
-        from carrara.dataset.subset import subset
-        from carrara.embedders.embedders import carry
-
-        kept = np.setdiff1d(np.arange(len(pictures)), copies)
-        made = subset(pictures, kept, into, why=f"without {len(copies)} copies, found by {how}")
-        carry(pictures, made)
-        report["into"] = str(into)
-        say(f"{len(made)} pictures in {into}", quiet=as_json)
-    elif copies and not mark:
+        say(f"{report['marked']} pictures are in one group with their look-alikes now", quiet=quiet)
+    if chosen.into is not None:
+        made = _without(pictures, copies, chosen.into, how)
+        report["into"] = str(chosen.into)
+        say(f"{len(made)} pictures in {chosen.into}", quiet=quiet)
+    elif copies and not chosen.mark:
         say(
             f"nothing is dropped; `carrara data dedup {dataset} --into NEW` makes a data set without them",
-            quiet=as_json,
+            quiet=quiet,
         )
-    if as_json:
+    if quiet:
         print_json(report | {"groups": document(pictures, found)})
     else:
         console.print(f"{page}", soft_wrap=True)
 
 
-def data_split(
-    dataset: Where,
-    held_out: Annotated[
-        float,
-        typer.Option(
-            min=0, max=0.9, help="Share of the pictures held out: never trained on.", callback=number
-        ),
-    ] = 0.05,
-    by: Annotated[
-        str, typer.Option(help="What stays on one side: group, near (look-alikes too), or a column.")
-    ] = "group",
-    within: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=24, callback=number, help="With --by near: at most this many of 64 bits differ (8)."
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=2**63 - 1,
-            help="Seed of a new random choice; without it, what is held out stays so where possible.",
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
-    as_json: Json = False,
-) -> None:
+def _without(pictures: Dataset, copies: list[int], into: Path, how: str) -> Dataset:
+    """A new data set of the rest."""
+    import numpy as np
+
+    from carrara.dataset.subset import subset
+    from carrara.embedders.embedders import carry
+
+    kept = np.setdiff1d(np.arange(len(pictures)), copies)
+    made = subset(pictures, kept, into, why=f"without {len(copies)} copies, found by {how}")
+    carry(pictures, made)
+    return made
+
+
+class Splitting(Config):
+    """How many pictures are held out, and what stays on one side."""
+
+    held_out: HeldOut = 0.05
+    by: str = Field(
+        "group",
+        description="What the split keeps together: group, near (look-alikes too), or the values of a column.",
+    )
+    within: float | None = Field(
+        None,
+        ge=0,
+        le=24,
+        description="With --by near: largest number of 64 bits by which look-alikes differ (8).",
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=2**63 - 1,
+        description="Seed of a new random choice; without it, what is held out stays so where possible.",
+    )
+    dry_run: DryRun = False
+    as_json: Json = False
+
+    @model_validator(mode="after")
+    def _near(self) -> Splitting:
+        if self.within is not None and self.by != "near":
+            raise ValueError("--within is for --by near")
+        return self
+
+
+@options(Splitting)
+def data_split(dataset: DatasetFolder, chosen: Splitting) -> None:
     """Choose again which pictures are held out, by whole groups, so that look-alikes are on one side."""
     from carrara.cleaning.split import (
         apply,
@@ -133,38 +139,41 @@ def data_split(
     )
 
     pictures = opened(dataset)
-    if within is not None and by != "near":
-        raise UserError("--within is for --by near")
-    if by == "near":
-        names = names_by_likeness(
-            pictures, _likeness(pictures, By.hash, within, mirrored=True, quiet=as_json)[0]
-        )
+    if chosen.by == "near":
+        likeness, _ = _likeness(pictures, "hash", chosen.within, mirrored=True, quiet=chosen.as_json)
+        names = names_by_likeness(pictures, likeness)
     else:
-        names = with_groups(pictures, names_by_column(pictures, by))
-    division = divide(pictures, names, held_out, seed=seed)
+        names = with_groups(pictures, names_by_column(pictures, chosen.by))
+    division = divide(pictures, names, chosen.held_out, seed=chosen.seed)
     tags = trained_on_before(pictures, division)
-    changed = 0 if dry_run else apply(pictures, division)
-    held = int(division.held_out.sum())
-    report = {
-        "pictures": len(pictures),
-        "held_out": held,
-        "groups": division.groups,
-        "held_out_groups": division.held_groups,
-        "moved_to_held_out": division.now_held,
-        "moved_to_train": division.now_trained,
-        "trained_on_by": tags,
-        "changed": changed,
-        "version": pictures.version,
-    }
-    if as_json:
-        print_json(report)
+    changed = 0 if chosen.dry_run else apply(pictures, division)
+    if not chosen.as_json:
+        _say_division(len(pictures), division, tags, chosen)
         return
+    print_json(
+        {
+            "pictures": len(pictures),
+            "held_out": int(division.held_out.sum()),
+            "groups": division.groups,
+            "held_out_groups": division.held_groups,
+            "moved_to_held_out": division.now_held,
+            "moved_to_train": division.now_trained,
+            "trained_on_by": tags,
+            "changed": changed,
+            "version": pictures.version,
+        }
+    )
+
+
+def _say_division(pictures: int, division: Division, tags: dict[str, int], chosen: Splitting) -> None:
+    held = int(division.held_out.sum())
+    share = held / max(1, pictures)
     console.print(
-        f"{held} of {len(pictures)} pictures ({held / max(1, len(pictures)):.1%}) {'would be' if dry_run else 'are'} "
-        f"held out: {division.held_groups} of {division.groups} groups, by {by}",
+        f"{held} of {pictures} pictures ({share:.1%}) {'would be' if chosen.dry_run else 'are'} held out: "
+        f"{division.held_groups} of {division.groups} groups, by {chosen.by}",
         soft_wrap=True,
     )
-    if abs(held / max(1, len(pictures)) - held_out) > 0.01 and division.largest > 0.01 * len(pictures):
+    if abs(share - chosen.held_out) > 0.01 and division.largest > 0.01 * pictures:
         console.print(
             f"note: the largest group has {division.largest} pictures, and groups stay whole", soft_wrap=True
         )
@@ -193,10 +202,10 @@ def _likeness(
 ) -> tuple[Likeness, str]:
     """What is alike, and by what in words; derives the glances that are missing."""
     from carrara.cleaning.duplicates import COSINE, by_features, by_hash, features_column
-    from carrara.dataset.fingerprints import derive_glances
+    from carrara.dataset.fingerprints import derivation, derive_glances
     from carrara.images.fingerprint import RADIUS
 
-    if by is By.features:
+    if by == "features":
         if mirrored:
             raise UserError("--mirrored is for --by hash; features see a mirror image as nearly the same")
         cosine = COSINE if within is None else within
@@ -208,12 +217,8 @@ def _likeness(
     radius = RADIUS if within is None else within
     if radius != int(radius):
         raise UserError(f"--within is {radius:g}; with --by hash it is a whole number of bits")
-    with Bar("comparing") as bar, closing(derive_glances(pictures)) as reports:
-        for report in reports:
-            column = report.column
-            if column is None and not quiet:
-                bar.show(report.done / report.total, f"{report.done} looked at", total=report.total)
-    assert column is not None
+    show(derive_glances(pictures), quiet=quiet)
+    column = derivation(pictures).column
     words = f"perceptual hash, at most {radius:g} of 64 bits differ" + (", or mirrored" if mirrored else "")
     return by_hash(pictures, column, int(radius), mirrored=mirrored), words
 

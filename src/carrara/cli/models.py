@@ -8,20 +8,30 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from pydantic import Field, field_validator
 
+from carrara.cli.options import (
+    AutoencoderFolder,
+    DatasetFolder,
+    Destination,
+    ModelFolder,
+    NewFolder,
+    options,
+)
+from carrara.cli.progress import show
+from carrara.config import Config
 from carrara.errors import UserError, nearest
-from carrara.files import check_writable
+from carrara.files import check_writable, write_atomically
 from carrara.interop.models import open_model
-from carrara.terminal import Bar, console
+from carrara.terminal import console
 
 if TYPE_CHECKING:
+    from carrara.evaluation.autoencoder import Inspection as Measured
     from carrara.generation.model import Model
 
 
@@ -61,47 +71,33 @@ def make_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
 
 
-def writable(path: Path | None) -> Path | None:
-    """Of an option that says where results go: UserError, before any work, where nothing can be written there."""
-    if path is not None and not str(path).startswith("s3:/"):
-        check_writable(path)
-    return path
+class Adoption(Config):
+    """What a model in the layout of diffusers does not say itself."""
+
+    size: int | None = Field(
+        None, ge=1, description="Side of its pictures in pixels; by default what the model states."
+    )
+    licence: str | None = Field(None, description="Licence of the weights, for the passport.")
+    autoencoder: Path | None = Field(
+        None,
+        description="Denoisers only: the autoencoder whose latents it works on; without one, it works on pixels.",
+    )
+    text: tuple[Path, ...] = Field(
+        (), description="Denoisers only: the folder of its text encoder; give it twice for two."
+    )
+    scheduler: Path | None = Field(
+        None, description="Denoisers only: the folder with its scheduler_config.json."
+    )
 
 
-def number(value: float | None) -> float | None:
-    """Of an option with a range: UserError for nan, which is in every range."""
-    if value is not None and not math.isfinite(value):
-        raise UserError(f"{value} is no number that can be used here")
-    return value
-
-
-_FORMATS = ("diffusers",)
-
-
+@options(Adoption)
 def adopt(
     source: Annotated[
         Path,
         typer.Argument(help="A folder in the layout of diffusers: a pipeline, a denoiser or an autoencoder."),
     ],
-    out: Annotated[Path, typer.Argument(help="The model folder to make.", callback=writable)],
-    size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Side of its pictures in pixels; by default what the model states."),
-    ] = None,
-    licence: Annotated[str | None, typer.Option(help="Licence of the weights, for the passport.")] = None,
-    autoencoder: Annotated[
-        Path | None,
-        typer.Option(
-            help="Denoisers only: the autoencoder whose latents it works on; without one, it works on pixels."
-        ),
-    ] = None,
-    text: Annotated[
-        list[Path] | None,
-        typer.Option(help="Denoisers only: the folder of its text encoder; give it twice for two."),
-    ] = None,
-    scheduler: Annotated[
-        Path | None, typer.Option(help="Denoisers only: the folder with its scheduler_config.json.")
-    ] = None,
+    out: NewFolder,
+    chosen: Adoption,
 ) -> None:
     """Turn a model in the layout of diffusers into a Carrara model, to sample, fine-tune and export again."""
     from carrara.interop.diffusers.autoencoder import find, read
@@ -115,17 +111,17 @@ def adopt(
     if (source / ABOUT).is_file():
         raise UserError(f"{source} is a model of Carrara already: give it as it is")
     if is_denoiser(source):
-        _adopt_model(source, out, size, licence, autoencoder, text or [], scheduler)
+        _adopt_model(source, out, chosen)
         return
     if find(source) is None:
         raise UserError(
             f"{source} is neither a pipeline nor an autoencoder of diffusers: expected a folder with a "
             "model_index.json or a config.json"
         )
-    for option, given in (("--autoencoder", autoencoder), ("--text", text), ("--scheduler", scheduler)):
-        if given:
-            raise UserError(f"{source} is an autoencoder: {option} belongs to a denoiser")
-    stored = read(source, size=size, licence=licence)
+    for option in ("autoencoder", "text", "scheduler"):
+        if getattr(chosen, option):
+            raise UserError(f"{source} is an autoencoder: --{option} belongs to a denoiser")
+    stored = read(source, size=chosen.size, licence=chosen.licence)
     stored.save(out)
     weights = sum(p.numel() for p in stored.module.parameters())
     console.print(
@@ -137,19 +133,16 @@ def adopt(
     console.print(f"next: carrara train text_ldm DATASET --autoencoder {out} --out RUN", soft_wrap=True)
 
 
-def _adopt_model(
-    source: Path,
-    out: Path,
-    size: int | None,
-    licence: str | None,
-    autoencoder: Path | None,
-    texts: list[Path],
-    scheduler: Path | None,
-) -> None:
+def _adopt_model(source: Path, out: Path, chosen: Adoption) -> None:
     from carrara.interop.diffusers.pipeline import read
 
     model, remarks, guidance = read(
-        source, size=size, licence=licence, autoencoder=autoencoder, texts=texts, scheduler=scheduler
+        source,
+        size=chosen.size,
+        licence=chosen.licence,
+        autoencoder=chosen.autoencoder,
+        texts=list(chosen.text),
+        scheduler=chosen.scheduler,
     )
     model.save(out)
     weights = sum(p.numel() for p in model.network.parameters())
@@ -167,11 +160,14 @@ def _adopt_model(
     console.print(f"next: carrara sample {out}{example_for(model)}{asked} --out pictures", soft_wrap=True)
 
 
-def export(
-    model: Annotated[Path, typer.Argument(help="A model folder, or the run that made it.")],
-    dest: Annotated[Path, typer.Argument(help="The folder to make.", callback=writable)],
-    format: Annotated[str, typer.Option(help=f"What to write: {', '.join(_FORMATS)}.")] = _FORMATS[0],
-) -> None:
+class Export(Config):
+    """For which program."""
+
+    format: Literal["diffusers"] = Field("diffusers", description="Program that will read it.")
+
+
+@options(Export)
+def export(model: ModelFolder, dest: NewFolder, chosen: Export) -> None:
     """Write a diffusion model as a pipeline, or an autoencoder, for another program."""
     from carrara.generation.model import load_model
     from carrara.interop.diffusers import autoencoder as diffusers_autoencoder
@@ -179,8 +175,6 @@ def export(
     from carrara.interop.models import is_diffusion, open_autoencoder
     from carrara.model_place import model_in
 
-    if format not in _FORMATS:
-        raise UserError(f"no format is called {format!r}{nearest(format, _FORMATS)}")
     _check_free(dest)
     if is_diffusion(model):
         remarks = pipeline_export.write(load_model(model_in(model)), dest)
@@ -188,7 +182,7 @@ def export(
     else:
         remarks = diffusers_autoencoder.write(open_autoencoder(model), dest)
         what = "the autoencoder"
-    console.print(f"{dest}: {what}, as {format} reads it", soft_wrap=True)
+    console.print(f"{dest}: {what}, as {chosen.format} reads it", soft_wrap=True)
     for remark in remarks:
         console.print(f"note: {remark}", soft_wrap=True)
 
@@ -209,93 +203,83 @@ def inspect() -> None:
     """Measure a model."""
 
 
+class Inspection(Config):
+    """How an autoencoder is measured."""
+
+    out: Destination | None = Field(
+        None, description="HTML page to write; by default, in the run or beside the model's folder."
+    )
+    count: int = Field(1000, ge=1, description="Largest number of pictures to measure on.")
+    lpips_weights: Path | None = Field(
+        None, description="Weights of AlexNet for LPIPS: a .pth, .safetensors or .ckpt file."
+    )
+    feature_weights: Path | None = Field(
+        None,
+        description="Weights of EfficientNet-Lite0 for the kernel distance: a .pth or .safetensors file.",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "fp32",
+        description="Precision of the arithmetic: fp32 (comparable between machines), bf16, or auto for the faster.",
+    )
+
+    @field_validator("out")
+    @classmethod
+    def _is_a_page(cls, out: Path | None) -> Path | None:
+        if out is not None and out.suffix.lower() != ".html":
+            raise UserError(f"{out}: expected a name that ends in .html")
+        return out
+
+
 @app.command()
-def autoencoder(
-    model: Annotated[Path, typer.Argument(help="An autoencoder's folder, or the run that made it.")],
-    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="HTML page to write; by default, in the run or beside the model's folder.", callback=writable
-        ),
-    ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Largest number of pictures to measure on.")] = 1000,
-    lpips_weights: Annotated[
-        Path | None, typer.Option(help="Weights of AlexNet for LPIPS: a .pth, .safetensors or .ckpt file.")
-    ] = None,
-    feature_weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Weights of EfficientNet-Lite0 for the kernel distance: a .pth or .safetensors file."
-        ),
-    ] = None,
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        typer.Option(
-            help="Arithmetic: fp32, so that figures compare between machines, bf16, or auto for the faster."
-        ),
-    ] = "fp32",
-) -> None:
+@options(Inspection)
+def autoencoder(model: AutoencoderFolder, dataset: DatasetFolder, chosen: Inspection) -> None:
     """Measure an autoencoder on held-out pictures: reconstruction, latents, and a verdict in words."""
     from carrara.dataset.channels import check_channels
     from carrara.dataset.dataset import Dataset
     from carrara.evaluation.autoencoder import inspect
-    from carrara.evaluation.autoencoder_page import inspection_page
-    from carrara.evaluation.verdict import judge
     from carrara.interop.models import open_autoencoder
     from carrara.model_place import model_in
     from carrara.training.devices import Placement
     from carrara.training.fastest import fastest_encoding
 
-    if out is not None and out.suffix.lower() != ".html":
-        raise UserError(f"{out}: expected a name that ends in .html")
     opened, pictures = open_autoencoder(model), Dataset.open(dataset)
     if note := check_channels(pictures, int(opened.config.image_channels), opened.bits):
         console.print(f"note: {note}", soft_wrap=True)
     folder = model_in(model).resolve()
     name = "inspect.html" if folder.name == "model" else f"{folder.name}-inspect.html"
-    page = out or folder.parent / name
+    page = chosen.out or folder.parent / name
     make_folder(page.parent)
+    precision = chosen.precision
     placement = fastest_encoding(opened, Placement.choose(precision=precision), precision)
     measuring = inspect(
         opened,
         pictures,
         placement.device,
         autocast=placement.autocast,
-        count=count,
-        lpips=lpips_weights,
-        features=feature_weights,
+        count=chosen.count,
+        lpips=chosen.lpips_weights,
+        features=chosen.feature_weights,
     )
-    with Bar("inspecting") as bar:
-        while True:
-            try:
-                bar.show(*next(measuring))
-            except StopIteration as end:
-                found = end.value
-                break
+    _report(show(measuring), page, "bf16" if placement.bf16 else "fp32")
+
+
+def _report(found: Measured, page: Path, precision: str) -> None:
+    """The page, the numbers beside it, and the most important of them on the terminal."""
+    from carrara.evaluation.autoencoder_page import inspection_page
+    from carrara.evaluation.verdict import judge
+
     verdict = judge(found.numbers)
-    exact = "bf16" if placement.bf16 else "fp32"
-    document = found.document() | {"verdict": verdict.document(), "precision": exact}
+    document = found.document() | {"verdict": verdict.document(), "precision": precision}
     numbers = page.with_suffix(".json")
-    _write(numbers, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
-    _write(page, inspection_page(found, verdict))
+    write_atomically(numbers, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    write_atomically(page, inspection_page(found, verdict))
     for figure in ("psnr", "ssim", "lpips", "kernel_distance"):
         value, unit, protocol = found.figures[figure]
         words = f"not measured: {protocol}" if value is None else f"{value:.4g} {unit}"
         console.print(f"{figure.replace('_', ' ')}: {words}", soft_wrap=True)
-    if placement.bf16:
+    if precision == "bf16":
         console.print("computed in bfloat16: compare only with figures that were, too", soft_wrap=True)
     console.print(f"{verdict}", soft_wrap=True)
     for finding in verdict.findings:
         console.print(f"  {finding.words}; {finding.rule.advice}", soft_wrap=True)
     console.print(f"{page}    {numbers}", soft_wrap=True)
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all; UserError where it cannot be written."""
-    part = file.with_name(file.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, file)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}") from None

@@ -8,68 +8,55 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import Field
 
-from carrara.cli.models import number
+from carrara.cli.options import Json, RecipeChanges, RecipeName, options
 from carrara.errors import UserError
 from carrara.terminal import clock, console, fail
 
 if TYPE_CHECKING:
+    from carrara.autoencoders.stored import StoredAutoencoder
+    from carrara.dataset.dataset import Dataset
     from carrara.training.plan import Plan
+    from carrara.training.recipe import AutoencoderRecipe, DiffusionRecipe
 
 
+class Planning(RecipeChanges):
+    """What is planned, and how exactly."""
+
+    latent: str | None = Field(
+        None, description="Shape of the latent instead of --autoencoder, e.g. 4x64x64 (at factor 8)."
+    )
+    seconds: float = Field(
+        10, ge=0, le=86400, description="Length of the timed trial in seconds; 0 estimates instead."
+    )
+    as_json: Json = False
+
+
+@options(Planning)
 def plan(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (see `carrara recipe`) or a TOML file.")],
+    recipe: RecipeName,
+    planning: Planning,
     dataset: Annotated[
         Path | None,
         typer.Argument(
             help="A data set made by `carrara data import`; without one, made-up pictures stand in."
         ),
     ] = None,
-    autoencoder: Annotated[
-        Path | None,
-        typer.Option(help="Autoencoder for diffusion in latents: a model folder or its run."),
-    ] = None,
-    latent: Annotated[
-        str | None,
-        typer.Option(help="Shape of the latent instead of --autoencoder, e.g. 4x64x64 (at factor 8)."),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="How long: 90s, 10m, 2h, 4000steps or 20epochs; by default the recipe's."),
-    ] = None,
-    seconds: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=86400,
-            callback=number,
-            help="Length of the timed trial in seconds; 0 estimates instead.",
-        ),
-    ] = 10.0,
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a value of the recipe, e.g. train.batch=16.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the figures as JSON, in bytes and seconds.")
-    ] = False,
 ) -> None:
     """Say before the first step what a training needs, and whether this machine has it (status 2 if not)."""
     from carrara.dataset.dataset import Dataset
     from carrara.importing.summary import few
-    from carrara.interop.exportable import exportable, stand_in
     from carrara.interop.models import open_autoencoder
     from carrara.recipes.catalogue import named
     from carrara.training.autoencoder_task import with_network
-    from carrara.training.condition_columns import TrainingRows
     from carrara.training.disk_and_memory import Subject
     from carrara.training.plan import plan as make
-    from carrara.training.random_data import MadeUp
     from carrara.training.recipe import AutoencoderRecipe, ContrastiveRecipe
     from carrara.training.stages import fitted
 
-    changes = [*(change or []), *([f'train.budget="{budget}"'] if budget else [])]
-    opened = open_autoencoder(autoencoder) if autoencoder else None
-    chosen = named(recipe, changes, network=opened.config if opened else None)
+    opened = open_autoencoder(planning.autoencoder) if planning.autoencoder else None
+    chosen = named(recipe, planning.changes(), network=opened.config if opened else None)
     pictures = Dataset.open(dataset) if dataset else None
     if isinstance(chosen, AutoencoderRecipe):
         chosen = with_network(chosen, opened)
@@ -79,30 +66,41 @@ def plan(
     elif pictures:
         chosen = fitted(chosen, pictures)
     no_latent = isinstance(chosen, AutoencoderRecipe | ContrastiveRecipe) or chosen.pixels
-    if latent and (opened or no_latent):
+    if planning.latent and (opened or no_latent):
         raise UserError(
             "--latent stands in for an autoencoder: omit it where there is one, or where none is needed"
         )
-    shape = _shape(latent)
-    found = make(Subject.of(chosen, pictures, opened, shape), seconds=seconds)
-    if as_json:
+    shape = _shape(planning.latent)
+    found = make(Subject.of(chosen, pictures, opened, shape), seconds=planning.seconds)
+    if planning.as_json:
         typer.echo(json.dumps(found.document(), indent=2, ensure_ascii=False))
     else:
-        for name, value in _rows(found):
-            console.print(f"{name:22} {value}", soft_wrap=True)
+        rows = _rows(found)
         if not isinstance(chosen, ContrastiveRecipe):
-            columns = TrainingRows(pictures) if pictures else MadeUp()
-            worked_on, which = opened, ""
-            if shape:
-                worked_on = stand_in(shape[0], 8 * shape[1])
-                which = ", if its autoencoder can be"
-            can = exportable(chosen, worked_on, columns)
-            console.print(f"{'export':22} {can}{which if can.startswith('as') else ''}", soft_wrap=True)
+            rows.append(("export", _export(chosen, pictures, opened, shape)))
+        for name, value in rows:
+            console.print(f"{name:22} {value}", soft_wrap=True)
         for note in [*found.notes, *(few(len(pictures.indices("train"))) if pictures else [])]:
             console.print(f"note: {note}", soft_wrap=True)
     if found.refusals:
         fail("; ".join(found.refusals))
         raise typer.Exit(2)
+
+
+def _export(
+    recipe: AutoencoderRecipe | DiffusionRecipe,
+    pictures: Dataset | None,
+    autoencoder: StoredAutoencoder | None,
+    latent: tuple[int, int, int] | None,
+) -> str:
+    """In words, what other programs could read the trained model."""
+    from carrara.interop.exportable import exportable, stand_in
+    from carrara.training.condition_columns import TrainingRows
+    from carrara.training.random_data import MadeUp
+
+    columns = TrainingRows(pictures) if pictures else MadeUp()
+    can = exportable(recipe, stand_in(latent[0], 8 * latent[1]) if latent else autoencoder, columns)
+    return can + (", if its autoencoder can be" if latent and can.startswith("as") else "")
 
 
 def _rows(plan: Plan) -> list[tuple[str, str]]:

@@ -6,16 +6,24 @@ import time
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import TypeVar
 
 from carrara.progress import Progress
 from carrara.terminal import Bar, console, per_second, until_interrupted
 
+T = TypeVar("T")
 
-def show(reports: Generator[Progress]) -> None:
-    """Shows what work reports, to its end."""
+
+def show(reports: Generator[Progress, None, T], *, quiet: bool = False) -> T:
+    """Shows what work reports, to its end, unless ``quiet``; returns what it returns."""
     with closing(reports), _Shown("") as shown:
-        for report in reports:
-            shown.add(report)
+        while True:
+            try:
+                report = next(reports)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if not quiet:
+                shown.add(report)
 
 
 def follow(reports: Iterable[Progress], title: str, out: Path) -> None:
@@ -61,7 +69,7 @@ class _Shown(ExitStack):
             self.any_step = True
             words = f"{report.words}{self._rate.words(report.seen)}{self._sharing.words()}"
             self._bar.show(report.fraction, words + (f" · {report.next}" if report.next else ""))
-        elif not step and self._bar and not report.note:
+        elif not step and self._bar and report.words:
             self._bar.show(report.fraction, report.words, total=report.total, unit=report.unit)
 
 

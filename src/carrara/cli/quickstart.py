@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import statistics
 import time
@@ -28,7 +27,7 @@ from carrara.config import to_toml
 from carrara.dataset.dataset import Dataset
 from carrara.dataset.subset import subset
 from carrara.errors import UserError
-from carrara.files import json_object
+from carrara.files import json_object, write_atomically
 from carrara.generation.model import Model, load_model
 from carrara.generation.png import picture_recipe, save_png, sheet, to_image
 from carrara.generation.sample import Settings, decode, denoise
@@ -119,7 +118,7 @@ class _Notes:
         file = out / "quickstart.json"
         known = json_object(file.read_bytes()) if file.is_file() else None
         if known is None or not known.keys() >= {"budget", "set"}:
-            if not file.is_file() and {p.name for p in out.iterdir()} - {"quickstart.part"}:
+            if not file.is_file() and {p.name for p in out.iterdir()} - {"quickstart.json.part"}:
                 raise UserError(f"{out} is not empty and holds no quickstart; give another folder with --out")
             notes = _Notes(file, budget, subset)
             notes.keep()
@@ -142,9 +141,8 @@ class _Notes:
         """Writes them, whole or not at all."""
         known = asdict(self)
         known["set"] = known.pop("subset")
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps({k: v for k, v in known.items() if k != "file"}, ensure_ascii=False))
-        os.replace(part, self.file)
+        text = json.dumps({k: v for k, v in known.items() if k != "file"}, ensure_ascii=False)
+        write_atomically(self.file, text)
 
 
 def _learned(
@@ -293,9 +291,7 @@ class _Timer:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
-            part = self.file.with_suffix(".part")
-            part.write_text(json.dumps(self.seconds))
-            os.replace(part, self.file)
+            write_atomically(self.file, json.dumps(self.seconds))
 
 
 def _pictures(model: Model, prompts: Sequence[str], folder: Path) -> tuple[dict[str, Any], list[Any]]:
@@ -330,15 +326,6 @@ def _report(
     timer: _Timer,
     notes: _Notes,
 ) -> None:
-    placement = Placement.choose()
-    held = dataset.indices("held_out")[:12]
-    originals = dataset.pictures(held, model.size)
-    again = reconstruct(model.autoencoder.module, originals, placement.device)
-    compared = sheet([*originals, *again], len(held))
-    compared.save(out / "pictures" / "reconstructions.png")
-    measured = mean_psnr(model.autoencoder, dataset, placement.device)
-    scale = model.autoencoder.scale
-    assert scale is not None
     grid = "".join(html.picture(to_image(picture), prompt) for prompt, picture in pictures.items())
     seen = {name: read_metrics(out / name) for name in ("autoencoder", "diffusion")}
     seen = {name: [line for line in lines if "spent" in line] for name, lines in seen.items()}
@@ -358,19 +345,7 @@ def _report(
                 wide=True,
             ),
         ),
-        (
-            "Stage one: the autoencoder",
-            f"<p>{measured}; above held-out originals, below what it gives back.</p>"
-            + html.picture(compared, wide=True)
-            + html.curve(seen["autoencoder"], "l1")
-            + html.table(
-                [
-                    [i, f"{m:.3f}", f"{s:.3f}"]
-                    for i, (m, s) in enumerate(zip(scale.mean, scale.std, strict=True))
-                ],
-                ["latent channel", "mean", "standard deviation"],
-            ),
-        ),
+        ("Stage one: the autoencoder", _stage_one(model, dataset, out, seen["autoencoder"])),
         ("Stage two: the denoiser", html.curve(seen["diffusion"], "denoising")),
         (
             "Time",
@@ -394,6 +369,25 @@ def _report(
         f"A text-to-image model trained here, with a budget of {notes.budget}.",
         sections,
     )
-    part = out / "report.html.part"
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, out / "report.html")
+    write_atomically(out / "report.html", text)
+
+
+def _stage_one(model: Model, dataset: Dataset, out: Path, lines: list[dict[str, Any]]) -> str:
+    """What the autoencoder gives back of held-out pictures, its curve, and the scale of its latent."""
+    device, scale = Placement.choose().device, model.autoencoder.scale
+    assert scale is not None
+    originals = dataset.pictures(dataset.indices("held_out")[:12], model.size)
+    again = reconstruct(model.autoencoder.module, originals, device)
+    compared = sheet([*originals, *again], len(originals))
+    compared.save(out / "pictures" / "reconstructions.png")
+    measured = mean_psnr(model.autoencoder, dataset, device)
+    channels = enumerate(zip(scale.mean, scale.std, strict=True))
+    return (
+        f"<p>{measured}; above held-out originals, below what it gives back.</p>"
+        + html.picture(compared, wide=True)
+        + html.curve(lines, "l1")
+        + html.table(
+            [[i, f"{m:.3f}", f"{s:.3f}"] for i, (m, s) in channels],
+            ["latent channel", "mean", "standard deviation"],
+        )
+    )

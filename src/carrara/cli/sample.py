@@ -10,12 +10,16 @@ import re
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import Field
 
-from carrara.cli.models import make_folder, writable
-from carrara.errors import UserError
+from carrara.cli.models import make_folder
+from carrara.cli.options import Destination, options, writable
+from carrara.config import Config
+from carrara.errors import UserError, one_line
+from carrara.generation.options import RequestOptions, SamplingOptions
 from carrara.interop.models import open_model
 from carrara.model_place import STARTER
 from carrara.terminal import Bar, console
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from carrara.generation.model import Model
-    from carrara.generation.request import Asked, Request
+    from carrara.generation.request import Request
     from carrara.generation.sample import Settings
 
 
@@ -36,99 +40,34 @@ _NOTES = 10  # on the prompts of a file
 _ANY = "random"
 
 
+class Output(Config):
+    """How many pictures are made, and where to."""
+
+    prompts: Path | None = Field(
+        None,
+        description="File with a prompt per line; in .jsonl each line has columns, e.g. caption, negative, label.",
+    )
+    count: int | None = Field(
+        None, ge=1, le=_MOST, description="How many pictures of each prompt; by default 4, with --prompts 1."
+    )
+    sheet: bool = Field(False, description="Also make one picture of all, each with its words below.")
+    out: Destination = Field(Path("pictures"), description="Folder for the PNGs.")
+
+
+@options(RequestOptions, SamplingOptions, Output)
 def sample(
+    request: RequestOptions,
+    sampling: SamplingOptions,
+    output: Output,
     model: Annotated[
         Path | None,
         typer.Argument(
             help="A model folder, the run that made it, or starter: a small model of emoji that comes with Carrara."
         ),
     ] = None,
-    prompt: Annotated[
-        str, typer.Argument(help="What to show; may be omitted for a model without captions.")
-    ] = "",
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="File with a prompt per line; in .jsonl each line has columns, e.g. caption, negative, label."
-        ),
-    ] = None,
-    seed: Annotated[
-        str, typer.Option(help="The same seed gives the same pictures; random draws one and says it.")
-    ] = "0",
-    count: Annotated[
-        int | None,
-        typer.Option(min=1, help="How many pictures of each prompt; by default 4, with --prompts 1."),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of steps from noise to picture; by default 20, or as the model was released."
-        ),
-    ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(
-            help="The sampler: ancestral, ddim, heun and more; by default dpmpp_2m, or as the model was released."
-        ),
-    ] = None,
-    grid: Annotated[
-        str | None,
-        typer.Option(help="How the steps are spaced: uniform, karras …; by default as suits the model."),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            help="Strength of the guidance: how closely to follow the prompt; 1 is off, 2 is usual."
-        ),
-    ] = None,
-    negative: Annotated[str, typer.Option(help="Negative prompt: what the picture should not show.")] = "",
-    label: Annotated[
-        str | None, typer.Option(help="The class to show, for a model that was trained on classes.")
-    ] = None,
-    picture: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Picture for a model that takes one: a small picture, a map …; if it takes several, COLUMN=FILE each."
-        ),
-    ] = None,
-    mask: Annotated[
-        Path | None, typer.Option(help="A picture that is white where --picture is to be filled in.")
-    ] = None,
-    boxes: Annotated[
-        str | None,
-        typer.Option(
-            help='A layout as JSON, or a file with it: \'[{"label": "cat", "box": \\[x, y, width, height]}]\'.'
-        ),
-    ] = None,
-    original: Annotated[
-        str | None,
-        typer.Option(
-            help="Pretend the original was this size, e.g. 1024x768 (models with a size condition)."
-        ),
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(help="Width x height in pixels, e.g. 96x64; by default the model's own size."),
-    ] = None,
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        typer.Option(
-            help="Precision of the network: fp32, bf16, or auto for the faster one on this machine."
-        ),
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …; by default a GPU where there is one.")
-    ] = "auto",
-    sheet: Annotated[
-        bool, typer.Option("--sheet", help="Also make one picture of all, each with its words below.")
-    ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the PNGs.", callback=writable)] = Path("pictures"),
 ) -> None:
     """Make pictures from a prompt, a class, a picture …; each PNG carries the recipe that made it."""
-    from carrara.generation.png import png_note
-    from carrara.generation.request import Asked
-    from carrara.generation.sample import settings_for
-    from carrara.importing.summary import few
+    from carrara.generation.editing import strength_for
     from carrara.training.fastest import fastest_sampling
 
     if model is None:
@@ -136,34 +75,51 @@ def sample(
             f"which model? Give its folder, the run that made it, or {STARTER}, which comes with Carrara: "
             f'carrara sample {STARTER} "red heart"'
         )
-    opened = open_model(model, device)
-    notes = [png_note(opened.autoencoder.config.image_channels, opened.autoencoder.bits)]
-    width, height = _sides(size) if size is not None else (None, None)
-    given = {"seed": _seed(seed), "steps": steps, "sampler": sampler, "grid": grid, "guidance": guidance}
-    settings = settings_for(opened, {**given, "width": width, "height": height})
-    opened.latent_of(settings.size(opened))  # says where the size does not fit
-    asked = Asked(prompt, negative, label, tuple(picture or ()), mask, boxes, original)
-    requests, remarks = _requests(opened, asked, prompts, settings.guidance)
-    if (areas := math.prod(settings.size(opened)) / opened.size**2) > _LARGE:
-        notes.append(
-            f"this model was trained at {opened.size} pixels; pictures {areas:.0f} times as large take at least "
-            "as many times as long, and show things at their original scale"
-        )
-    if seed == _ANY:
-        notes.append(f"the seed is {settings.seed}")
-    each = count or (1 if prompts else 4)
+    opened = open_model(model, sampling.device)
+    settings = _settings(opened, sampling)
+    requests, remarks = _requests(opened, request, output.prompts, settings)
+    strength = strength_for(settings.strength, [r.start for r in requests if r.start])
+    settings = settings.model_copy(update={"strength": strength})
+    each = output.count or (1 if output.prompts else 4)
     if (total := each * len(requests)) > _MOST:
         raise UserError(f"that would be {total} pictures; expected at most {_MOST} in one command")
-    make_folder(out)
-    learned_from = opened.passport.get("pictures") if model != Path(STARTER) else None
-    remarks += few(learned_from) if isinstance(learned_from, int) else []
-    for note in filter(None, [*remarks, *notes]):
+    notes = _notes(opened, settings, model == Path(STARTER))
+    if sampling.seed == _ANY:
+        notes.append(f"the seed is {settings.seed}")
+    for note in [*remarks, *notes]:
         sys.stderr.write(f"note: {note}\n")
-    work = [(request, number) for request in requests for number in range(each)]
+    work = [(one, number) for one in requests for number in range(each)]
     hash_, whole = opened.hash, model.resolve()
     about = {"model": hash_, "name": whole.parent.name if whole.name == "model" else whole.name}
-    opened = fastest_sampling(opened, [request.row for request, _ in work[:_BATCH]], settings, precision)
-    _make(opened, work, settings, about, out, sheet)
+    opened = fastest_sampling(opened, [one.row for one, _ in work[:_BATCH]], settings, sampling.precision)
+    _make(opened, work, settings, about, output)
+
+
+def _settings(model: Model, chosen: SamplingOptions) -> Settings:
+    """Those of the options; UserError also where the size does not fit the model."""
+    from carrara.generation.sample import settings_for
+
+    width, height = _sides(chosen.size) if chosen.size is not None else (None, None)
+    given = chosen.model_dump(exclude={"size", "precision", "device"}) | {"seed": _seed(chosen.seed)}
+    settings = settings_for(model, {**given, "width": width, "height": height})
+    model.latent_of(settings.size(model))
+    return settings
+
+
+def _notes(model: Model, settings: Settings, starter: bool) -> list[str]:
+    """What should be known of the model and the size."""
+    from carrara.generation.png import png_note
+    from carrara.importing.summary import few
+
+    learned_from = model.passport.get("pictures")
+    notes = few(learned_from) if isinstance(learned_from, int) and not starter else []
+    notes += filter(None, [png_note(model.autoencoder.config.image_channels, model.autoencoder.bits)])
+    if (areas := math.prod(settings.size(model)) / model.size**2) > _LARGE:
+        notes.append(
+            f"this model was trained at {model.size} pixels; pictures {areas:.0f} times as large take at least "
+            "as many times as long, and show things at their original scale"
+        )
+    return notes
 
 
 def _make(
@@ -171,8 +127,7 @@ def _make(
     work: list[tuple[Request, int]],
     settings: Settings,
     about: dict[str, str],
-    out: Path,
-    sheet: bool,
+    output: Output,
 ) -> None:
     """Draws and saves the pictures of requests by number, and the sheet of all; prints their paths."""
     from carrara.generation.png import parameters, picture_recipe, save_png, short_hash, to_image, write_png
@@ -180,16 +135,18 @@ def _make(
     from carrara.pages.picture_grid import contact_sheet
 
     exact = {"precision": "bf16"} if model.bf16 else {}
-    size, seed = settings.size(model), settings.seed
+    size, seed, out, sheet = settings.size(model), settings.seed, output.out, output.sheet
     written: list[Path] = []
     shown: list[tuple[Image.Image, str]] = []
     with Bar("sampling") as bar:
         for first in range(0, len(work), _BATCH):
             part = work[first : first + _BATCH]
-            for moment in denoise(model, [r.row for r, _ in part], [n for _, n in part], settings):
+            rows, numbers = [r.row for r, _ in part], [n for _, n in part]
+            for moment in denoise(model, rows, numbers, settings, [r.start for r, _ in part if r.start]):
                 done = (first + len(part) * moment.step / moment.steps) / len(work)
                 words = f"step {moment.step} of {moment.steps}"
                 bar.show(done, words, total=len(work) * moment.steps, unit="denoisings")
+            make_folder(out)
             for (request, number), made in zip(part, decode(model, moment.z), strict=True):
                 recipe = picture_recipe(about["model"], settings, {**request.told, **exact}, number)
                 words = str(request.told.get("caption") or request.told.get("label") or "")
@@ -211,7 +168,7 @@ def _make(
 
 
 def _requests(
-    model: Model, usual: Asked, prompts: Path | None, guidance: float
+    model: Model, usual: RequestOptions, prompts: Path | None, settings: Settings
 ) -> tuple[list[Request], list[str]]:
     """What is asked for, by the command or by each line of a file, and what should be known of it."""
     from carrara.generation.prompt_file import read_prompts
@@ -227,11 +184,19 @@ def _requests(
     remarks: dict[str, list[int]] = {}
     for line, one in asked:
         try:
-            requests.append(read(model, one, guidance))
+            requests.append(read(model, one, settings.guidance))
         except UserError as error:
             raise UserError(f"{prompts}, line {line}: {error}" if prompts else str(error)) from None
-        for remark in requests[-1].remarks:
+        start, about = requests[-1].start, [*requests[-1].remarks]
+        about += start.remarks(settings.size(model)) if start else []
+        if one.negative and settings.guidance != 1 and not settings.compares:
+            about.append("this guidance makes no use of a negative prompt; it is not used")
+        for remark in about:
             remarks.setdefault(remark, []).append(line)
+    if 0 < sum(request.start is not None for request in requests) < len(requests):
+        raise UserError(
+            f"{prompts}: some lines have a picture to start from and some none; expected all, or --from"
+        )
     notes = []
     for remark, lines in list(remarks.items())[:_NOTES]:
         where = f"line {lines[0]}: " if prompts and len(lines) < len(asked) else ""
@@ -320,7 +285,7 @@ def _read(path: Path, channels: int, bits: int) -> Tensor:
     try:
         return whole(path.read_bytes(), channels, bits=bits)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {one_line(error)}") from None
     except BadPicture as error:
         raise UserError(f"cannot read {path}: {error}") from None
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
@@ -15,14 +16,18 @@ import webbrowser
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
 import typer
+from pydantic import Field
 
-from carrara.cli.models import writable
+from carrara.cli.options import DatasetFolder, Destination, Json, options
 from carrara.cli.progress import show
-from carrara.errors import UserError
+from carrara.config import Config
+from carrara.errors import UserError, one_line
+from carrara.files import write_atomically
 from carrara.ray_engine.engine import HERE, Hands
+from carrara.search.query import Query
 from carrara.terminal import console
 
 if TYPE_CHECKING:
@@ -36,81 +41,56 @@ _COLUMNS_OF_A_SHEET = 6
 _LISTED = 20  # of what goes into a data set
 
 
-def search(
-    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
-    words: Annotated[str, typer.Argument(help="What to look for, in any language.")] = "",
-    picture: Annotated[
-        Path | None, typer.Option(help="A picture file: is it in the data set, and what looks like it?")
-    ] = None,
-    like: Annotated[str | None, typer.Option(help="Number or id of a row, to find more like it.")] = None,
-    by: Annotated[
-        str, typer.Option(help="Way of searching: words, meaning, picture, joint, or hybrid (all together).")
-    ] = "auto",
-    where: Annotated[
-        str | None,
-        typer.Option(help="SQL condition that must hold, e.g. \"split = 'train' AND width >= 256\"."),
-    ] = None,
-    limit: Annotated[int, typer.Option(help="Number of pictures to show.")] = 20,
-    skip: Annotated[int, typer.Option(help="Number of best matches to skip, for the next page.")] = 0,
-    at_least: Annotated[
-        float | None,
-        typer.Option(
-            min=-1, max=1, help="Lowest similarity (up to 1) of matches that are not found by words."
-        ),
-    ] = None,
-    into: Annotated[
-        Path | None,
-        typer.Option(
-            help="Make a data set of what matches: has all of the words, is the same picture, or is as similar "
-            "as --at-least says.",
-            callback=writable,
-        ),
-    ] = None,
-    sheet: Annotated[
-        Path | None, typer.Option(help="Write a PNG that shows what was found.", callback=writable)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
-) -> None:
-    """Find pictures by words in any language, by meaning, by likeness, or by what they show."""
-    import numpy as np
+class Outcome(Config):
+    """What becomes of the pictures that were found."""
 
-    from carrara.config import parse
+    into: Destination | None = Field(
+        None,
+        description="Make a data set of the pictures that have all of the words, are the same picture, or are as "
+        "similar as --at-least says.",
+    )
+    sheet: Destination | None = Field(None, description="Write a PNG that shows what was found.")
+    as_json: Json = False
+
+
+@options(Query, Outcome)
+def search(context: typer.Context, dataset: DatasetFolder, query: Query, outcome: Outcome) -> None:
+    """Find pictures by words in any language, by meaning, by likeness, or by what they show."""
     from carrara.dataset.dataset import Dataset
-    from carrara.dataset.subset import subset
-    from carrara.embedders.embedders import carry, embedder_of
-    from carrara.search.query import Query
+    from carrara.embedders.embedders import embedder_of
     from carrara.search.search import search as find
 
-    given: dict[str, Any] = {
-        "words": words,
-        "like": like,
-        "by": by,
-        "where": where,
-        "limit": limit,
-        "offset": skip,
-        "at_least": at_least,
-        "matching": into is not None,
-    }
-    if picture is not None:
-        given["picture"] = _bytes_of(picture)
-    query = parse(Query, given, where="the search")
+    into, sheet = outcome.into, outcome.sheet
+    query = query.model_copy(update={"matching": into is not None})
     pictures = Dataset.open(dataset)
     found = find(pictures, query, lambda column: embedder_of(pictures, column))
     if into and not found.hits:
-        why = "" if at_least is not None else "; --at-least 0.5 (of 1) takes what is similar, too"
+        why = "" if query.at_least is not None else "; --at-least 0.5 (of 1) takes what is similar, too"
         raise UserError(f"nothing matches, so {into} was not made{why}")
     if sheet and found.hits:
         _sheet(pictures, found.hits, sheet)
-    if as_json:
+    if outcome.as_json:
         typer.echo(json.dumps(found.document(), indent=2, ensure_ascii=False))
     else:
-        _show(found, pictures.path, sheet if found.hits else None, most=_LISTED if into else limit)
+        most = _LISTED if into else query.limit
+        _show(found, pictures.path, sheet if found.hits else None, most=most)
     if into:
-        rows = np.array([hit.row for hit in found.hits], np.int64)
-        made = subset(pictures, np.sort(rows), into, why=_why(query.words, picture, like, by, where))
-        carry(pictures, made)
-        if not as_json:
+        made = _kept(pictures, found, into, _why(query, context.params["picture"]))
+        if not outcome.as_json:
             console.print(f"{made.path}: {len(made)} pictures", soft_wrap=True)
+
+
+def _kept(pictures: Dataset, found: Found, into: Path, why: str) -> Dataset:
+    """A data set of what was found."""
+    import numpy as np
+
+    from carrara.dataset.subset import subset
+    from carrara.embedders.embedders import carry
+
+    rows = np.array([hit.row for hit in found.hits], np.int64)
+    made = subset(pictures, np.sort(rows), into, why=why)
+    carry(pictures, made)
+    return made
 
 
 def chosen_embedders(features: bool, meaning: bool, others: Sequence[str]) -> list[str]:
@@ -122,7 +102,6 @@ def chosen_embedders(features: bool, meaning: bool, others: Sequence[str]) -> li
 
 def embed_all(dataset: Dataset, chosen: Sequence[str], hands: Hands = HERE) -> None:
     """Embeds, with a bar each, what these embedders can and is missing, and says where it is."""
-    from carrara.dataset.derived import shown
     from carrara.dataset.fingerprints import derive_glances
     from carrara.embedders.embed_dataset import embed_missing
     from carrara.embedders.embedders import open_embedder
@@ -133,7 +112,7 @@ def embed_all(dataset: Dataset, chosen: Sequence[str], hands: Hands = HERE) -> N
         if embedder.pictures is None and not columns:
             raise UserError(f"{dataset.path} has no captions whose meaning could be stored")
         if embedder.pictures is not None and not embedder.joint:
-            show(shown("perceptual hashes", derive_glances(dataset, by=hands.glances())))
+            show(derive_glances(dataset, by=hands.glances()))
         # In a joint space the pictures are what is found; a text comes with the question.
         for of in ["image"] if embedder.pictures is not None else columns:
             by, build = hands.vectors(given, of), hands.indexes()
@@ -171,21 +150,15 @@ def _repeat(dataset: Dataset, column: str) -> bool:
     return len(set(texts)) < 0.8 * len(texts)
 
 
-def _bytes_of(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
-
-
-def _why(words: str, picture: Path | None, like: str | None, by: str, where: str | None) -> str:
-    parts = [f"words {words!r}" if words else "", f"picture {picture}" if picture else ""]
-    parts += [
-        f"like {like}" if like else "",
-        f"by {by}" if by != "auto" else "",
-        f"where {where}" if where else "",
+def _why(query: Query, picture: Path | None) -> str:
+    parts = [
+        f"words {query.words!r}" if query.words else "",
+        f"picture {picture}" if picture else "",
+        f"like {query.like}" if query.like else "",
+        f"by {query.by}" if query.by != "auto" else "",
+        f"where {query.where}" if query.where else "",
     ]
-    return "search: " + (", ".join(part for part in parts if part) or "everything")
+    return "search: " + (", ".join(filter(None, parts)) or "everything")
 
 
 def _show(found: Found, dataset: Path, sheet: Path | None, *, most: int) -> None:
@@ -233,12 +206,9 @@ def _sheet(dataset: Dataset, hits: Sequence[Hit], path: Path) -> None:
         data = dataset.take([hit.row for hit in part], ["image"])["image"]
         squares = [_square(found, side, dataset.span("image")) for found in data]
         rows.append(Row("", squares, [f"{hit.row}: {hit.score:.3f}" for hit in part]))
-    part_file = path.with_name(path.name + ".part")
-    try:
-        plate(rows, side=side).save(part_file, "PNG")
-        part_file.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    file = io.BytesIO()
+    plate(rows, side=side).save(file, "PNG")
+    write_atomically(path, file.getvalue())
 
 
 def _square(data: bytes, side: int, span: tuple[float, float] | None) -> Image.Image:
@@ -254,17 +224,19 @@ def _square(data: bytes, side: int, span: tuple[float, float] | None) -> Image.I
 _LINGER = 2  # seconds that an answer under way may still take when the server ends
 
 
-def browse(
-    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")] = 0,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; only this machine can reach 127.0.0.1.")
-    ] = "127.0.0.1",
-    show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
-    read_only: Annotated[
-        bool, typer.Option("--read-only", help="Let the page change nothing: no captions, no marks.")
-    ] = False,
-) -> None:
+class Browsing(Config):
+    """Where the page of a data set is, and what it may do."""
+
+    port: int = Field(0, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    host: str = Field("127.0.0.1", description="Address to listen on; only this machine can reach 127.0.0.1.")
+    show: bool = Field(
+        True, description="Open the page in the browser.", json_schema_extra={"flag": "--open/--no-open"}
+    )
+    read_only: bool = Field(False, description="Keep the page from changing captions and marks.")
+
+
+@options(Browsing)
+def browse(dataset: DatasetFolder, chosen: Browsing) -> None:
     """Look through a data set in the browser: search, filter, edit captions, and mark pictures to leave out."""
     try:
         import uvicorn
@@ -278,15 +250,16 @@ def browse(
     from carrara.dataset.dataset import Dataset
     from carrara.embedders.embedders import embedder_of
 
+    host = chosen.host
     names = [socket.gethostname()] if host not in ("127.0.0.1", "localhost", "::1") else []
-    token = "" if read_only or not is_loopback(host) else secrets.token_urlsafe(16)
+    token = "" if chosen.read_only or not is_loopback(host) else secrets.token_urlsafe(16)
     app = browse_app(dataset, embedder_of=embedder_of, host=host, names=names, token=token)
-    listening = _listen(host, port)
+    listening = _listen(host, chosen.port)
     # What follows the sign is never sent: only the page that was opened here knows it.
     address = _address(host, listening.getsockname()[1]) + (f"#{token}" if token else "")
     pictures = len(Dataset.open(dataset))
     console.print(f"{dataset}, {pictures} pictures: {address} (Ctrl-C ends it)", soft_wrap=True)
-    if show and _has_screen():
+    if chosen.show and _has_screen():
         webbrowser.open(address)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -321,7 +294,7 @@ def _listen(host: str, port: int) -> socket.socket:
         made.listen(128)
     except OSError as error:
         made.close()
-        reason = (error.strerror or str(error)).lower()
+        reason = one_line(error).lower()
         raise UserError(
             f"cannot listen on port {port} of {host}: {reason}; another --port, or 0 for any free one"
         ) from None

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from pydantic import Field
 
-from carrara.cli.models import example, number, writable
+from carrara.cli.models import example
+from carrara.cli.options import DatasetFolder, Destination, RecipeChanges, RecipeName, RunFolder, options
 from carrara.cli.progress import follow
 from carrara.cli.search import show_recall
+from carrara.config import Config
 from carrara.errors import UserError
 from carrara.interop.models import is_diffusion, open_autoencoder, open_model
 from carrara.terminal import console
@@ -24,96 +26,89 @@ if TYPE_CHECKING:
     from carrara.training.recipe import AutoencoderRecipe, DiffusionRecipe
 
 
-def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (see `carrara recipe`) or a TOML file.")],
-    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="Run folder; give the same one to resume, and a larger --budget to train longer.",
-            callback=writable,
-        ),
-    ],
-    autoencoder: Annotated[
-        Path | None,
-        typer.Option(help="Autoencoder for diffusion in latents: a model folder or its run."),
-    ] = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(help="Fine-tune: start from the network and weights of this model, of the same kind."),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="How long: 90s, 10m, 2h, 4000steps or 20epochs; by default the recipe's (see `carrara recipe NAME`)."
-        ),
-    ] = None,
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a value of the recipe, e.g. train.batch=16.")
-    ] = None,
-) -> None:
+class Training(RecipeChanges):
+    """Where a run goes, and what it begins from."""
+
+    out: Destination = Field(
+        description="Run folder; give the same one to resume, and a larger --budget to train longer."
+    )
+    start: Path | None = Field(
+        None, description="Fine-tune: start from the network and weights of this model, of the same kind."
+    )
+
+
+@options(Training)
+def train(recipe: RecipeName, dataset: DatasetFolder, training: Training) -> None:
     """Train an autoencoder (stage one), a diffusion model (stage two, or on pixels), or a joint space for search."""
     from carrara.recipes.catalogue import named
 
-    changes = [*(change or []), *([f'train.budget="{budget}"'] if budget else [])]
+    start = training.start
     diffusion = start and is_diffusion(start)
     before = open_model(start) if start and diffusion else None
     begin = open_autoencoder(start) if start and not diffusion else None
-    chosen = named(
-        recipe, changes, network=begin.config if begin else None, model=before.config if before else None
-    )
+    network, model = begin.config if begin else None, before.config if before else None
+    chosen = named(recipe, training.changes(), network=network, model=model)
     from carrara.dataset.dataset import Dataset
     from carrara.importing.summary import few  # after it: a wrong name is answered before torch is imported
     from carrara.training.autoencoder_task import with_network
     from carrara.training.recipe import AutoencoderRecipe, ContrastiveRecipe
     from carrara.training.stages import train_search_space
 
-    pictures = Dataset.open(dataset)
+    pictures, out = Dataset.open(dataset), training.out
     for note in few(len(pictures.indices("train"))):
         console.print(f"note: {note}", soft_wrap=True)
     if isinstance(chosen, ContrastiveRecipe):
-        if autoencoder or start:
+        if training.autoencoder or start:
             raise UserError(
                 "this recipe makes a joint space of texts and pictures: omit --autoencoder and --start"
             )
         follow(train_search_space(chosen, pictures, out), "contrastive", out)
         show_recall(pictures, out)
-        return
-    if isinstance(chosen, AutoencoderRecipe):
-        if autoencoder:
-            raise UserError(
-                "this recipe makes an autoencoder; to begin from an existing one give it as --start"
-            )
-        if before:
-            raise UserError(f"this recipe makes an autoencoder, and {start} is a diffusion model")
-        if begin and begin.size != chosen.size:
-            console.print(
-                f"note: {start} was made at {begin.size} pixels; this trains at {chosen.size} (--set size=…)",
-                soft_wrap=True,
-            )
-        if begin and begin.bits != chosen.bits:
-            console.print(
-                f"note: {start} was made for {begin.bits} bits; this trains at {chosen.bits} (--set bits=…)",
-                soft_wrap=True,
-            )
+    elif isinstance(chosen, AutoencoderRecipe):
+        _check_stage_one(chosen, training, begin)
         run_autoencoder(with_network(chosen, begin), pictures, out, begin)
         console.print(f"next: carrara train text_ldm {dataset} --autoencoder {out} --out RUN", soft_wrap=True)
-        return
-    if begin:
-        raise UserError(
-            f"this recipe makes a diffusion model, and {start} is an autoencoder: give it as --autoencoder"
+    else:
+        _check_stage_two(chosen, training, before)
+        stage_one = before.autoencoder if before else None
+        if training.autoencoder:
+            stage_one = open_autoencoder(training.autoencoder)
+        run_diffusion(chosen, pictures, stage_one, out, before)
+        console.print(f"next: carrara sample {out}{example(out)} --out pictures", soft_wrap=True)
+
+
+def _check_stage_one(recipe: AutoencoderRecipe, training: Training, begin: StoredAutoencoder | None) -> None:
+    """UserError where the options are another stage's; notes where it begins from an autoencoder of another sort."""
+    if training.autoencoder:
+        raise UserError("this recipe makes an autoencoder; to begin from an existing one give it as --start")
+    if training.start and not begin:
+        raise UserError(f"this recipe makes an autoencoder, and {training.start} is a diffusion model")
+    if begin and begin.size != recipe.size:
+        console.print(
+            f"note: {training.start} was made at {begin.size} pixels; this trains at {recipe.size} (--set size=…)",
+            soft_wrap=True,
         )
-    if before and chosen.model != before.config:
+    if begin and begin.bits != recipe.bits:
+        console.print(
+            f"note: {training.start} was made for {begin.bits} bits; this trains at {recipe.bits} (--set bits=…)",
+            soft_wrap=True,
+        )
+
+
+def _check_stage_two(recipe: DiffusionRecipe, training: Training, before: Model | None) -> None:
+    """UserError where recipe and options do not fit each other."""
+    if training.start and not before:
+        raise UserError(
+            f"this recipe makes a diffusion model, and {training.start} is an autoencoder: give it as --autoencoder"
+        )
+    if before and recipe.model != before.config:
         raise UserError("with --start the model is that one: omit the changes of model.…, or --start")
-    if chosen.pixels and autoencoder:
+    if recipe.pixels and training.autoencoder:
         raise UserError("this recipe works on pixels: omit --autoencoder")
-    if not chosen.pixels and not autoencoder and not before:
+    if not recipe.pixels and not training.autoencoder and not before:
         raise UserError(
             "a diffusion model needs --autoencoder: train one with `carrara train kl_autoencoder …`"
         )
-    stage_one = open_autoencoder(autoencoder) if autoencoder else before.autoencoder if before else None
-    run_diffusion(chosen, pictures, stage_one, out, before)
-    console.print(f"next: carrara sample {out}{example(out)} --out pictures", soft_wrap=True)
 
 
 def run_autoencoder(
@@ -154,31 +149,31 @@ def run_diffusion(
     follow(train_diffusion(recipe, dataset, autoencoder, out, start=start), "diffusion", out)
 
 
-def average(
-    run: Annotated[Path, typer.Argument(help="A run's folder, finished or not.")],
-    out: Annotated[Path, typer.Option(help="The model folder to make.", callback=writable)],
-    length: Annotated[
-        float | None,
-        typer.Option(
-            min=0.005,
-            max=0.249,
-            callback=number,
-            help="Share of the training that the average covers; by default the recipe's.",
-        ),
-    ] = None,
-    best: Annotated[
-        bool, typer.Option("--best", help="Use the state that did best on held-out pictures, not the newest.")
-    ] = False,
-) -> None:
+class Averaging(Config):
+    """Which average of a run's weights, and where it goes."""
+
+    out: Destination = Field(description="The model folder to make.")
+    length: float | None = Field(
+        None,
+        ge=0.005,
+        le=0.249,
+        description="Share of the training that the average covers; by default the recipe's.",
+    )
+    best: bool = Field(False, description="Use the state that did best on held-out pictures, not the newest.")
+
+
+@options(Averaging)
+def average(run: RunFolder, chosen: Averaging) -> None:
     """Make a model from a run's weights, averaged over another length than its own, also while it still trains."""
     from carrara.recipes.catalogue import named
     from carrara.training.averaged_model import write_averaged
     from carrara.training.run_changes import recipe_file
 
+    out, length = chosen.out, chosen.length
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists already; name another folder, or remove it")
     train = named(str(recipe_file(run, lambda file: named(str(file))))).train
-    made = write_averaged(run, train, out, length=length, best=best)
+    made = write_averaged(run, train, out, length=length, best=chosen.best)
     console.print(
         f"{out}: the average of length {train.ema if length is None else length:g} after {made.seen} pictures "
         f"({made.source})",

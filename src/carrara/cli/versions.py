@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import Field
 
-from carrara.cli.models import number
-from carrara.terminal import Bar, console
+from carrara.cli.options import DatasetFolder, options
+from carrara.cli.progress import show
+from carrara.config import Config
+from carrara.terminal import console
 
 
-def data_versions(
-    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
-) -> None:
+def data_versions(dataset: DatasetFolder) -> None:
     """List the versions of a data set: number, when, pictures, tags, what made it."""
     from carrara.dataset.dataset import Dataset
     from carrara.dataset.versions import versions
@@ -30,20 +31,25 @@ def data_versions(
     console.print(f"refer to a version as {opened.path}@{found[-1].number}, or by its tag", soft_wrap=True)
 
 
+class Tagging(Config):
+    """Which version gets the name, or loses it."""
+
+    version: int | None = Field(None, ge=1, description="The version to name; by default the newest.")
+    remove: bool = Field(False, description="Remove the name instead.")
+
+
+@options(Tagging)
 def data_tag(
     dataset: Annotated[Path, typer.Argument(help="A data set, or DATASET@NUMBER for an older version.")],
     name: Annotated[str, typer.Argument(help="The name, as in DATASET@NAME.")],
-    version: Annotated[
-        int | None, typer.Option(min=1, help="The version to name; by default the newest.")
-    ] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove the name instead.")] = False,
+    chosen: Tagging,
 ) -> None:
     """Name a version of a data set, so that it is kept and can be opened by that name."""
     from carrara.dataset.dataset import Dataset
     from carrara.dataset.versions import tag, untag
 
-    opened = Dataset.open(dataset, version=version)
-    if remove:
+    opened = Dataset.open(dataset, version=chosen.version)
+    if chosen.remove:
         untag(opened, name)
         console.print(f"removed: the versions stay until `carrara data clean {opened.path}`", soft_wrap=True)
         return
@@ -53,18 +59,23 @@ def data_tag(
     )
 
 
+class Restoring(Config):
+    """What is brought back."""
+
+    changed: bool = Field(False, description="Also bring back words that have been replaced since.")
+
+
+@options(Restoring)
 def data_restore(
     dataset: Annotated[Path, typer.Argument(help="The version with what was lost: DATASET@NUMBER.")],
-    changed: Annotated[
-        bool, typer.Option("--changed", help="Also bring back words that have been replaced since.")
-    ] = False,
+    chosen: Restoring,
 ) -> None:
     """Bring back captions and other words that an older version had and the newest lacks."""
     from carrara.dataset.dataset import Dataset
     from carrara.dataset.versions import restore
 
     opened = Dataset.open(dataset)
-    done = restore(opened, changed=changed)
+    done = restore(opened, changed=chosen.changed)
     left = f"; {done.left} say something else now and stay (--changed replaces it)" if done.left else ""
     console.print(
         f"restored from version {opened.version}: the words of {done.rows} pictures{left}",
@@ -72,31 +83,27 @@ def data_restore(
     )
 
 
-def data_clean(
-    dataset: Annotated[Path, typer.Argument(help="A data set made by `carrara data import`.")],
-    keep: Annotated[
-        float,
-        typer.Option(
-            "--keep-hours",
-            min=0,
-            max=1e6,
-            callback=number,
-            help="Keep versions without a tag that are younger than this many hours.",
-        ),
-    ] = 24.0,
-    compare: Annotated[
-        bool, typer.Option("--verify", help="First compare every picture with its id, to find damaged ones.")
-    ] = False,
-) -> None:
+class Cleaning(Config):
+    """What is removed, and what is looked at before."""
+
+    keep_hours: float = Field(
+        24,
+        ge=0,
+        le=1e6,
+        description="Keep versions without a tag that are younger than this many hours.",
+    )
+    verify: bool = Field(False, description="First compare every picture with its id, to find damaged ones.")
+
+
+@options(Cleaning)
+def data_clean(dataset: DatasetFolder, chosen: Cleaning) -> None:
     """Remove old versions without a tag and leftovers of interrupted work, then join small files."""
     from carrara.dataset.bit_rot import verify
     from carrara.dataset.dataset import Dataset
     from carrara.dataset.versions import clean
 
     opened = Dataset.open(dataset)
-    if compare:
-        with Bar("comparing") as bar:
-            for fraction in verify(opened):
-                bar.show(fraction, "pictures with their ids")
+    if chosen.verify:
+        show(verify(opened))
         console.print(f"verified: all {len(opened)} pictures are what was imported", soft_wrap=True)
-    console.print(f"cleaned: {clean(opened, older_than=timedelta(hours=keep))}", soft_wrap=True)
+    console.print(f"cleaned: {clean(opened, older_than=timedelta(hours=chosen.keep_hours))}", soft_wrap=True)

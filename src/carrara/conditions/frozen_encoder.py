@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from carrara.errors import UserError, nearest
+from carrara.errors import UserError, nearest, one_line
 from carrara.model_folder import WeightFiles, weight_files
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
@@ -293,8 +293,7 @@ def _quietly(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the library raises nothing narrower
-        line = " ".join(str(error).split())
-        raise UserError(f"{folder} cannot be read: {line[:200]}") from None
+        raise UserError(f"{folder} cannot be read: {one_line(error)}") from None
     finally:
         logging.set_verbosity(level)
         if bars:

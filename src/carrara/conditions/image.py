@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from carrara.conditions.condition import Columns, Contents, Derivation, Form, Latent, dropped
-from carrara.conditions.random_holes import Masked, draw_hole
+from carrara.conditions.random_holes import Masked, draw_hole, hole_remarks
 from carrara.config import Config as Base
 from carrara.context import Context
 from carrara.errors import UserError, nearest
@@ -239,11 +239,7 @@ class ImageEncoder(nn.Module):
         if self.config.shows == "map":
             self._classes(value)
         elif self.config.shows == "masked":
-            hole = self._checked_hole(value)
-            if not hole.any():
-                return ["the mask leaves nothing to be filled"]
-            if hole.all():
-                return ["the mask covers the whole picture, nothing of it is kept"]
+            return hole_remarks(self._checked_hole(value))
         else:
             self._checked(value.picture if isinstance(value, Noised) else value)
         return []

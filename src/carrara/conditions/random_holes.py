@@ -31,6 +31,13 @@ class Masked:
         return self.mask.reshape(self.mask.shape[-2:]) != 0
 
 
+def hole_remarks(hole: Tensor) -> list[str]:
+    """Where a hole ``bool [h w]`` is nothing or everything."""
+    if not hole.any():
+        return ["the mask leaves nothing to be filled"]
+    return ["the mask covers the whole picture, nothing of it is kept"] if hole.all() else []
+
+
 def draw_hole(seed: int, height: int, width: int) -> Tensor:
     """``bool [height width]``, a function of the seed: half are strokes, a quarter boxes, a quarter missing sides.
 

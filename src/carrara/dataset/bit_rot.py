@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from carrara.dataset.columns import KINDS, content_id, id_column
 from carrara.errors import UserError
+from carrara.progress import Progress
 
 if TYPE_CHECKING:
     from carrara.dataset.dataset import Dataset
@@ -25,7 +26,7 @@ def check(dataset: Dataset, row: int, values: dict[str, Any]) -> None:
         )
 
 
-def verify(dataset: Dataset) -> Generator[float, None, None]:
+def verify(dataset: Dataset) -> Generator[Progress]:
     """Compares every picture with its id; yields how far it is. UserError names those that are damaged."""
     kinds = [kind for kind in KINDS if kind in dataset.columns]
     columns = ["id", "source", "image", *kinds, *map(id_column, kinds)]
@@ -40,7 +41,7 @@ def verify(dataset: Dataset) -> Generator[float, None, None]:
                 damaged[values["id"]] = values["source"]
         start += len(rows)
         count = int(min(MOST_ROWS, 4 * count, max(1, AT_A_TIME * len(rows) // max(1, size))))
-        yield start / len(dataset)
+        yield Progress(title="comparing", fraction=start / len(dataset), words="pictures with their ids")
     if damaged:
         some = ", ".join(list(damaged.values())[:_SHOWN])
         more = f" and {len(damaged) - _SHOWN} more" if len(damaged) > _SHOWN else ""

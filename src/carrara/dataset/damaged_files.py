@@ -6,24 +6,44 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carrara.files import json_object
+from carrara.errors import DAMAGE, is_panic, of_lance
+from carrara.files import DAMAGED, json_object, set_aside
 from carrara.terminal import note
 
 if TYPE_CHECKING:
     import lance
 
-DAMAGED = ".damaged"
 _MAGIC = b"LANC"  # what a whole manifest ends with
+_LAST = 2**64 - 1  # from which the names of manifests count down
 _TAG = {"branch", "version", "createdAt", "updatedAt", "manifestSize", "metadata"}
 
 
 def set_aside_versions(table: Path) -> bool:
-    """Gives another name to manifests that are cut short or empty: these versions are lost. Whether there were any."""
-    found = [m for m in sorted(table.glob("_versions/*.manifest")) if not m.read_bytes().endswith(_MAGIC)]
+    """Gives another name to manifests that cannot be read: these versions are lost. Whether there were any."""
+    found = [m for m in sorted(table.glob("_versions/*.manifest")) if _is_damaged(m, table)]
     for manifest in found:
-        manifest.rename(manifest.with_name(manifest.name + DAMAGED))
-        note(f"a version of {table.parent} is damaged and was set aside as {manifest.name}{DAMAGED}")
+        aside = set_aside(manifest)
+        note(f"a version of {table.parent} is damaged and was set aside as {aside.name}")
     return bool(found)
+
+
+def _is_damaged(manifest: Path, table: Path) -> bool:
+    """Whether it is empty, cut short or, by the library's word, nonsense."""
+    import lance
+
+    if not manifest.read_bytes().endswith(_MAGIC):
+        return True
+    number = int(manifest.stem) if manifest.stem.isdecimal() else 0
+    try:
+        lance.dataset(str(table), version=min(number, _LAST - number))
+    except BaseException as error:
+        return is_of_library(error) and (is_panic(error) or of_lance(error).startswith(DAMAGE))
+    return False
+
+
+def is_of_library(error: BaseException) -> bool:
+    """Whether it may be what the table's library says of a file."""
+    return isinstance(error, OSError | RuntimeError | ValueError) or is_panic(error)
 
 
 def tags_of(table: lance.LanceDataset) -> dict[str, int]:
@@ -37,8 +57,7 @@ def tags_of(table: lance.LanceDataset) -> dict[str, int]:
         if not damaged:
             raise
     for file in damaged:
-        file.rename(file.with_name(file.name + DAMAGED))
-        note(f"the tag {file.stem!r} is damaged and was set aside as {file}{DAMAGED}")
+        note(f"the tag {file.stem!r} is damaged and was set aside as {set_aside(file)}")
     return _listed(table)
 
 

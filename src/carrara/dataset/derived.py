@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,45 +23,69 @@ from carrara import progress
 from carrara.dataset.columns import DERIVED_FROM, DERIVED_KEY, DERIVED_SHAPE, KINDS, id_column
 from carrara.dataset.commits import committed, drop_columns
 from carrara.dataset.dataset import Dataset
+from carrara.dataset.loader import Column, Fetch, Reading, in_background
+from carrara.dataset.order import Batch
 from carrara.dataset.store import lock, release
 from carrara.errors import UserError
-from carrara.geometry import SideOrSize
+from carrara.files import write_atomically
 
 if TYPE_CHECKING:
     import lance
     import pyarrow as pa
 
-    from carrara.dataset.loader import Column, Fetch
-    from carrara.images.decode import Crop
 
 STAGING = "derive.partial"
 # What a picture's bytes decide; whatever else a column is derived from, a later import may change.
 _FIXED = frozenset({"id", "image", "width", "height", "mode"})
 
 Key = Mapping[str, Any]
-Function = Callable[[Mapping[str, "Column"]], npt.NDArray[Any]]
+Function = Callable[[Mapping[str, Column]], npt.NDArray[Any]]
 Rows = npt.NDArray[np.int64]
-Derive = Callable[..., Generator["Progress", None, None]]  # `derive`, or what does the same elsewhere
 
 
 @dataclass(frozen=True)
-class Progress:
+class Derivation:
+    """A column to be computed once: what it is called and keyed by, and the ``function`` that makes it.
+
+    It gets what ``reading`` gives of ``batch`` rows at a time, always the same ones, and returns float16 or float32
+    ``[b, *shape]``. ``title`` and ``unit`` are for whoever shows how far it is.
+    """
+
+    name: str
+    key: Key
+    function: Function
+    batch: int
+    reading: Reading = Reading()  # noqa: RUF009  (frozen)
+    title: str = ""
+    unit: str = "pictures"
+
+    @property
+    def column(self) -> str:
+        """The column of the table."""
+        return column_name(self.name, self.key)
+
+    def progress(self, done: int, total: int) -> Progress:
+        """So many rows are done, of those that lacked it."""
+        return Progress.of(done, total, title=self.title or self.name, unit=self.unit)
+
+    def complete(self, total: int) -> Progress:
+        """The last report."""
+        return Progress(fraction=1.0, total=total, unit=self.unit, column=self.column)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(progress.Progress):
     """Rows done, of how many that lacked the column; the last report names it, then ready to be loaded."""
 
-    done: int
-    total: int
     column: str | None = None
 
 
-def shown(title: str, reports: Generator[Progress], unit: str = "pictures") -> Generator[progress.Progress]:
-    """The same reports as a share, for whoever shows them."""
-    with closing(reports):
-        for report in reports:
-            if report.column is None:
-                share, words = report.done / max(1, report.total), f"{report.done} of {report.total} {unit}"
-                yield progress.Progress(
-                    title=title, fraction=share, words=words, total=report.total, unit=unit
-                )
+class Derive(Protocol):
+    """`derive`, or what does the same elsewhere."""
+
+    def __call__(
+        self, dataset: Dataset, wanted: Derivation, rows: Rows | None = None
+    ) -> Generator[Progress, None, None]: ...
 
 
 def column_name(name: str, key: Key) -> str:
@@ -92,34 +116,16 @@ def drop(dataset: Dataset, column: str) -> None:
     dataset.refresh()
 
 
-def derive(
-    dataset: Dataset,
-    name: str,
-    key: Key,
-    function: Function,
-    *,
-    batch: int,
-    columns: Sequence[str] = ("image",),
-    rows: Rows | None = None,
-    size: SideOrSize | None = None,
-    channels: int = 3,
-    bits: int = 8,
-    crop: Crop = "centre",
-) -> Generator[Progress, None, None]:
+def derive(dataset: Dataset, wanted: Derivation, rows: Rows | None = None) -> Generator[Progress, None, None]:
     """Computes the column for those of ``rows`` (None: every row) that lack it; ``dataset`` then has it.
 
-    ``function`` gets ``columns`` as `loader.load` gives them (``image`` as ``[b channels h w]``, uint8 or with
-    16 ``bits`` uint16, the part that ``crop`` names; as bytes without ``size``) for ``batch`` rows at a time,
-    always the same ones, and returns float16 or float32 ``[b, *shape]``. Started again after a kill it goes on
-    after the last whole batch; pictures that others add meanwhile get their values too. ValueError where values are
-    not finite or their shape changes; UserError where another process makes the same column, or a picture cannot
-    have these channels.
+    Started again after a kill it goes on after the last whole batch; pictures that others add meanwhile get their
+    values too. ValueError where values are not finite or their shape changes; UserError where another process makes
+    the same column, or a picture cannot have the channels that are read.
     """
-    from carrara.dataset.loader import Fetch
-
     dataset.refresh()
-    column = column_name(name, key)
-    if column in dataset.columns and not made_under(dataset, column, key):
+    column = wanted.column
+    if column in dataset.columns and not made_under(dataset, column, wanted.key):
         drop(dataset, column)
     total = 0
     if len(missing := rows_without(dataset, column, rows)):
@@ -128,9 +134,9 @@ def derive(
         try:
             while len(missing):
                 total = len(missing)
-                staging = _Staging(dataset, column, key, missing, batch, changeable(dataset, columns))
-                fetch = Fetch(dataset, columns, size=size, channels=channels, bits=bits, crop=crop)
-                yield from _compute(staging, function, fetch)
+                staging = _Staging(dataset, wanted, missing)
+                for done in _compute(staging, Fetch(dataset, wanted.reading)):
+                    yield wanted.progress(done, total)
                 with suppress(_Changed), dataset.store.writing():
                     _publish(dataset, staging, whole=rows is None)
                 staging.remove()
@@ -140,7 +146,7 @@ def derive(
             with suppress(OSError):  # values of a later run may be there
                 folder.rmdir()
             release(held)
-    yield Progress(total, total, column)
+    yield wanted.complete(total)
 
 
 def changeable(dataset: Dataset, columns: Sequence[str]) -> list[str]:
@@ -160,21 +166,13 @@ class _Changed(Exception):
 class _Staging:
     """The values so far: a file of whole batches, and a note of what they are for."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        column: str,
-        key: Key,
-        missing: npt.NDArray[np.int64],
-        batch: int,
-        changeable: list[str],
-    ) -> None:
-        self.column, self.key, self.missing, self.batch = column, key, missing, batch
-        self.changeable = changeable
-        self.folder = dataset.store.work / STAGING / column
+    def __init__(self, dataset: Dataset, wanted: Derivation, missing: Rows) -> None:
+        self.wanted, self.column, self.missing = wanted, wanted.column, missing
+        self.changeable = changeable(dataset, wanted.reading.columns)
+        self.folder = dataset.store.work / STAGING / self.column
         self.values, self.note = self.folder / "values", self.folder / "note.json"
-        self.rows = _rows_digest(dataset.take_arrow(missing, _told_by(changeable)))
-        self._for = {"key": _canonical(key), "batch": batch, "rows": self.rows}
+        self.rows = _rows_digest(dataset.take_arrow(missing, _told_by(self.changeable)))
+        self._for = {"key": _canonical(wanted.key), "batch": wanted.batch, "rows": self.rows}
         self.shape: tuple[int, ...] | None = None
         self.dtype = np.dtype(np.float16)
         self.done = 0
@@ -191,16 +189,16 @@ class _Staging:
             return
         self.shape, self.dtype = tuple(note["shape"]), np.dtype(note["dtype"])
         rows = min(self.values.stat().st_size // self._row_bytes(), len(self.missing))
-        self.done = rows if rows == len(self.missing) else rows // self.batch * self.batch
+        self.done = rows if rows == len(self.missing) else rows // self.wanted.batch * self.wanted.batch
         os.truncate(self.values, self.done * self._row_bytes())
 
     def add(self, file: BinaryIO, values: npt.NDArray[Any]) -> None:
         """Appends the values of the next batch."""
         if self.shape is None:
             self.shape, self.dtype = values.shape[1:], values.dtype
-            part = self.note.with_suffix(".part")
-            part.write_text(json.dumps({**self._for, "shape": self.shape, "dtype": self.dtype.name}))
-            os.replace(part, self.note)
+            write_atomically(
+                self.note, json.dumps({**self._for, "shape": self.shape, "dtype": self.dtype.name})
+            )
         if values.shape[1:] != self.shape or values.dtype != self.dtype:
             raise ValueError(
                 f"{self.column}: values of {values.shape[1:]} {values.dtype} after {self.shape} {self.dtype}"
@@ -222,20 +220,24 @@ class _Staging:
         return int(np.prod(self.shape or (), dtype=np.int64)) * self.dtype.itemsize
 
 
-def _compute(staging: _Staging, function: Function, fetch: Fetch) -> Iterator[Progress]:
-    from carrara.dataset.loader import in_background
-    from carrara.dataset.order import Batch
-
-    total = len(staging.missing)
-    starts = range(staging.done, total, staging.batch)
-    chunks = (staging.missing[s : s + staging.batch] for s in starts)
-    loaded = in_background((fetch(Batch(c, 0, np.empty(0, np.uint64))) for c in chunks), ahead=2)
+def _compute(staging: _Staging, fetch: Fetch) -> Iterator[int]:
+    """Has the values computed that are missing; yields how many there are."""
     if staging.done:
-        yield Progress(staging.done, total)
-    with open(staging.values, "ab") as file, closing(loaded):
+        yield staging.done
+    values = computed(staging.wanted, staging.missing[staging.done :], fetch)
+    with open(staging.values, "ab") as file, closing(values):
+        for some in values:
+            staging.add(file, some)
+            yield staging.done
+
+
+def computed(wanted: Derivation, rows: Rows, fetch: Fetch) -> Generator[npt.NDArray[Any], None, None]:
+    """The checked values of these rows, a batch at a time."""
+    chunks = (rows[start : start + wanted.batch] for start in range(0, len(rows), wanted.batch))
+    loaded = in_background((fetch(Batch(c, 0, np.empty(0, np.uint64))) for c in chunks), ahead=2)
+    with closing(loaded):
         for given in loaded:
-            staging.add(file, checked(staging.column, np.asarray(function(given.columns)), given.rows))
-            yield Progress(staging.done, total)
+            yield checked(wanted.column, np.asarray(wanted.function(given.columns)), given.rows)
 
 
 def checked(column: str, values: npt.NDArray[Any], rows: Rows) -> npt.NDArray[Any]:
@@ -279,9 +281,7 @@ def _add(table: lance.LanceDataset, staging: _Staging, values: npt.NDArray[Any],
     import pyarrow as pa
 
     total = table.count_rows()
-    field = field_of(
-        staging.column, staging.key, values, staging.shape or (), staging.changeable, whole=whole
-    )
+    field = field_of(staging.wanted, values, staging.shape or (), staging.changeable, whole=whole)
     schema = pa.schema([field])
     parts = (pa.record_batch([p], schema=schema) for p in _every_row(staging, values, total, field.type))
     table.add_columns(pa.RecordBatchReader.from_batches(schema, parts))
@@ -327,8 +327,7 @@ def _at_a_time(values: npt.NDArray[Any]) -> int:
 
 
 def field_of(
-    column: str,
-    key: Key,
+    wanted: Derivation,
     values: npt.NDArray[Any],
     shape: Sequence[int],
     changeable: Sequence[str],
@@ -342,10 +341,10 @@ def field_of(
     import pyarrow as pa
 
     kind = pa.float16() if values.dtype == np.float16 else pa.float32()
-    metadata = {DERIVED_KEY: _canonical(key), DERIVED_SHAPE: json.dumps(list(shape))}
+    metadata = {DERIVED_KEY: _canonical(wanted.key), DERIVED_SHAPE: json.dumps(list(shape))}
     if changeable:
         metadata[DERIVED_FROM] = json.dumps(list(changeable))
-    return pa.field(column, pa.list_(kind, values.shape[1] if whole else -1), metadata=metadata)
+    return pa.field(wanted.column, pa.list_(kind, values.shape[1] if whole else -1), metadata=metadata)
 
 
 def made_from(field: pa.Field) -> set[str]:

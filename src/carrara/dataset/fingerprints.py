@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from carrara.dataset.derived import derive, derived
+from carrara.dataset.derived import Derivation, derive, derived
+from carrara.dataset.loader import Reading
 from carrara.images.fingerprint import look, numbers_of, unpack
 
 if TYPE_CHECKING:
@@ -29,8 +29,13 @@ _BATCH = 4096
 
 def derive_glances(dataset: Dataset, *, by: Derive = derive) -> Generator[Progress, None, None]:
     """Derives the glances of the pictures that have none yet; the last report names their column."""
+    return by(dataset, derivation(dataset))
+
+
+def derivation(dataset: Dataset) -> Derivation:
+    """What `derive_glances` derives."""
     looked = partial(_look_at_all, span=dataset.span("image"))
-    return by(dataset, _NAME, _KEY, looked, batch=_AT_ONCE, columns=("image", "mode"))
+    return Derivation(_NAME, _KEY, looked, _AT_ONCE, Reading(("image", "mode")), title="perceptual hashes")
 
 
 def glance_column(dataset: Dataset) -> str | None:
@@ -47,15 +52,6 @@ def glances(dataset: Dataset, column: str) -> Iterator[Glances]:
 def glances_at(dataset: Dataset, column: str, rows: npt.NDArray[np.int64]) -> Glances:
     """The glances of some rows, in the order asked."""
     return unpack(numbers_of(dataset.take_arrow(rows, [column])[column].combine_chunks()))
-
-
-def all_glanced(dataset: Dataset) -> str:
-    """The column of the glances, derived without a word where it is missing."""
-    with closing(derive_glances(dataset)) as reports:
-        for report in reports:
-            if report.column is not None:
-                return report.column
-    raise AssertionError("the last report names the column")
 
 
 def _look_at_all(columns: Mapping[str, Any], span: Span | None = None) -> npt.NDArray[np.float32]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
 from array import array
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +11,9 @@ from carrara.dataset.columns import KEPT, ORIGIN
 from carrara.dataset.description import about, places_by_id
 from carrara.dataset.known_rows import Known, KnownPictures, Names, Record, short
 from carrara.dataset.store import TABLE, Store, newest
-from carrara.dataset.unfinished_imports import JOURNAL, folder_of, fragments_of, whole_lines
+from carrara.dataset.unfinished_imports import JOURNAL, folder_of, fragments_of
 from carrara.dataset.word_sources import Owners, source_id
+from carrara.files import Journal
 
 SAME = "the same picture as "
 
@@ -89,12 +88,9 @@ class Journaled:
 
     def _note_down(self, line: dict[str, Any]) -> None:
         """It is on the disk before anything relies on it."""
-        with open(self.folder / JOURNAL, "a", encoding="utf-8") as file:
-            if file.tell() == 0:
-                file.write(json.dumps({"ticket": self.ticket}) + "\n")
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        journal = Journal(self.folder / JOURNAL)
+        begun = journal.path.exists() and journal.path.stat().st_size > 0
+        journal.add(*([] if begun else [{"ticket": self.ticket}]), line)
 
     def _remember(self, name: str, source: str) -> None:
         """One that this import brings; what it says is only needed to tell a change, which cannot come yet."""
@@ -116,15 +112,15 @@ class Journaled:
 
     def _read_journal(self) -> None:
         """Takes up what an import with the same ticket left, if all that it wrote is still there."""
-        journal = self.folder / JOURNAL
+        journal = Journal(self.folder / JOURNAL)
         needed = ("ticket", "fragments", "instead")  # and not all names at once
-        lines = [{k: line[k] for k in needed if k in line} for line in whole_lines(journal)]
+        lines = [{k: line[k] for k in needed if k in line} for line in journal]
         fragments = fragments_of(lines)
         if not lines or lines[0].get("ticket") != self.ticket or not self._all_there(fragments):
             if lines:
-                journal.unlink()
+                journal.path.unlink()
             return
-        for line in itertools.islice(whole_lines(journal), 1, None):
+        for line in itertools.islice(journal, 1, None):
             self.consumed = line["consumed"]
             self.added, self.updated, self.duplicates = line["counts"]
             self.rejected += line["rejected"]

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from carrara import progress
 from carrara.autoencoders.scale import LatentScale
 from carrara.dataset.channels import check_channels
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.derived import Derive, Progress, Rows, derive, derived, shown
-from carrara.dataset.loader import Bucket, Fetch
+from carrara.dataset.derived import Derivation, Derive, Progress, Rows, derive, derived
+from carrara.dataset.loader import Bucket, Fetch, Reading
 from carrara.dataset.order import Batch
 from carrara.errors import UserError
 from carrara.geometry import SideOrSize, extent
@@ -114,8 +113,21 @@ def encode(
     The network computes under ``autocast()``, for example in bfloat16. UserError where the pictures cannot have
     the autoencoder's channels.
     """
-    channels = int(autoencoder.config.image_channels)
-    check_channels(dataset, channels, autoencoder.bits)
+    check_channels(dataset, int(autoencoder.config.image_channels), autoencoder.bits)
+    yield from by(
+        dataset, derivation(autoencoder, device, variant=variant, autocast=autocast, size=size), rows
+    )
+
+
+def derivation(
+    autoencoder: StoredAutoencoder,
+    device: torch.device,
+    *,
+    variant: Variant = CENTRE,
+    autocast: Autocast = contextlib.nullcontext,
+    size: SideOrSize | None = None,
+) -> Derivation:
+    """What `encode` derives."""
     module: Any = autoencoder.module.to(device)
 
     def moments(columns: Mapping[str, Any]) -> np.ndarray[Any, Any]:
@@ -128,17 +140,16 @@ def encode(
 
     most = PIXELS if device.type == "cpu" else 8 * PIXELS
     height, width = extent(size or autoencoder.size)
-    yield from by(
-        dataset,
+    channels = int(autoencoder.config.image_channels)
+    return Derivation(
         "latent",
         latent_key(autoencoder, variant, size),
         moments,
         batch=max(1, min(512, most // (height * width))),
-        rows=rows,
-        size=(height, width),
-        channels=channels,
-        bits=autoencoder.bits,
-        crop=variant.crop,
+        reading=Reading(("image",), (height, width), channels, autoencoder.bits, variant.crop),
+        title="latents"
+        + ("" if variant == CENTRE else f" {variant}")
+        + (f" {width} x {height}" if width != height else ""),
     )
 
 
@@ -152,12 +163,10 @@ def encode_missing(
     rows: Rows | None = None,
     size: tuple[int, int] | None = None,
     by: Callable[[Variant], Derive] = lambda variant: derive,
-) -> Generator[progress.Progress]:
+) -> Generator[Progress]:
     """Encodes each variant, of some rows at (height, width) or of all, as far as it is not there already."""
     for variant in wanted:
-        title = "latents" if len(wanted) == 1 else f"latents {variant}"
-        title += f" {size[1]} x {size[0]}" if size and size[0] != size[1] else ""
-        reports = encode(
+        yield from encode(
             dataset,
             autoencoder,
             device,
@@ -167,7 +176,6 @@ def encode_missing(
             size=size,
             by=by(variant),
         )
-        yield from shown(title, reports)
 
 
 def keep_scale(autoencoder: StoredAutoencoder, measured: Callable[[], LatentScale]) -> str:
@@ -176,8 +184,8 @@ def keep_scale(autoencoder: StoredAutoencoder, measured: Callable[[], LatentScal
         return ""
     try:
         autoencoder.with_scale(measured()).keep_scale()
-    except OSError as error:
-        return f"note: the latent scale is not kept in {autoencoder.path}: {error.strerror}"
+    except UserError as error:
+        return f"note: the latent scale is not kept: {error}"
     return ""
 
 
@@ -201,7 +209,7 @@ def measured_scale(dataset: Dataset, columns: Sequence[str], buckets: Sequence[B
 
 def moments_of(dataset: Dataset, column: str, rows: Rows, *, batch: int = 1024) -> Iterator[Tensor]:
     """The stored ``[b 2c h w]`` of these rows, in order, for measuring the latent scale."""
-    fetch = Fetch(dataset, [column], size=None, channels=3)
+    fetch = Fetch(dataset, Reading([column]))
     for start in range(0, len(rows), batch):
         found = fetch(Batch(rows[start : start + batch], 0, np.empty(0, np.uint64))).columns[column]
         assert isinstance(found, Tensor)

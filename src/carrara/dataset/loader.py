@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,7 +29,6 @@ IN_MEMORY = 512 * 2**20
 
 T = TypeVar("T")
 Column = Tensor | list[Any]
-_Part = tuple[npt.NDArray[np.int64], SideOrSize | None, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,27 @@ class Bucket:
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Which columns of a data set are read, and how.
+
+    ``image`` comes as ``[b channels h w]``, uint8 or with 16 ``bits`` uint16, the part that ``crop`` names, a picture
+    beside it as `picture_columns.read` says (without a ``size`` both as their bytes), a derived column as float16 or
+    float32 ``[b, *shape]``, whole numbers as int64 ``[b]``, words as a list with None where there are none.
+    ``own`` maps columns to those of the table that hold them, where these are called otherwise.
+    """
+
+    columns: Sequence[str] = ("image",)
+    size: SideOrSize | None = None
+    channels: int = 3
+    bits: int = 8
+    crop: Crop = "centre"
+    own: Mapping[str, str] = field(default_factory=dict)
+
+
 def load(
     dataset: Dataset,
-    columns: Sequence[str],
+    reading: Reading,
     *,
     batch: int,
     seed: int,
@@ -69,73 +86,51 @@ def load(
     split: str | None = "train",
     rows: npt.NDArray[np.int64] | None = None,
     buckets: Sequence[Bucket] = (),
-    size: SideOrSize | None = None,
-    channels: int = 3,
-    bits: int = 8,
-    own: Mapping[str, str] | None = None,
-    ahead: int = 4,
 ) -> Generator[Loaded, None, None]:
-    """Batches without end, in the order that (seed, start) fixes, at most ``ahead`` of them in advance.
+    """Batches without end, in the order that (seed, start) fixes, at most four of them in advance.
 
     They are of the split, or of ``rows`` where given, or of ``buckets``: then each batch is from one of them, at
     its size and with its columns under their shared names, and ``start`` is a multiple of ``batch``.
 
-    ``image`` comes as ``[b channels h w]``, uint8 or with 16 ``bits`` uint16, a picture beside it as
-    `picture_columns.read` says (both need a size), a derived column as float16 or float32 ``[b, *shape]``, whole
-    numbers as int64 ``[b]``, words as a list with None where there are none.
-    ``own`` maps columns to those of the table that hold them, where these are called otherwise.
-    Closing the iterator stops the thread. UserError where there are no rows or a column does not exist; no bucket
-    may be empty.
+    Closing the iterator stops the thread. UserError where there are no rows or a column does not exist; ValueError
+    where pictures are read without a size. No bucket may be empty.
     """
-    if buckets and (size is not None or rows is not None):
+    if buckets and (reading.size is not None or rows is not None):
         raise ValueError("buckets bring their own rows and sizes")
-    if not buckets and size is None and (pictured := [c for c in columns if _is_picture(c)]):
-        raise ValueError(f"the column {pictured[0]!r} needs a size")
+    pictures = [name for name in reading.columns if _is_picture(name)]
+    if not buckets and reading.size is None and pictures:
+        raise ValueError(f"the column {pictures[0]!r} needs a size")
     if buckets:
         order = bucketed([bucket.rows for bucket in buckets], batch=batch, seed=seed, start=start)
-        parts: list[_Part] = [(bucket.rows, bucket.size, bucket.columns) for bucket in buckets]
+        parts = [(each.rows, replace(reading, size=each.size, own=each.columns)) for each in buckets]
     else:
         where = f"the split {split!r}" if rows is None else "the rows to train on"
         rows = dataset.indices(split) if rows is None else rows
         if len(rows) == 0:
             raise UserError(f"{dataset.path} has no pictures in {where}; it has {len(dataset)} in all")
         order = batches(rows, batch=batch, seed=seed, start=start)
-        parts = [(rows, size, own or {})]
+        parts = [(rows, reading)]
     fetches = []
-    held = sum(len(part) * _decoded_bytes(columns, area, channels, bits) for part, area, _ in parts)
-    for part, area, named in parts:
-        keep = part if held <= IN_MEMORY else None
-        fetch = Fetch(dataset, columns, size=area, channels=channels, bits=bits, keep=keep, own=named)
+    held = sum(len(part) * _decoded_bytes(how) for part, how in parts)
+    for part, how in parts:
+        fetch = Fetch(dataset, how, keep=part if held <= IN_MEMORY else None)
         dataset.take(part[:1], fetch.stored)  # names a missing column here rather than in the thread
         fetches.append(fetch)
-    return in_background((fetches[found.bucket](found) for found in order), ahead=ahead)
+    return in_background((fetches[found.bucket](found) for found in order), ahead=4)
 
 
 class Fetch:
-    """Turns a Batch into its columns; decoded pictures of ``keep``, if given, stay in memory.
-
-    With ``size`` None the columns of pictures come as the bytes themselves. ``own`` maps columns to those of the
-    table that have their values, where these are called otherwise.
-    """
+    """Turns a Batch into its columns; decoded pictures of ``keep``, if given, stay in memory."""
 
     def __init__(
-        self,
-        dataset: Dataset,
-        columns: Sequence[str],
-        *,
-        size: SideOrSize | None,
-        channels: int,
-        bits: int = 8,
-        crop: Crop = "centre",
-        keep: npt.NDArray[np.int64] | None = None,
-        own: Mapping[str, str] | None = None,
+        self, dataset: Dataset, reading: Reading, *, keep: npt.NDArray[np.int64] | None = None
     ) -> None:
-        self.dataset, self.size, self.channels, self.bits, self.crop = dataset, size, channels, bits, crop
-        self.own = {name: (own or {}).get(name, name) for name in columns}
+        self.dataset, self.reading = dataset, reading
+        self.own = {name: reading.own.get(name, name) for name in reading.columns}
         self._shapes = {name: shape(dataset, stored) for name, stored in self.own.items()}
         self._kept: dict[str, _Kept] = {}
-        if keep is not None and size is not None:
-            self._kept = {name: _Kept(keep) for name in columns if _is_picture(name)}
+        if keep is not None and reading.size is not None:
+            self._kept = {name: _Kept(keep) for name in reading.columns if _is_picture(name)}
 
     @property
     def stored(self) -> list[str]:
@@ -143,22 +138,24 @@ class Fetch:
         return list(self.own.values())
 
     def __call__(self, batch: Batch) -> Loaded:
-        names = [name for name in self.own if self.size is None or not _is_picture(name)]
+        size = self.reading.size
+        names = [name for name in self.own if size is None or not _is_picture(name)]
         found: dict[str, Column] = {}
         if names:
             table = self.dataset.take_arrow(batch.rows, [self.own[name] for name in names])
             found = {name: to_column(table[self.own[name]], self._shapes[name]) for name in names}
-        if self.size is not None:
+        if size is not None:
             for name in [name for name in self.own if name not in names]:
-                read = partial(self._decoded, name, self.size)
+                read = partial(self._decoded, name, size)
                 kept = self._kept.get(name)
                 found[name] = kept(batch.rows, read) if kept else read(batch.rows)
         return Loaded(batch.rows, batch.seen, batch.seeds, found, batch.bucket)
 
     def _decoded(self, name: str, size: SideOrSize, rows: npt.NDArray[np.int64]) -> Tensor:
+        how = self.reading
         if name == "image":
-            return self.dataset.pictures(rows, size, self.channels, bits=self.bits, crop=self.crop)
-        return self.dataset.beside(rows, name, size, crop=self.crop)
+            return self.dataset.pictures(rows, size, how.channels, bits=how.bits, crop=how.crop)
+        return self.dataset.beside(rows, name, size, crop=how.crop)
 
 
 class _Kept:
@@ -198,11 +195,11 @@ def _is_picture(column: str) -> bool:
     return column == "image" or column in KINDS
 
 
-def _decoded_bytes(columns: Sequence[str], size: SideOrSize | None, channels: int, bits: int) -> int:
+def _decoded_bytes(how: Reading) -> int:
     """What the decoded pictures of one row take up."""
-    height, width = extent(size or 0)
-    own = {"image": channels * bits} | {name: kind.channels * kind.bits for name, kind in KINDS.items()}
-    return sum(own.get(name, 0) for name in columns) * height * width // 8
+    height, width = extent(how.size or 0)
+    bits = {"image": how.channels * how.bits} | {k: kind.channels * kind.bits for k, kind in KINDS.items()}
+    return sum(bits.get(name, 0) for name in how.columns) * height * width // 8
 
 
 def shape(dataset: Dataset, column: str) -> tuple[int, ...] | None:

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Protocol
 
-from carrara.dataset.damaged_files import set_aside_versions
-from carrara.errors import UserError
-from carrara.files import check_name
+from carrara.dataset.damaged_files import is_of_library, set_aside_versions
+from carrara.errors import UserError, one_line
+from carrara.files import check_name, replacing
 
 if TYPE_CHECKING:
     import lance
@@ -74,8 +74,9 @@ def newest(store: Store) -> lance.LanceDataset:
 
     try:
         return lance.dataset(store.table)
-    except (OSError, RuntimeError, ValueError):
-        if store.path != store.work or not set_aside_versions(Path(store.table)):
+    except BaseException as error:
+        is_here = store.path == store.work
+        if not (is_of_library(error) and is_here and set_aside_versions(Path(store.table))):
             raise
         return lance.dataset(store.table)
 
@@ -100,12 +101,8 @@ class Folder:
 
     def write(self, name: str, text: str) -> None:
         """Writes a file that is always whole, the old or the new one."""
-        part = self.path / (name + ".part")
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, self.path / name)
+        with replacing(self.path / name, durable=True) as file:
+            file.write(text.encode())
 
     def names(self, folder: str) -> list[str]:
         """The files in a folder of the store, sorted, as `read` takes them."""
@@ -175,7 +172,7 @@ class ObjectStore:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise UserError(f"{self.path} cannot be reached: {' '.join(str(error).split())[:300]}") from None
+            raise UserError(f"{self.path} cannot be reached: {one_line(error)}") from None
 
     def read(self, name: str) -> str | None:
         """The text of an object; None where there is none."""

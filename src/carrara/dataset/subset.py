@@ -5,7 +5,6 @@ Rows chosen by a condition, at random, or evenly by a column, for a data set of 
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from carrara.dataset.description import ABOUT, FORMAT
 from carrara.dataset.sql_condition import nameable
 from carrara.dataset.store import TABLE, for_lance, store_at
 from carrara.errors import UserError, nearest, refusal
-from carrara.files import check_writable
+from carrara.files import check_writable, replacing_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,17 +69,11 @@ def subset(dataset: Dataset, rows: npt.NDArray[np.int64], destination: Path, *, 
         store.remove(BEGUN)
         return Dataset.open(destination)
     check_writable(destination)
-    part = destination.with_name(f".{destination.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     try:
-        _copy(dataset, rows, for_lance(part / TABLE), again=False)
-        store_at(part).write(ABOUT, tomli_w.dumps(about))
-        if destination.is_dir():
-            destination.rmdir()
-        part.rename(destination)
+        with replacing_folder(destination) as part:
+            _copy(dataset, rows, for_lance(part / TABLE), again=False)
+            store_at(part).write(ABOUT, tomli_w.dumps(about))
     except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
         if not isinstance(error, UserError) and (reason := refusal(error)):
             raise UserError(f"cannot make {destination}: {reason}") from None
         raise

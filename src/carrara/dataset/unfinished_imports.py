@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carrara.dataset.store import TABLE, UNFINISHED, lock, newest, release
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
+from carrara.files import Journal
 
 if TYPE_CHECKING:
     import lance
@@ -29,23 +28,6 @@ DOWNLOADS = "downloads"  # the folder of what was fetched for it
 def folder_of(store: Store, ticket: str) -> Path:
     """The folder of an import for as long as it is not complete."""
     return store.work / UNFINISHED / hashlib.sha256(ticket.encode()).hexdigest()[:16]
-
-
-def whole_lines(journal: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a journal; a torn last one is cut off, so that the next line starts clean."""
-    with contextlib.suppress(FileNotFoundError), open(journal, "r+b") as file:
-        whole = 0
-        for line in file:
-            try:
-                parsed = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            yield parsed
-        if whole < os.fstat(file.fileno()).st_size:  # else it would be young again, whoever only reads it
-            file.truncate(whole)
 
 
 def fragments_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -76,7 +58,7 @@ def sweep(store: Store, *, which: Callable[[str], bool], before: float = math.in
         try:
             if last_active(folder) > before:
                 continue
-            lines = list(whole_lines(folder / JOURNAL))
+            lines = list(Journal(folder / JOURNAL))
             if not which(str(lines[0].get("ticket")) if lines else NOBODYS):
                 continue
             forget(store, fragments_of(lines))
@@ -94,7 +76,7 @@ def throw_away(folder: Path) -> None:
     try:
         shutil.rmtree(folder)
     except OSError as error:
-        raise UserError(f"cannot remove {folder}: {error.strerror}") from None
+        raise UserError(f"cannot remove {folder}: {one_line(error)}") from None
 
 
 def forget(store: Store, fragments: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from carrara.dataset.columns import IDS
 from carrara.dataset.commits import committed
-from carrara.dataset.damaged_files import damaged_tags, set_aside_versions, tags_of
+from carrara.dataset.damaged_files import damaged_tags, is_of_library, set_aside_versions, tags_of
 from carrara.dataset.dataset import Dataset
 from carrara.dataset.derived import STAGING
 from carrara.dataset.known_rows import is_said
@@ -86,8 +86,9 @@ def _versions(store: Store) -> Any:
     """What Lance says of every version; those whose manifest is damaged are set aside."""
     try:
         return newest(store).versions()
-    except (OSError, RuntimeError, ValueError):
-        if store.path != store.work or not set_aside_versions(Path(store.table)):
+    except BaseException as error:
+        is_here = store.path == store.work
+        if not (is_of_library(error) and is_here and set_aside_versions(Path(store.table))):
             raise
         return newest(store).versions()
 

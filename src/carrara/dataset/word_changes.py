@@ -8,7 +8,6 @@ Words changed in place by a person or a tool rather than by their source, which 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +33,7 @@ from carrara.dataset.sentence import column_of
 from carrara.dataset.store import newest
 from carrara.dataset.word_sources import Owners
 from carrara.errors import UserError
+from carrara.files import replacing
 
 if TYPE_CHECKING:
     import lance
@@ -200,9 +200,8 @@ def keep_beside(folder: Path, record: Record) -> None:
             continue
         path = folder / _BESIDE / record[IDS[name]]
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_bytes(record[name])
-        os.replace(part, path)
+        with replacing(path) as file:
+            file.write(record[name])
 
 
 def changed_beside(

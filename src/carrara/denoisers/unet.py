@@ -238,68 +238,68 @@ class UNet(nn.Module):
         self.factor = config.patch * 2 ** (self.levels - 1)
         self.time = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.vector = _vector(config.vector_layers, vector, embedding) if vector else None
-
-        def block(inner: int, outer: int, change: Change | None = None) -> ResidualBlock:
-            return ResidualBlock(
-                inner,
-                outer,
-                embedding,
-                config.scale_shift,
-                groups=config.groups,
-                eps=config.eps,
-                dropout=config.dropout,
-                change=change,
-            )
-
-        def attention(level: int) -> nn.Module:
-            width, heads = config.widths[level], config.heads_at(level)
-            if depth := config.depth_at(level):
-                eps, convolution = config.transformer_eps, config.projections == "convolution"
-                return SpatialTransformer(
-                    width, heads, depth, tokens, groups=config.groups, eps=eps, convolution=convolution
-                )
-            groups, normed = config.groups, True
-            if level < 0 and config.middle_groups is not None:
-                groups, normed = config.middle_groups, config.middle_groups > 0
-            return SelfAttention(width, heads, groups=groups, eps=config.eps, normed=normed)
-
-        def stage(inner: int, level: int) -> Stage:
-            parts: list[nn.Module] = [block(inner, config.widths[level])]
-            return Stage([*parts, attention(level)] if config.attends(level) else parts)
-
-        changes = iter(range(2 * self.levels))
-
-        def resample(width: int, change: Change) -> nn.Module:
-            if config.change_at(next(changes)):
-                return block(width, width, change)
-            return Resample(width, change == "up", config.asymmetric)
-
         self.conv_in = nn.Conv2d((channels + (image or 0)) * config.patch**2, width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, inner = [width], width
         for level, outer in enumerate(config.widths):
             for _ in range(config.blocks_at(level)):
-                self.down.append(stage(inner, level))
+                self.down.append(self._stage(inner, level))
                 inner = outer
                 skips.append(inner)
             if level < self.levels - 1:
-                self.down.append(Stage([resample(inner, "down")]))
+                self.down.append(Stage([self._resample(inner, "down", level)]))
                 skips.append(inner)
         self.middle = Stage()
         for index in range(config.middle_blocks):
             if index and config.middle_attends:
-                self.middle.append(attention(-1))
-            self.middle.append(block(inner, inner))
+                self.middle.append(self._attention(-1))
+            self.middle.append(self._block(inner, inner))
         for level, outer in reversed(list(enumerate(config.widths))):
             for index in range(config.blocks_at(level) + 1):
-                parts = stage(inner + skips.pop(), level)
+                parts = self._stage(inner + skips.pop(), level)
                 inner = outer
                 if level and index == config.blocks_at(level):
-                    parts.append(resample(inner, "up"))
+                    parts.append(self._resample(inner, "up", 2 * (self.levels - 1) - level))
                 self.up.append(parts)
         self.norm_out = norm(inner, config.groups, config.eps)
         out = channels * (2 if config.learnt_variance else 1) * config.patch**2
         self.conv_out = zero(nn.Conv2d(inner, out, 3, padding=1))
+
+    def _block(self, inner: int, outer: int, change: Change | None = None) -> ResidualBlock:
+        config = self.config
+        return ResidualBlock(
+            inner,
+            outer,
+            config.embedding or 4 * config.channels,
+            config.scale_shift,
+            groups=config.groups,
+            eps=config.eps,
+            dropout=config.dropout,
+            change=change,
+        )
+
+    def _attention(self, level: int) -> nn.Module:
+        config = self.config
+        width, heads = config.widths[level], config.heads_at(level)
+        if depth := config.depth_at(level):
+            eps, convolution = config.transformer_eps, config.projections == "convolution"
+            return SpatialTransformer(
+                width, heads, depth, self.tokens, groups=config.groups, eps=eps, convolution=convolution
+            )
+        groups, normed = config.groups, True
+        if level < 0 and config.middle_groups is not None:
+            groups, normed = config.middle_groups, config.middle_groups > 0
+        return SelfAttention(width, heads, groups=groups, eps=config.eps, normed=normed)
+
+    def _stage(self, inner: int, level: int) -> Stage:
+        parts: list[nn.Module] = [self._block(inner, self.config.widths[level])]
+        return Stage([*parts, self._attention(level)] if self.config.attends(level) else parts)
+
+    def _resample(self, width: int, change: Change, index: int) -> nn.Module:
+        """The change of size of this number, down first, then up."""
+        if self.config.change_at(index):
+            return self._block(width, width, change)
+        return Resample(width, change == "up", self.config.asymmetric)
 
     def blocks(self) -> list[nn.Module]:
         """The layers between the ends in the order they run: units of checkpointing and compilation."""

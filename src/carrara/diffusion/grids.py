@@ -16,7 +16,7 @@ from carrara.diffusion.schedules import Discrete, NoiseSchedule, logsnr, time_of
 from carrara.errors import UserError
 from carrara.registry import Table
 
-GRIDS: Table[Tensor] = Table("time grid")
+GRIDS: Table[Tensor] = Table("time grid", supplied=("steps",))
 """``GRIDS[name](steps, schedule, **options) -> times``."""
 
 

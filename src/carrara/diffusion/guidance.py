@@ -3,7 +3,9 @@
 A guidance is a list of *rules*, applied in order: each gets the estimates of one step and the result so far
 (``guided``, which begins as the conditional estimate) and gives the next result. That is how they compose:
 
-    guidance = chain(cfg(6), interval(0.2, 0.8), rescale(0.7))
+    guidance = chain(cfg(6), interval(low=0.2, high=0.8), rescale(amount=0.7))
+
+which a user writes as "cfg:6+interval:low=0.2,high=0.8+rescale:amount=0.7" (`split`, `combined`).
 
 A ``Guidance`` can be used in two ways, which agree:
 
@@ -14,9 +16,8 @@ A ``Guidance`` can be used in two ways, which agree:
 only ``conditional`` is called. Each call of either form begins a new run: rules with a memory (``apg``) start
 empty, so one Guidance may serve any number of pictures.
 
-A negative prompt is another context in the place of the empty one. Several prompts are one conditional
-estimate, their weighted mean: see ``blend``. A weaker model as the guide (autoguidance, perturbed attention)
-brings its own estimate: see ``autoguidance``.
+A negative prompt is another context in the place of the empty one. A weaker model as the guide brings its own
+estimate: see ``autoguidance``.
 
 Scale 1 is off, everywhere. Written on estimates of x0, classifier-free guidance is the same as on noise or
 velocity, because those are affine in x0 and its weights add up to 1.
@@ -24,9 +25,11 @@ velocity, because those are affine in x0 and its weights add up to 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -173,48 +176,26 @@ def cfg_zero(scale: float, *, schedule: NoiseSchedule, still: float = 0.0) -> Gu
 
 
 @GUIDANCES.add
-def autoguidance(scale: float, *, weak: Denoise) -> Guidance:
+def autoguidance(scale: float, *, weak: str, opened: Callable[[str], Denoise]) -> Guidance:
     """Away from a worse version of the same model: weak + scale * (good - weak) (Karras et al. 2024).
 
-    ``weak`` has the same condition bound: a smaller network, an earlier checkpoint, or the network with its
-    self-attention replaced by the identity (perturbed-attention guidance, Ahn et al. 2024).
+    ``opened`` gives the estimates of the model called ``weak`` for the same condition: a smaller network, or an
+    earlier average of the weights. At scale 1 it is not opened.
     """
     _at_least_zero(scale=scale)
 
-    def rule(e: Estimates) -> Tensor:
-        return e.guided if scale == 1 else e.guided + (scale - 1) * (e.conditional - weak(e.z, e.t))
+    def begin() -> Rule:
+        worse = opened(weak)
+        return lambda e: e.guided + (scale - 1) * (e.conditional - worse(e.z, e.t))
 
-    return Guidance(lambda: rule, _as_before)
-
-
-@GUIDANCES.add
-def objective(
-    scale: float, *, log_probability: Callable[[Tensor], Tensor], schedule: NoiseSchedule
-) -> Guidance:
-    """Towards what a differentiable function of x0 likes: a classifier, CLIP ([b c ...] -> [b]); 0 is off.
-
-    Guiding the noise estimate by -sigma * the gradient in z of f(x0(z)) (Dhariwal & Nichol 2021, Algorithm
-    2; Chung et al. 2023) moves x0 by Cov[x0 | z] f'(x0), by Tweedie's formula. The covariance is taken to be
-    that of a unit Gaussian, sigma^2 / (alpha^2 + sigma^2) (Song et al. 2023, PiGDM), so that nothing is
-    sent back through the network and pure noise is no special case.
-    """
-    _at_least_zero(scale=scale)
-
-    def rule(e: Estimates) -> Tensor:
-        with torch.inference_mode(False), torch.enable_grad():
-            x0 = e.guided.detach().clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(log_probability(x0).sum(), x0)
-        alpha, sigma = schedule.alpha(e.t), schedule.sigma(e.t)
-        return e.guided + (scale * sigma**2 / (alpha**2 + sigma**2)).to(gradient.dtype) * gradient
-
-    return Guidance(lambda: rule, _as_before)
+    return chain() if scale == 1 else Guidance(begin, _as_before)
 
 
-# --- what limits the guidances before it ---
+# --- what limits classifier-free guidance of its own scale, and the guidances before it ---
 
 
 @GUIDANCES.add
-def interval(low: float, high: float) -> Guidance:
+def interval(scale: float = 1.0, low: float = 0.0, high: float = 1.0) -> Guidance:
     """Guidance only for low <= t <= high, else the conditional estimate (Kynkäänniemi et al. 2024)."""
     if not 0 <= low <= high <= 1:
         raise UserError(f"a guidance interval must satisfy 0 <= low <= high <= 1, got {low} and {high}")
@@ -222,14 +203,16 @@ def interval(low: float, high: float) -> Guidance:
     def within(t: Tensor) -> bool:
         return low <= t.item() <= high
 
-    return Guidance(
+    limit = Guidance(
         lambda: lambda e: e.guided if within(e.t) else e.conditional,
         lambda t, so_far: so_far and within(t),
     )
+    return chain(cfg(scale), limit)
 
 
 @GUIDANCES.add
 def rescale(
+    scale: float = 1.0,
     amount: float = 0.7,
     *,
     schedule: NoiseSchedule | None = None,
@@ -253,11 +236,11 @@ def rescale(
         )
         return e.guided + amount * (ratio - 1) * (e.guided - still)
 
-    return Guidance(lambda: rule, _as_before)
+    return chain(cfg(scale), Guidance(lambda: rule, _as_before))
 
 
 @GUIDANCES.add
-def dynamic_threshold(percentile: float = 0.995, *, least: float = 1.0) -> Guidance:
+def dynamic_threshold(scale: float = 1.0, percentile: float = 0.995, *, least: float = 1.0) -> Guidance:
     """Each picture clipped at a percentile of its size, then shrunk to ``least`` (Saharia et al. 2022).
 
     A picture whose percentile is below ``least`` (1 for pixels in [-1, 1]) is only clipped, at ``least``.
@@ -272,32 +255,33 @@ def dynamic_threshold(percentile: float = 0.995, *, least: float = 1.0) -> Guida
         clipped = torch.minimum(torch.maximum(e.guided, -edge), edge)
         return clipped * (least / edge)
 
-    return Guidance(lambda: rule, _as_before)
+    return chain(cfg(scale), Guidance(lambda: rule, _as_before))
 
 
-# --- several prompts ---
+# --- as a user writes them ---
 
 
-def weighted(estimates: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted mean of the estimates of several prompts (Liu et al. 2022, composable diffusion).
+def split(text: str) -> tuple[float | None, str | None]:
+    """The scale and the rest of what a user writes: "4" is (4, None), "apg:4,limit=2" (4, "apg:limit=2").
 
-    ``weights`` may be negative but must not sum to 0 or less; guided by ``cfg`` afterwards this is
-    unconditional + sum_i scale * w_i * (estimate_i - unconditional), with w_i of sum 1.
+    The scale is that of the first guidance, None where it has none. UserError names the nearest guidance or option.
     """
-    total = sum(weights)
-    if len(weights) != len(estimates) or not total > 0:
-        raise UserError(
-            f"{len(estimates)} prompts need as many weights with a sum above 0, got {list(weights)}"
-        )
-    mean = torch.zeros_like(estimates[0])
-    for estimate, weight in zip(estimates, weights, strict=True):
-        mean = mean + weight / total * estimate
-    return mean
+    with contextlib.suppress(ValueError):
+        return float(text), None
+    (name, options), *rest = map(GUIDANCES.read, _JOINED.split(text))
+    scale: Any = options.pop("scale", None)
+    rules = "+".join(GUIDANCES.write(*each) for each in [(name, options), *rest])
+    return scale, None if rules == "cfg" else rules
 
 
-def blend(denoisers: Sequence[Denoise], weights: Sequence[float]) -> Denoise:
-    """The conditional denoiser of several prompts at once, by ``weighted``."""
-    return lambda z, t: weighted([denoise(z, t) for denoise in denoisers], weights)
+def combined(scale: float, rules: str | None, **supplied: Any) -> Guidance:
+    """The guidance of what `split` gives; ``supplied`` are the schedule, the parameterization and the like."""
+    (name, options), *rest = map(GUIDANCES.read, _JOINED.split(rules or "cfg"))
+    made = [GUIDANCES.call(*each, supplied) for each in [(name, {"scale": scale, **options}), *rest]]
+    return chain(*made)
+
+
+_JOINED = re.compile(r"\+(?=\s*[a-z_]+\s*(?::|\+|$))")  # no "+" of 1e+3
 
 
 def _pushing(begin: Callable[[], Rule], scale: float) -> Guidance:

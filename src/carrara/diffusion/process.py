@@ -70,20 +70,17 @@ class Diffusion:
         out = self.output(z, t, context)[:, : z.shape[1]]  # more channels: a learned variance
         return expand_like(skip, z).to(z.dtype) * z + expand_like(gain, z).to(z.dtype) * out
 
-    def loss(
-        self, latent: Tensor, noise: Tensor, t: Tensor, context: Context, *, seen: Tensor | None = None
-    ) -> Tensor:
+    def loss(self, latent: Tensor, noise: Tensor, t: Tensor, context: Context) -> Tensor:
         """The squared error of the output for each sample, averaged over its elements: ``[b]``, unweighted.
 
-        ``latent`` and ``noise`` are [b c ...], ``t`` is [b]. With ``seen``, z is made from that noise
-        and not from the one to be predicted (``noises.perturbed``).
+        ``latent`` and ``noise`` are [b c ...], ``t`` is [b].
         """
         t64 = t.double()
         a, b = self.parameterization(self.schedule.alpha(t64), self.schedule.sigma(t64))
         target = (
             expand_like(a, latent).to(latent.dtype) * latent + expand_like(b, latent).to(latent.dtype) * noise
         )
-        z = noised(self.schedule, latent, noise if seen is None else seen, t)
+        z = noised(self.schedule, latent, noise, t)
         error = self.output(z, t64, context)[:, : z.shape[1]] - target
         return error.to(torch.promote_types(error.dtype, torch.float32)).square().flatten(1).mean(1)
 

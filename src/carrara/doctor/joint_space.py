@@ -20,6 +20,7 @@ from carrara.embedders.embedders import Vectors
 from carrara.embedders.two_towers import Towers
 from carrara.errors import UserError
 from carrara.metrics.recall import ranks
+from carrara.tensors import under
 from carrara.training import checkpoint
 from carrara.training.contrastive_task import MODULE, SCALE, Pairs, halves, stored_vectors
 from carrara.training.metrics_log import CHECKPOINTS, MODEL, read_metrics, read_stopped
@@ -195,18 +196,10 @@ def _in_the_space(patient: JointPatient) -> _Seen | str:
 
 def _of_checkpoint(folder: Path, recipe: ContrastiveRecipe) -> Towers:
     """The averaged weights of the newest checkpoint that can be read."""
-    for path in reversed(checkpoint.all_of(folder / CHECKPOINTS)):
-        try:
-            tensors, _ = checkpoint.load(path, only=("module.", "average."))
-        except checkpoint.Damaged:
-            continue
-        weights = {
-            key.removeprefix(prefix): value
-            for prefix in (f"module.{MODULE}.", f"average.{MODULE}.")
-            for key, value in tensors.items()
-            if key.startswith(prefix)
-        }
-        towers = Towers(recipe.towers, len(weights["pictures.mean"]), len(weights["texts.mean"]))
-        towers.load_state_dict(weights)
-        return towers.eval()
-    raise UserError(f"{folder} has no model yet: its training has not begun")
+    found = checkpoint.newest_readable(folder / CHECKPOINTS, only=("module.", "average."))
+    if found is None:
+        raise UserError(f"{folder} has no model yet: its training has not begun")
+    weights = under(f"module.{MODULE}.", found.tensors) | under(f"average.{MODULE}.", found.tensors)
+    towers = Towers(recipe.towers, len(weights["pictures.mean"]), len(weights["texts.mean"]))
+    towers.load_state_dict(weights)
+    return towers.eval()

@@ -14,20 +14,20 @@ from torch import Tensor, nn
 
 from carrara.errors import UserError
 from carrara.generation.model import Model, load_model
+from carrara.tensors import under
 from carrara.training import checkpoint
+from carrara.training.batches import Feed
 from carrara.training.condition_columns import derived_columns, reads_of
 from carrara.training.devices import Placement
 from carrara.training.diffusion_task import DiffusionTask
 from carrara.training.metrics_log import CHECKPOINTS, MODEL, read_metrics
 from carrara.training.recipe import DiffusionRecipe
 from carrara.training.run import UNFINISHED
-from carrara.training.stages import feed_of
 from carrara.training.validation_pictures import FixedPictures, fetch
 
 if TYPE_CHECKING:
     from carrara.dataset.dataset import Dataset
     from carrara.dataset.loader import Loaded
-    from carrara.training.batches import Feed
 
 LOOKED_AT = 16  # pictures
 
@@ -69,13 +69,8 @@ class Patient:
     @cached_property
     def saved(self) -> Saved | None:
         """The newest checkpoint that can be read."""
-        for path in reversed(checkpoint.all_of(self.folder / CHECKPOINTS)):
-            try:
-                tensors, _ = checkpoint.load(path, only=("module.", "average."))
-            except checkpoint.Damaged:
-                continue
-            return Saved(_under(tensors, "module.denoiser."), _under(tensors, "average.denoiser."))
-        return None
+        found = checkpoint.newest_readable(self.folder / CHECKPOINTS, only=("module.", "average."))
+        return found and Saved(*(under(f"{kind}.denoiser.", found.tensors) for kind in ("module", "average")))
 
     @cached_property
     def trouble(self) -> str:
@@ -109,13 +104,11 @@ class Patient:
             self.recipe,
             network,
             conditions,
-            latents=self.feed.names,
+            latents=self.feed.latents(),
             scale=self.model.autoencoder.scale,
             words=words,
             device=self.placement.device,
             factor=int(self.model.autoencoder.module.factor),  # type: ignore[arg-type]
-            mirrored=self.feed.mirrored,
-            own=self.feed.squares(),
         )
 
     def rows(self, split: str, count: int = LOOKED_AT) -> Sequence[int]:
@@ -144,7 +137,7 @@ class Patient:
 
     def _feed(self) -> Feed:
         assert self.dataset is not None
-        feed = feed_of(self.recipe, self.dataset, self.model.autoencoder)
+        feed = Feed(self.recipe, self.dataset, self.model.autoencoder)
         feed.scaled()  # asks for the latents
         return feed
 
@@ -159,15 +152,6 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
             raise UserError(f"the run's checkpoint does not fit its model: {key} differs") from None
 
 
-def std_and_mean(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each channel of [b c h w]."""
-    return values.std((0, 2, 3)), values.mean((0, 2, 3))
-
-
 def numbers_of(lines: Sequence[Mapping[str, float]], name: str) -> np.ndarray[Any, Any]:
     """A column of the log, where it is there."""
     return np.array([float(line[name]) for line in lines if name in line])
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from carrara import progress
 from carrara.dataset.channels import check_channels
-from carrara.dataset.derived import Derive, Progress, derive, derived, shown
+from carrara.dataset.derived import Derivation, Derive, Function, Progress, derive, derived
+from carrara.dataset.loader import Reading
 from carrara.embedders.embedders import Embedder, Lift, keep
 from carrara.errors import UserError
 from carrara.search.by_vector import index_vectors
@@ -42,27 +42,34 @@ def embed(
     A row without that caption gets zeros. Started again it goes on, or adds what is new. UserError where the
     embedder cannot do it, or a picture cannot be seen in colour.
     """
-    keep(dataset, embedder)
+    lift = embedder.picture_lift if of == PICTURES else embedder.text_lift
+    for each in (lift.below, embedder) if lift else (embedder,):
+        keep(dataset, each)
+    if of == PICTURES:
+        check_channels(dataset, 3)
+    for wanted in derivations(embedder, of):
+        yield from by(dataset, wanted)
+
+
+def derivations(embedder: Embedder, of: str) -> list[Derivation]:
+    """What `embed` derives, one after the other."""
     lift = embedder.picture_lift if of == PICTURES else embedder.text_lift
     if lift is not None:
-        yield from embed(dataset, lift.below, of, by=by)
-        yield from _lifted(dataset, embedder, of, lift, by)
-    elif of == PICTURES:
-        yield from _pictures(dataset, embedder, by)
-    else:
-        yield from _texts(dataset, embedder, of, by)
+        below = derivations(lift.below, of)
+        return [*below, _lifted(embedder, of, lift, below[-1].column)]
+    return [_pictures(embedder) if of == PICTURES else _texts(embedder, of)]
 
 
 def embed_missing(
     dataset: Dataset, embedder: Embedder, of: str, *, by: Derive = derive, build: Build = build
-) -> Generator[progress.Progress]:
+) -> Generator[Progress]:
     """The vectors of a column where they are not there yet, and the index of them; the last report says where."""
-    what = "pictures" if of == PICTURES else f"texts of {of}"
+    what = _what(of)
     if embedded(dataset, embedder, of) is None:
-        yield from shown(f"{embedder.name}, {what}", embed(dataset, embedder, of, by=by), "rows")
+        yield from embed(dataset, embedder, of, by=by)
     index(dataset, embedder, of, build)
     column = embedded(dataset, embedder, of)
-    yield progress.Progress(note=f"{embedder.name}: {what} encoded, as the column {column}")
+    yield Progress(note=f"{embedder.name}: {what} encoded, as the column {column}")
 
 
 def index(dataset: Dataset, embedder: Embedder, of: str, build: Build = build) -> bool:
@@ -73,20 +80,27 @@ def index(dataset: Dataset, embedder: Embedder, of: str, build: Build = build) -
     )
 
 
-def _pictures(dataset: Dataset, embedder: Embedder, by: Derive) -> Generator[Progress, None, None]:
+def _what(of: str) -> str:
+    return "pictures" if of == PICTURES else f"texts of {of}"
+
+
+def _derivation(embedder: Embedder, of: str, function: Function, batch: int, reading: Reading) -> Derivation:
+    name, key = name_and_key(embedder, of)
+    return Derivation(name, key, function, batch, reading, f"{embedder.name}, {_what(of)}", "rows")
+
+
+def _pictures(embedder: Embedder) -> Derivation:
     see = embedder.pictures
     if see is None or embedder.size is None:
         raise UserError(f"the embedder {embedder.name} reads texts, it cannot see pictures")
-    check_channels(dataset, 3)
 
     def vectors(columns: Mapping[str, Any]) -> npt.NDArray[np.float16]:
         return see(columns["image"]).astype(np.float16)
 
-    name, key = name_and_key(embedder, PICTURES)
-    yield from by(dataset, name, key, vectors, batch=_PICTURES_AT_ONCE, size=embedder.size)
+    return _derivation(embedder, PICTURES, vectors, _PICTURES_AT_ONCE, Reading(size=embedder.size))
 
 
-def _texts(dataset: Dataset, embedder: Embedder, of: str, by: Derive) -> Generator[Progress, None, None]:
+def _texts(embedder: Embedder, of: str) -> Derivation:
     read = embedder.texts
     if read is None:
         raise UserError(f"the embedder {embedder.name} sees pictures, it cannot read texts")
@@ -99,21 +113,14 @@ def _texts(dataset: Dataset, embedder: Embedder, of: str, by: Derive) -> Generat
             found[there] = read([words[place] for place in there])
         return found
 
-    name, key = name_and_key(embedder, of)
-    yield from by(dataset, name, key, vectors, batch=_TEXTS_AT_ONCE, columns=[of])
+    return _derivation(embedder, of, vectors, _TEXTS_AT_ONCE, Reading([of]))
 
 
-def _lifted(
-    dataset: Dataset, embedder: Embedder, of: str, lift: Lift, by: Derive
-) -> Generator[Progress, None, None]:
-    below = embedded(dataset, lift.below, of)
-    assert below is not None
-
+def _lifted(embedder: Embedder, of: str, lift: Lift, below: str) -> Derivation:
     def vectors(columns: Mapping[str, Any]) -> npt.NDArray[np.float16]:
         given = columns[below].numpy().astype(np.float32)
         found = lift.lift(given)
         found[~given.any(1)] = 0
         return found.astype(np.float16)
 
-    name, key = name_and_key(embedder, of)
-    yield from by(dataset, name, key, vectors, batch=_VECTORS_AT_ONCE, columns=[below])
+    return _derivation(embedder, of, vectors, _VECTORS_AT_ONCE, Reading([below]))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import pkgutil
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from carrara.dataset import description
 from carrara.dataset.store import lock, release, store_at
 from carrara.dataset.subset import whereabouts
 from carrara.errors import UserError, nearest
-from carrara.files import json_object
+from carrara.files import json_object, write_atomically
 
 if TYPE_CHECKING:
     from carrara.dataset.dataset import Dataset
@@ -93,9 +92,7 @@ def keep(dataset: Dataset, embedder: Embedder) -> None:
                 write_folder(folder / name, lambda part: _copy(source, part))
             return
         places = _places(folder) | {name: embedder.where}
-        part = folder / (_PLACES + ".part")
-        part.write_text(json.dumps(places, indent=2), encoding="utf-8")
-        os.replace(part, folder / _PLACES)
+        write_atomically(folder / _PLACES, json.dumps(places, indent=2))
     finally:
         release(held)
 

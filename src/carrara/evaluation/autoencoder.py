@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from carrara.errors import UserError
-from carrara.lessons.output import Progress
 from carrara.metrics.features import Features, kernel_distance, load_features
 from carrara.metrics.latent_statistics import LAGS, Channel, CodebookUse, LatentStatistics
 from carrara.metrics.lpips import Lpips, load_lpips
@@ -28,6 +27,7 @@ from carrara.metrics.reconstruction import (
     ssim,
     there_and_back,
 )
+from carrara.progress import Progress
 from carrara.tensors import from_pixels
 
 if TYPE_CHECKING:
@@ -165,13 +165,13 @@ def inspect(
     for part, passage in _passages(autoencoder, dataset, chosen, device, autocast):
         meter.add(part, passage)
         done += len(part)
-        yield Progress(done / total, f"{done} of {total} pictures")
+        yield Progress.of(done, total, title="inspecting")
     of_training: list[Tensor] = []
     for part, passage in _passages(autoencoder, dataset, compared, device, autocast):
         meter.count_codes(passage.mean)
         of_training.append(psnr(passage.original, passage.again).clamp(max=100))
         done += len(part)
-        yield Progress(done / total, f"{done} of {total} pictures")
+        yield Progress.of(done, total, title="inspecting")
     gap = None
     if of_training:
         gap = float(torch.cat(of_training).mean() - torch.cat(meter.psnr).mean())

@@ -27,12 +27,13 @@ import numpy as np
 from carrara.dataset.bit_rot import AT_A_TIME, MOST_ROWS, check
 from carrara.dataset.columns import CAPTIONED_BY, KINDS, MORE_CAPTIONS, UNSTATED, caption_language, id_column
 from carrara.dataset.store import lock, release
-from carrara.dataset.unfinished_imports import whole_lines
-from carrara.errors import UserError, nearest
+from carrara.errors import UserError, nearest, one_line
+from carrara.files import Journal, replacing
 from carrara.images.boxes import COLUMN as BOXES
 from carrara.images.header import is_heic
 from carrara.images.tiff import STARTS
 from carrara.model_folder import sync
+from carrara.progress import Progress
 from carrara.version import __version__
 
 if TYPE_CHECKING:
@@ -82,14 +83,6 @@ class Picture:
         return next((text for name in names if (text := self.said.get(name))), None)
 
 
-@dataclass(frozen=True)
-class Exported:
-    """How far an export is."""
-
-    done: int
-    total: int
-
-
 def exporters() -> dict[str, Any]:
     """The exporter modules by name: whatever lies in the folder."""
     package = importlib.import_module("carrara.exporting.formats")
@@ -97,7 +90,7 @@ def exporters() -> dict[str, Any]:
     return {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
 
 
-def export_pictures(dataset: Dataset, destination: Path, form: str) -> Generator[Exported, None, None]:
+def export_pictures(dataset: Dataset, destination: Path, form: str) -> Generator[Progress, None, None]:
     """Writes all pictures with what is said of them into a new folder, which appears when all of it is there.
 
     What is finished of a killed export lies beside it, in shards that are kept for as long as the data set says the
@@ -121,19 +114,23 @@ def export_pictures(dataset: Dataset, destination: Path, form: str) -> Generator
     try:
         with closing(Shards(destination)) as shards:
             shards.take_up(f"{form} {__version__} {' '.join(named)}", partial(digests, dataset))
-            yield Exported(shards.done, total)
+            yield _written(shards.done, total)
             rows = pictures(dataset, shards.done)
             while shards.done < total:
                 with shards.another() as shard:
                     for count in exporter.write(shard.noting(rows), named, shard.folder, len(shards.kept)):
-                        yield Exported(shards.done + count, total)
+                        yield _written(shards.done + count, total)
             shards.finish(partial(_finish, exporter, named))
     except OSError as error:
         kept = "what is finished of it is kept, and the same command goes on"
         none = "no shard of it was finished, and nothing is kept"
         raise UserError(
-            f"cannot write {destination}: {error.strerror or error} ({kept if shards and shards.kept else none})"
+            f"cannot write {destination}: {one_line(error)} ({kept if shards and shards.kept else none})"
         ) from None
+
+
+def _written(done: int, total: int) -> Progress:
+    return Progress.of(done, total, f"{done} written", title="exporting")
 
 
 def _finish(exporter: Any, named: tuple[str, ...], folder: Path, digest: str) -> None:
@@ -246,7 +243,7 @@ class Shards:
         self.destination = destination
         self.kept: list[Kept] = []
         self._folder = destination.with_name(f".{destination.name}.part")
-        self._journal = destination.with_name(f".{destination.name}.part.jsonl")
+        self._journal = Journal(destination.with_name(f".{destination.name}.part.jsonl"))
         self._finished = False  # all of it is there, under the names that it will have
         self._lock = lock(self._folder, make=True, doing=f"exporting to {destination}")
 
@@ -260,7 +257,7 @@ class Shards:
 
         ``digests`` gives those of the rows, from the first on.
         """
-        lines = list(whole_lines(self._journal))
+        lines = list(self._journal)
         if lines[:1] == [{"about": about}]:
             # All, for as long as this is not through: what closes it before throws nothing away.
             self.kept = noted = [Kept(**line) for line in lines[1:] if "rows" in line]
@@ -288,7 +285,7 @@ class Shards:
         yield shard
         _onto_the_disk(shard.folder)
         self.kept.append(Kept(shard.rows, shard.digest.hexdigest(), _sizes(shard.folder)))
-        self._note(self.kept[-1]._asdict())
+        self._journal.add(self.kept[-1]._asdict())
         self._move_up()
 
     def finish(self, last: Callable[[Path, str], None]) -> None:
@@ -299,18 +296,18 @@ class Shards:
         if not self._finished:
             digest = hashlib.sha256("".join(shard.digest for shard in self.kept).encode()).hexdigest()
             last(self._folder, digest)
-            self._note({"finished": _sizes(self._folder)})
+            self._journal.add({"finished": _sizes(self._folder)})
         _onto_the_disk(self._folder)
         if self.destination.is_dir():
             self.destination.rmdir()
         os.rename(self._folder, self.destination)
-        self._journal.unlink()
+        self._journal.path.unlink()
 
     def close(self) -> None:
         """Lets others write it; where nothing was finished, nothing stays."""
         if not self.kept:
             shutil.rmtree(self._folder, ignore_errors=True)
-            self._journal.unlink(missing_ok=True)
+            self._journal.path.unlink(missing_ok=True)
         release(self._lock)
 
     def _are_there(self, files: dict[str, int]) -> bool:
@@ -333,22 +330,15 @@ class Shards:
         for path in list(self._folder.iterdir()):
             if path.name not in inside:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        part = self._journal.with_name(f"{self._journal.name}.new")
-        lines = [{"about": about}, *(shard._asdict() for shard in self.kept)]
-        part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        os.replace(part, self._journal)
+        with replacing(self._journal.path) as journal:
+            for line in ({"about": about}, *(shard._asdict() for shard in self.kept)):
+                journal.write(json.dumps(line).encode() + b"\n")
 
     def _move_up(self) -> None:
         under_way = self._folder / _UNDER_WAY
         for path in list(under_way.iterdir()):
             os.rename(path, self._folder / path.name)
         under_way.rmdir()
-
-    def _note(self, line: dict[str, Any]) -> None:
-        with open(self._journal, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def _digest_of(rows: Iterator[bytes], count: int) -> str:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -18,6 +18,7 @@ from carrara.config import Component, Config, OneOf, component, kinds, parse
 from carrara.context import Context
 from carrara.denoisers import unet
 from carrara.diffusion.grids import GRIDS
+from carrara.diffusion.guidance import combined, split
 from carrara.diffusion.parameterizations import PARAMETERIZATIONS
 from carrara.diffusion.process import Diffusion
 from carrara.diffusion.samplers import SAMPLERS
@@ -43,20 +44,55 @@ class Sampling(Config):
 
     steps: int = Field(20, ge=1, le=1000, description="Steps from noise to picture.")
     sampler: OneOf("sampler", SAMPLERS) = Field(  # type: ignore[valid-type]
-        "dpmpp_2m", description="Which way z goes."
+        "dpmpp_2m", description="Which way z goes; with options as in ddim:eta=0.5."
     )
     sampler_options: dict[str, int | float] | None = Field(
         None,
         description="The sampler's own, for example eta; a learned variance is used where none is given.",
     )
     grid: OneOf("time grid", GRIDS) = Field(  # type: ignore[valid-type]
-        "shifted", description="Where the steps are."
+        "shifted", description="Where the steps are; with options as in karras:rho=5."
     )
     grid_options: dict[str, int | float | str] | None = Field(
         None, description="The grid's own, for example offset."
     )
     end: float | None = Field(None, ge=0, lt=1, description="The time to stop at; none is 0, the data.")
-    guidance: float = Field(2.0, ge=0, le=1000, description="How strongly the conditions pull; 1 is off.")
+    guidance: float = Field(
+        2.0,
+        ge=0,
+        le=1000,
+        description="How strongly the conditions pull; 1 is off. Others by name, as apg:4.",
+    )
+    guidance_rules: str | None = Field(
+        None,
+        description="What besides its scale guides, for example interval:low=0.2; none is classifier-free.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_options(cls, values: Any) -> Any:
+        """A sampler, grid or guidance as a user writes it, "ddim:eta=0.5", in its parts."""
+        if not isinstance(values, Mapping):
+            return values
+        values = dict(values)
+        for part, table in (("sampler", SAMPLERS), ("grid", GRIDS)):
+            if isinstance(text := values.get(part), str) and ":" in text:
+                values[part], values[f"{part}_options"] = table.read(text)
+        if isinstance(text := values.get("guidance"), str):
+            scale, values["guidance_rules"] = split(text)
+            values["guidance"] = cls.model_fields["guidance"].default if scale is None else scale
+        return values
+
+    @model_validator(mode="after")
+    def _guides(self) -> Self:
+        combined(self.guidance, self.guidance_rules, schedule=None, opened=None)  # says what it does not know
+        return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether the guidance looks at what is estimated without the conditions, or with a negative prompt, at all."""
+        guidance = combined(self.guidance, self.guidance_rules, schedule=None, opened=None)
+        return any(guidance.active(t) for t in torch.linspace(0, 1, 101))
 
     def times(self, schedule: NoiseSchedule) -> Tensor:
         """The stops, falling, as a sampler takes them."""

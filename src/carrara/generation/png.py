@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from carrara.config import Config
 from carrara.errors import UserError
-from carrara.files import json_object
+from carrara.files import json_object, write_atomically
 from carrara.tensors import from_pixels, to_pixels
 from carrara.version import __version__
 
@@ -75,13 +76,9 @@ def write_png(image: Image.Image, path: Path, words: Mapping[str, Any], paramete
     about.add_itxt(KEY, json.dumps(words, ensure_ascii=False, sort_keys=True))
     if parameters:
         about.add_text("parameters", parameters)
-    part = path.with_name(path.name + ".part")
-    try:
-        image.save(part, "PNG", pnginfo=about)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    file = io.BytesIO()
+    image.save(file, "PNG", pnginfo=about)
+    write_atomically(path, file.getvalue())
 
 
 def save_samples(pictures: Sequence[Tensor], run: Path, words: Mapping[str, Any], *, columns: int) -> None:
@@ -127,6 +124,7 @@ def parameters(recipe: Mapping[str, Any], size: Size, name: str) -> str:
         "Size": f"{size[1]}x{size[0]}",
         "Model hash": recipe["model"][:10],
         "Model": json.dumps(name, ensure_ascii=False) if re.search("[,:\n]", name) else name,
+        **({"Denoising strength": recipe["strength"]} if recipe.get("strength") else {}),
         **({"Picture number": recipe["number"]} if recipe["number"] else {}),
         "Version": f"Carrara {__version__}",
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +18,10 @@ from carrara.conditions.random_holes import Masked, blend
 from carrara.conditions.text import unseen_note
 from carrara.dataset.columns import KINDS
 from carrara.errors import BadPicture, UserError, nearest
+from carrara.files import read_bytes
+from carrara.generation.editing import Original
 from carrara.generation.model import WORDS
+from carrara.generation.options import RequestOptions
 from carrara.images.decode import class_ids, whole
 from carrara.text import nfc
 
@@ -33,48 +36,35 @@ _WANTED = {
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was given for each form of condition; None or "" where nothing was.
-
-    ``pictures`` are files or, where several conditions take one, "column=file"; ``original`` is a size, "1024x768".
-    """
-
-    prompt: str = ""
-    negative: str = ""
-    label: str | None = None
-    pictures: tuple[str, ...] = ()
-    mask: Path | None = None
-    boxes: str | None = None
-    original: str | None = None
-
-
-@dataclass(frozen=True)
 class Request:
-    """``row`` is what conditions read, ``told`` what a picture's recipe keeps of it (files by their hash)."""
+    """``row`` is what conditions read, ``told`` what a picture's recipe keeps of it (files by their hash).
+
+    ``start`` is the picture that sampling starts from, with the hole that is filled in it.
+    """
 
     row: Mapping[str, Any]
     told: Mapping[str, str]
     remarks: list[str] = field(default_factory=list)
+    start: Original | None = None
 
     def finish(self, picture: Tensor) -> Tensor:
-        """The picture as it is handed over ``[c H W]``: what inpainting was given outside of the hole stays."""
+        """The picture as it is handed over ``[c H W]``: what was given outside of the hole stays."""
+        picture = self.start.finish(picture) if self.start else picture
         for value in self.row.values():
             if isinstance(value, Masked):
                 return blend(value.picture, picture, value.mask)
         return picture
 
 
-def read(model: Model, asked: Asked, guidance: float) -> Request:
+def read(model: Model, asked: RequestOptions, guidance: float) -> Request:
     """The row of a request for this model, with what the user should know of it.
 
     UserError where a file cannot be read, a value is none that a condition knows, or nothing takes what was given.
     """
-    asked = replace(
-        asked,
-        prompt=_letters(asked.prompt),
-        negative=_letters(asked.negative),
-        label=None if asked.label is None else _letters(asked.label),
-    )
+    texts = {
+        name: _letters(text) for name in ("prompt", "negative", "label") if (text := getattr(asked, name))
+    }
+    asked = asked.model_copy(update=texts)
     row: dict[str, Any] = {}
     encoders: dict[str, Any] = dict(model.conditions.items())
     forms = {str(encoder.form) for encoder in encoders.values()}
@@ -83,7 +73,7 @@ def read(model: Model, asked: Asked, guidance: float) -> Request:
         remarks.append("this model was trained without captions; the prompt is not used")
     for form, given, option in (
         ("label", asked.label, "--label"),
-        ("picture", asked.pictures or None, "--picture"),
+        ("picture", asked.picture or None, "--picture"),
         ("boxes", asked.boxes, "--boxes"),
         ("size", asked.original, "--original"),
     ):
@@ -109,7 +99,10 @@ def read(model: Model, asked: Asked, guidance: float) -> Request:
         remarks += encoder.remarks(value)
         if encoder.form == "text":
             remarks += _unseen(model, asked.prompt)
-    return Request(row, told, list(dict.fromkeys(remarks)))
+    start = None
+    if asked.start is not None:
+        start, told["from"] = _start(model, asked.start, None if _own_holes(encoders) else asked.mask)
+    return Request(row, told, list(dict.fromkeys(remarks)), start)
 
 
 def _letters(text: str) -> str:
@@ -121,13 +114,18 @@ def _letters(text: str) -> str:
     return nfc(text) if text.strip() else ""
 
 
-def _files(encoders: Mapping[str, Any], asked: Asked) -> dict[str, Path]:
+def _own_holes(encoders: Mapping[str, Any]) -> list[str]:
+    """The columns of conditions that fill holes themselves: a mask is theirs, with the picture that they are shown."""
+    return [str(e.column) for e in encoders.values() if e.form == "picture" and e.config.shows == "masked"]
+
+
+def _files(encoders: Mapping[str, Any], asked: RequestOptions) -> dict[str, Path]:
     """Column to the picture for it. UserError where it is not clear which a picture is for, or a mask is for none."""
     pictured = [encoder for encoder in encoders.values() if encoder.form == "picture"]
     columns = list(dict.fromkeys(str(encoder.column) for encoder in pictured))
-    masked = [str(encoder.column) for encoder in pictured if encoder.config.shows == "masked"]
+    masked = _own_holes(encoders)
     files: dict[str, Path] = {}
-    for given in asked.pictures:
+    for given in asked.picture:
         column, sign, file = given.partition("=")
         if not sign or (column not in columns and Path(given).exists()):
             if len(columns) != 1:
@@ -141,10 +139,10 @@ def _files(encoders: Mapping[str, Any], asked: Asked) -> dict[str, Path]:
         if column in files:
             raise UserError(f"two pictures were given for {column!r}; expected one")
         files[column] = Path(file)
-    if asked.mask is not None and not masked:
-        raise UserError("this model fills no holes, so it has no use for --mask")
-    if asked.mask is not None and not files.keys() & set(masked):
-        raise UserError("--mask says what to fill of a picture: give that as --picture")
+    if asked.mask is not None and not (files.keys() & set(masked) if masked else asked.start):
+        raise UserError(
+            f"--mask says what to fill of a picture: give that as {'--picture' if masked else '--from'}"
+        )
     return files
 
 
@@ -168,7 +166,7 @@ def _unseen(model: Model, prompt: str) -> list[str]:
 
 
 def _value(
-    encoder: Any, asked: Asked, files: Mapping[str, Path], spans: Mapping[str, Any]
+    encoder: Any, asked: RequestOptions, files: Mapping[str, Path], spans: Mapping[str, Any]
 ) -> tuple[Any, str]:
     """A condition's value, and what the recipe says of it."""
     if encoder.form == "text":
@@ -180,7 +178,7 @@ def _value(
     if encoder.form == "boxes" and asked.boxes is not None:
         text = asked.boxes
         if not text.lstrip().startswith("["):
-            text = _bytes(Path(text)).decode("utf-8", "replace")
+            text = read_bytes(Path(text)).decode("utf-8", "replace")
         try:
             boxes = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -197,39 +195,54 @@ def _picture(encoder: Any, path: Path, mask: Path | None, spans: Mapping[str, An
 
     ``spans`` are the data set's ranges that the model was trained with.
     """
-    data = _bytes(path)
-    told = f"{path.name} {hashlib.sha256(data).hexdigest()[:12]}"
     try:
         if encoder.config.shows == "map":
             import torch
 
+            data, told = _read(path)
             return torch.from_numpy(class_ids(data).astype("int64")), told
-        beside = encoder.column in KINDS
-        span = spans.get(encoder.column if beside else "image")
-        picture = whole(
-            data, encoder.channels, bits=encoder.bits, span=tuple(span) if span else None, managed=not beside
-        )
     except BadPicture as error:
         raise UserError(f"cannot read {path}: {error}") from None
+    beside = encoder.column in KINDS
+    span = spans.get(encoder.column if beside else "image")
+    picture, told = _pixels(path, encoder.channels, bits=encoder.bits, span=span, managed=not beside)
     if encoder.config.shows != "masked":
         return picture, told
     if mask is None:
         raise UserError(
             "this model fills holes: give the hole as --mask, a picture that is white where it is"
         )
-    hidden = _bytes(mask)
+    hole, hidden = _pixels(mask, 1)
+    return Masked(picture, hole[0] > 127), f"{told}, {hidden}"
+
+
+def _start(model: Model, path: Path, mask: Path | None) -> tuple[Original, str]:
+    """The picture to start from, with channels and bits as the model's own, and what the recipe says of it."""
+    autoencoder, span = model.autoencoder, model.passport.get("ranges", {}).get("image")
+    picture, told = _pixels(path, int(autoencoder.config.image_channels), bits=autoencoder.bits, span=span)
+    hole = None
+    if mask is not None:
+        hole, hidden = _pixels(mask, 1)
+        hole, told = hole[0] > 127, f"{told}, {hidden}"
+    original = Original(picture, hole)
+    original.check(model)
+    return original, told
+
+
+def _pixels(
+    path: Path, channels: int, *, bits: int = 8, span: Any = None, managed: bool = True
+) -> tuple[Tensor, str]:
+    """A file's picture ``[channels h w]``, and its name and hash; UserError where it is none."""
+    data, told = _read(path)
     try:
-        hole = whole(hidden, 1)[0] > 127
+        return whole(data, channels, bits=bits, span=tuple(span) if span else None, managed=managed), told
     except BadPicture as error:
-        raise UserError(f"cannot read {mask}: {error}") from None
-    return Masked(picture, hole), f"{told}, {mask.name} {hashlib.sha256(hidden).hexdigest()[:12]}"
+        raise UserError(f"cannot read {path}: {error}") from None
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+def _read(path: Path) -> tuple[bytes, str]:
+    data = read_bytes(path)
+    return data, f"{path.name} {hashlib.sha256(data).hexdigest()[:12]}"
 
 
 def remarks(model: Model, prompt: str) -> Sequence[str]:

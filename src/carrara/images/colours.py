@@ -157,6 +157,8 @@ def _matrix(white_and_primaries: Sequence[float], gamma: float | None, table: An
 def _of_png(data: bytes, info: dict[Any, Any]) -> Stated:
     """By the order of the PNG specification, third edition: cICP, iCCP, sRGB, then gAMA and cHRM."""
     if (cicp := _png_chunk(data, b"cICP")) is not None:
+        if not cicp[3]:
+            return Stated(None, "its numbers are of video's narrow range; taken for the whole one")
         return coded(cicp[0], cicp[1])
     if "icc_profile" in info:
         return Stated(info["icc_profile"], "" if info["icc_profile"] else UNUSABLE)

@@ -21,7 +21,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from carrara.errors import BadPicture
+from carrara.errors import BadPicture, one_line
 from carrara.images import colours, planes, tiff
 from carrara.images.tiff import Span, Tiff
 
@@ -175,8 +175,7 @@ def refusing_what_is_bad(data: bytes) -> Iterator[None]:
     except Exception as error:
         # Decoders meet hostile bytes: any failure of theirs (SyntaxError, struct.error, IndexError, …) is one
         # bad picture and never the end of an import.
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise BadPicture(f"damaged: {text[:200]}") from None
+        raise BadPicture(f"damaged: {one_line(error)}") from None
 
 
 def open_header(data: bytes, short_side: int | None = None) -> Image.Image:

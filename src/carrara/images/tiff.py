@@ -127,6 +127,8 @@ class Tiff:
             raise BadPicture(
                 "a TIFF whose zero is white: are its numbers the classes, or their negatives? expected PNG"
             )
+        if self.pages > 1:
+            raise BadPicture(f"a TIFF of {self.pages} pages; expected one number a pixel")
         found = self.numbers()
         negative = self.kind.meaning == 0 and self.compression in _PACKED
         return 1 - found if negative else found
@@ -134,7 +136,7 @@ class Tiff:
     def span(self, low: float, high: float) -> Span:
         """What is black and what is white: as the kind says or the data set, of a picture with numbers from ``low`` to
         ``high``. Where these go beyond the data set's, ``note`` says so; BadPicture where they go beyond the kind's, or
-        are so small that the picture would be black."""
+        are so small that the picture would be of one black or white."""
         kind = self.kind
         if self.stated:
             return 0.0, self._white
@@ -144,8 +146,10 @@ class Tiff:
                 self.note = f"its numbers from {low:g} to {high:g} are clipped to {black:g} … {white:g}"
             return self._span
         white = self._white
-        brightest = white - low if kind.meaning == 0 else high
-        if low < 0 or high > white or (kind.form < 3 and kind.bits > 16 and 0 < brightest < white / _DIM):
+        # Those of a kind whose zero is white may also be so large.
+        most = (high, white - low) if kind.meaning == 0 else (high,)
+        dim = kind.form < 3 and kind.bits > 16 and any(0 < n < white / _DIM for n in most)
+        if low < 0 or high > white or dim:
             raise BadPicture(
                 f"holds numbers from {low:g} to {high:g}, out of the range: {self._words()} are read as "
                 f"0 … {white:g}; say what is black and white at the import, with --range LOW..HIGH"

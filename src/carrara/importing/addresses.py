@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from carrara.errors import BadPicture
+from carrara.errors import BadPicture, one_line
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 HEADERS = 1 << 20  # bytes that a server may say around a picture
@@ -49,9 +49,7 @@ def checked(url: str, *, private: bool) -> Target:
     try:
         found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     except (OSError, UnicodeError) as error:
-        raise Unreachable(
-            f"no address is known for {host} ({getattr(error, 'strerror', None) or error})"
-        ) from None
+        raise Unreachable(f"no address is known for {host} ({one_line(error)})") from None
     for address in found:
         if not private and not is_public(address):
             raise BadPicture(

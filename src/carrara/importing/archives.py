@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
-from carrara.errors import BadPicture, UserError
+from carrara.errors import BadPicture, UserError, one_line
 from carrara.images.header import MAX_BYTES
 from carrara.importing.file import File
 from carrara.importing.file_listing import Listing, hidden, natural
@@ -56,7 +56,7 @@ def list_zip(path: Path) -> Listing:
     except (
         Exception
     ) as error:  # zipfile meets hostile bytes: struct.error, NotImplementedError, ValueError, …
-        raise UserError(f"{path} is not a readable zip archive: {_words(error)}") from None
+        raise UserError(f"{path} is not a readable zip archive: {one_line(error)}") from None
     allowed = _allowed(path)
     entries, seen = [], set[str]()
     for info in archive.infolist():
@@ -121,7 +121,7 @@ def walk_tar(
     try:
         archive = tarfile.TarFile(fileobj=walked, errorlevel=1)  # type: ignore[arg-type]
     except Exception as error:  # tarfile and the decompressors meet hostile bytes
-        raise UserError(f"{path} is not a readable tar archive: {_words(error)}") from None
+        raise UserError(f"{path} is not a readable tar archive: {one_line(error)}") from None
     try:
         while (info := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined] # it would remember them all
@@ -139,7 +139,7 @@ def walk_tar(
         if len(walked.last) < tarfile.BLOCKSIZE:
             raise BadArchive("it has no end mark, so something may be missing")
     except Exception as error:
-        yield Rejected(printable(path.name), f"not read any further: {_words(error)}")
+        yield Rejected(printable(path.name), f"not read any further: {one_line(error)}")
 
 
 class Walked:
@@ -193,7 +193,7 @@ class Unpacking(Walked):
         try:
             return self._next(size)
         except Exception as error:  # the decompressors meet hostile bytes
-            raise BadPicture(f"damaged in the archive: {_words(error)}") from None
+            raise BadPicture(f"damaged in the archive: {one_line(error)}") from None
 
     def _next(self, size: int) -> bytes:
         pieces, missing = [], size
@@ -294,7 +294,7 @@ def _open_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BinaryIO:
         with archive.open(asked) as file:
             data = file.read(asked.file_size)
     except Exception as error:  # zlib.error, BadZipFile, NotImplementedError, EOFError, struct.error, …
-        raise BadPicture(f"damaged in the archive: {_words(error)}") from None
+        raise BadPicture(f"damaged in the archive: {one_line(error)}") from None
     if len(data) != info.file_size:
         raise BadPicture(f"damaged in the archive: {len(data)} bytes, where {info.file_size} are announced")
     return io.BytesIO(data)
@@ -348,7 +348,7 @@ def _unpacked(path: Path) -> IO[bytes]:
     except OSError as error:
         if error.errno is not None and not isinstance(error, gzip.BadGzipFile):  # the disk's, e.g. full
             kept.close()
-            raise UserError(f"{path} cannot be unpacked: {error.strerror or error}") from None
+            raise UserError(f"{path} cannot be unpacked: {one_line(error)}") from None
     except Exception:  # the walk says where it ends
         pass
     kept.seek(0)
@@ -361,7 +361,3 @@ def _allowed(path: Path) -> int:
 
 def _bomb(path: Path) -> str:
     return f"a bomb: all entries together come to more than {RATIO} times the archive's size"
-
-
-def _words(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

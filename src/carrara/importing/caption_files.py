@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from carrara.dataset.columns import LANGUAGE, UNSTATED
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 from carrara.importing.column_names import NOTHING, Words, json_row, row_words
 from carrara.importing.row import Rejected
 from carrara.importing.table_rows import NOT_UTF8, is_text, text_of
@@ -55,7 +55,7 @@ def from_texts(texts: Mapping[str, File], pictures: Sequence[str]) -> Found:
         try:
             caption = tidy(as_text(file.read()))
         except (OSError, ValueError) as error:
-            rejected.append(Rejected(_shown(text), f"a caption that cannot be read: {_reason(error)}"))
+            rejected.append(Rejected(_shown(text), f"a caption that cannot be read: {one_line(error)}"))
             continue
         for picture in described if caption else ():
             if captions[picture].setdefault(language, caption or "") != caption:
@@ -111,7 +111,7 @@ def from_boxes(files: Mapping[str, File], pictures: Sequence[str]) -> Found:
         try:
             text = as_text(file.read())
         except (OSError, ValueError) as error:
-            rejected.append(Rejected(_shown(name), f"boxes that cannot be read: {_reason(error)}"))
+            rejected.append(Rejected(_shown(name), f"boxes that cannot be read: {one_line(error)}"))
             continue
         if any(words.setdefault(picture, Words(boxes=text)).boxes != text for picture in described):
             rejected.append(Rejected(_shown(name), "a second file of boxes of its picture"))
@@ -131,7 +131,7 @@ def from_records(files: Mapping[str, File], pictures: Sequence[str]) -> Found:
         try:
             found = row_words(json_row(as_text(file.read())), "it")
         except (OSError, ValueError) as error:
-            rejected.append(Rejected(_shown(name), f"words that cannot be read: {_reason(error)}"))
+            rejected.append(Rejected(_shown(name), f"words that cannot be read: {one_line(error)}"))
             continue
         words |= {picture: words.get(picture, NOTHING).over(found) for picture in described}
     return words, rejected
@@ -157,10 +157,6 @@ def as_text(data: bytes) -> str:
     if not is_text(text):
         raise ValueError(NOT_UTF8)
     return text
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return str((error.strerror if isinstance(error, OSError) else None) or error)
 
 
 def expected_by(text: str) -> str:

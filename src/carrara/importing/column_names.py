@@ -188,7 +188,8 @@ def plain(value: Any) -> str | None:
 def json_row(text: str | bytes) -> dict[str, str | None]:
     """The values of a JSON object as texts; null only where it says that there is no label. ValueError for others."""
     try:
-        row: Any = json.loads(text, object_pairs_hook=_each_once)
+        # Holes that pandas left are NaN.
+        row: Any = json.loads(text, object_pairs_hook=_each_once, parse_constant=lambda word: None)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(row, dict):

@@ -12,7 +12,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 from carrara.importing.caption_language import Spoken
 from carrara.importing.row import Rejected, Row
 from carrara.terminal import console
@@ -71,7 +71,7 @@ class Lookers:
         except _DIED as error:
             if self._said.acquire(blocking=False):
                 console.print(
-                    f"a process that looks at pictures could not be started ({_why(error)}); "
+                    f"a process that looks at pictures could not be started ({one_line(error)}); "
                     "this one looks at them itself",
                     soft_wrap=True,
                 )
@@ -84,7 +84,7 @@ class Lookers:
         except _DIED as error:
             raise UserError(
                 f"looking at {item.source} or one of the next ended the process that did, and no other could be "
-                f"started: {_why(error)}; with more memory, or more processes allowed, the same import continues"
+                f"started: {one_line(error)}; with more memory, or more processes allowed, the same import continues"
             ) from None
 
     def close(self) -> None:
@@ -92,10 +92,6 @@ class Lookers:
         for _ in range(self._count):
             if (process := self._free.get()) is not None:
                 process.end()
-
-
-def _why(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 class _Here:

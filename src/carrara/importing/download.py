@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -18,8 +16,9 @@ from typing import TYPE_CHECKING
 from carrara.dataset import description
 from carrara.dataset.dataset import Dataset
 from carrara.dataset.import_journal import SAME
-from carrara.dataset.unfinished_imports import DOWNLOADS, whole_lines
-from carrara.errors import BadPicture
+from carrara.dataset.unfinished_imports import DOWNLOADS
+from carrara.errors import BadPicture, one_line
+from carrara.files import Journal, replacing
 from carrara.importing.row import Row, Unkept
 from carrara.importing.url import Manners, fetch, host_of
 from carrara.text import tidy
@@ -134,15 +133,13 @@ class Downloads:
     def _keep(self, url: str, data: bytes) -> None:
         path = self._path(url)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_bytes(data)
-        os.replace(part, path)
+        with replacing(path) as file:
+            file.write(data)
 
     def _fail(self, url: str, reason: str) -> None:
         with self._lock:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.folder / FAILED, "a", encoding="utf-8") as file:
-                file.write(json.dumps([url, reason]) + "\n")
+            Journal(self.folder / FAILED, durable=False).add([url, reason])
             self._failed[url] = reason
 
     def _path(self, url: str) -> Path:
@@ -175,7 +172,7 @@ def failures(store: Store, source: str, folder: Path, options: Options) -> dict[
         for line in description.rejected(store)
         if line["from"] == source and not line["reason"].startswith(SAME)  # those came, under another name
     }
-    found.update(map(tuple, whole_lines(folder / FAILED)))  # type: ignore[arg-type] # of lists, not of objects
+    found.update(map(tuple, Journal(folder / FAILED)))
     lets = {
         "--allow-private": options.allow_private,
         "--ignore-robots-tag": options.ignore_robots_tag,
@@ -249,4 +246,4 @@ def _the_disk() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Unkept(error.errno, error.strerror or str(error), error.filename) from error
+        raise Unkept(error.errno, one_line(error), error.filename) from error

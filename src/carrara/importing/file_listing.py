@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,6 +200,15 @@ def _visible(folder: Path) -> Iterator[str]:
                             folders.append(entry.path)
                         elif entry.is_file():
                             yield entry.path
+
+
+def digest_of(root: Path, files: Iterable[Path], more: str) -> str:
+    """What is the same while the files below ``root`` keep their names, sizes and times, and ``more`` is the same."""
+    digest = hashlib.sha256(more.encode())
+    for path in files:
+        about = path.stat()
+        digest.update(f"{below(root, path)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def below(root: Path, path: Path) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import itertools
 import json
 import pkgutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from carrara import progress
 from carrara.config import parse
 from carrara.dataset import description, ranges
 from carrara.dataset.class_numbers import CLASSES, remarks_on
@@ -34,6 +34,7 @@ from carrara.importing.download import fetched
 from carrara.importing.options import Options, chosen_ranges
 from carrara.importing.row import Rejected, Row
 from carrara.importing.summary import Summary, kinds
+from carrara.importing.table_rows import NOT_UTF8, is_text, lines_of, text_of
 from carrara.terminal import console
 from carrara.text import printable
 
@@ -46,15 +47,21 @@ _NAMEABLE = ("label", "category", "group", "source", "licence", "url", "width", 
 _SAMPLE = 2000  # captions that tell in which language a source is
 
 
-@dataclass(frozen=True)
-class Progress:
+@dataclass(frozen=True, kw_only=True)
+class Progress(progress.Progress):
     """How far an import is, and what became of what it looked at; the last one has the summary."""
 
-    done: int
-    total: int
     kept: int
     rejected: int
     summary: Summary | None = None
+
+    @classmethod
+    def so_far(
+        cls, done: int, total: int, kept: int, rejected: int, summary: Summary | None = None
+    ) -> Progress:
+        """After ``done`` of ``total`` pictures."""
+        words = f"{kept} kept, {rejected} skipped"
+        return cls.of(done, total, words, title="importing", kept=kept, rejected=rejected, summary=summary)
 
 
 def importers() -> dict[str, Any]:
@@ -94,85 +101,45 @@ class Engine(Protocol):
 
 def import_pictures(
     source: str | Path, destination: str | Path, *, engine: Engine | None = None, **options: Any
-) -> Generator[Progress, None, None]:
+) -> Generator[Progress, None, Summary]:
     """Brings every picture of ``source`` into the data set ``destination``, made where there is none.
 
     ``source`` is what one of `importers` knows: a folder, an archive, a table …; options are the fields of Options.
-    Yields progress; the last report holds the summary. Killed at any moment and started again, it ends in the same
-    table. Adding is by content: the same bytes are one row; words that changed in the source since its last
-    import are changed in place. Raises UserError where the source or the destination cannot be used; then
+    Yields progress; the last report holds the summary, which it returns. Killed at any moment and started again, it
+    ends in the same table. Adding is by content: the same bytes are one row; words that changed in the source since
+    its last import are changed in place. Raises UserError where the source or the destination cannot be used; then
     nothing was written.
     """
     source, store = str(source), store_at(destination)
-    chosen = parse(Options, options, where="import options")
-    name, importer = _importer(source)
-    if name == "folder":
-        _check_folder(Path(source))
-    if chosen.count is not None and name != "scenes":
-        raise UserError(f"a count is for 'scenes'; {source} is imported whole")
-    _check_destination(store)
-    begun = (
-        description.about(store) is not None and store.has_table()
-    )  # of one killed in its very last step not yet
-    spans = chosen_ranges(chosen.range, Dataset.open(destination) if begun else None)
-    chosen = chosen.model_copy(
-        update={"range": tuple(f"{name}={low}..{high}" for name, (low, high) in sorted(spans.items()))}
+    job, importer, digest = _job(
+        source, store, destination, parse(Options, options, where="import options"), engine
     )
-    where = source if name == source else printable(str(Path(source).resolve()))
-    sentence = _sentence(chosen, store, name, where)
-    survey = engine.survey(name, source, chosen) if engine is not None else importer.survey(source, chosen)
-    digest = _digest(survey, chosen, sentence)
-    entry: dict[str, Any] = {"importer": name, "source": where, "digest": digest}
+    retry = job.options.retry
+    entry: dict[str, Any] = {"importer": job.importer, "source": job.where, "digest": digest}
     ticket = json.dumps(entry if engine is None else {**entry, "engine": engine.name})
-    if not chosen.retry and (same := _same(store, entry)) and not folder_of(store, ticket).exists():
-        yield _nothing_to_do(store, survey.total, same)
-        return
+    if not retry and (same := _same(store, entry)) and not folder_of(store, ticket).exists():
+        return (yield from _nothing_to_do(store, job.total, same))
     check_writable(store.work)
-    writer = Writer(store, ticket, source=where, held_out=chosen.held_out)
+    writer = Writer(store, ticket, source=job.where, held_out=job.options.held_out)
     try:
-        if not chosen.retry and (
+        if not retry and (
             same := _same(store, entry)
         ):  # by another process or machine meanwhile, or by one killed in its very last step
             writer.finish()
-            yield _nothing_to_do(store, survey.total, same)
-            return
+            return (yield from _nothing_to_do(store, job.total, same))
         if store.path != store.work:
             console.print(
                 f"until it is complete, what tells how to continue it lies on this machine, in {writer.folder}",
                 soft_wrap=True,
             )
-        spoken = _spoken(importer, source, chosen, survey.total)
-        job = Job(name, source, where, chosen, survey.total, spoken, sentence)
+        job = job._replace(spoken=_spoken(importer, source, job.options, job.total))
         if engine is not None:
             yield from engine.run(job, writer)
         else:
-            yield from take_in(importer.rows(source, chosen), job, writer)
-        if not writer.added and description.about(store) is None and not store.has_table():
-            reason = (
-                f" (the first: {writer.rejected[0]['file']}: {writer.rejected[0]['reason']})"
-                if writer.rejected
-                else ""
-            )
-            again = "; --retry asks for them again" if getattr(importer, "DOWNLOADS", False) else ""
-            raise UserError(f"no picture in {source} could be read{reason}{again}")
-        writer.commit()
-        own: dict[str, Any] = (
-            {ranges.KEY: {name: list(span) for name, span in spans.items()}} if spans else {}
-        )
-        own |= {"caption": f"{sentence.language}: {sentence.text}"} if sentence is not None else {}
-        own |= {"shares": sorted(writer.shares), "changed": bool(writer.before)}
-        description.tell(store, {**entry, **own, "rejected": writer.skipped}, writer.rejected)
-        writer.finish()
-        with contextlib.suppress(UserError):  # the import is complete; cleaning says what cannot be removed
-            sweep(store, which=lambda other: _of_same_source(other, entry))
-        counts = (writer.added, writer.updated, writer.duplicates)
-        summary = replace(
-            _summary(Dataset.open(store.path), counts, writer.rejected, unchanged=False),
-            lost=writer.lost,
-            replaced=writer.replaced,
-            before=writer.before,
-        )
-        yield Progress(survey.total, survey.total, writer.added, writer.skipped, summary)
+            yield from take_in(importer.rows(source, job.options), job, writer)
+        summary = _completed_import(job, writer, entry)
+        yield Progress.so_far(job.total, job.total, writer.added, writer.skipped, summary)
+        return summary
     except (OSError, ValueError) as error:  # the disk is full, or the place cannot be reached any more
         if isinstance(error, ValueError) and "LanceError(IO)" not in str(error):
             raise
@@ -181,6 +148,63 @@ def import_pictures(
         ) from None
     finally:
         writer.close()
+
+
+def _job(
+    source: str, store: Store, destination: str | Path, options: Options, engine: Engine | None
+) -> tuple[Job, Any, str]:
+    """What is to be done, without the languages of captions; the importer; and a digest of all that decides the rows.
+
+    UserError where source or destination cannot be used.
+    """
+    name, importer = _importer(source)
+    if name == "folder":
+        _check_folder(Path(source))
+    if options.count is not None and name != "scenes":
+        raise UserError(f"a count is for 'scenes'; {source} is imported whole")
+    _check_destination(store)
+    begun = (
+        description.about(store) is not None and store.has_table()
+    )  # of one killed in its very last step not yet
+    spans = chosen_ranges(options.range, Dataset.open(destination) if begun else None)
+    options = options.model_copy(
+        update={"range": tuple(f"{name}={low}..{high}" for name, (low, high) in spans.items())}
+    )
+    where = source if name == source else printable(str(Path(source).resolve()))
+    sentence = _sentence(options, store, name, where)
+    survey = engine.survey(name, source, options) if engine else importer.survey(source, options)
+    return (
+        Job(name, source, where, options, survey.total, None, sentence),
+        importer,
+        _digest(survey, options, sentence),
+    )
+
+
+def _completed_import(job: Job, writer: Writer, entry: Mapping[str, Any]) -> Summary:
+    """Brings what was written into the table and its description; UserError where that was no picture at all."""
+    store, sentence = writer.store, job.sentence
+    if not writer.added and description.about(store) is None and not store.has_table():
+        first = writer.rejected[0] if writer.rejected else None
+        reason = f" (the first: {first['file']}: {first['reason']})" if first else ""
+        importer = importers()[job.importer]
+        again = "; --retry asks for them again" if getattr(importer, "DOWNLOADS", False) else ""
+        raise UserError(f"no picture in {job.source} could be read{reason}{again}")
+    writer.commit()
+    spans = ranges.parse(job.options.range)
+    own: dict[str, Any] = {ranges.KEY: {name: list(span) for name, span in spans.items()}} if spans else {}
+    own |= {"caption": f"{sentence.language}: {sentence.text}"} if sentence is not None else {}
+    own |= {"shares": sorted(writer.shares), "changed": bool(writer.before)}
+    description.tell(store, {**entry, **own, "rejected": writer.skipped}, writer.rejected)
+    writer.finish()
+    with suppress(UserError):  # the import is complete; cleaning says what cannot be removed
+        sweep(store, which=lambda other: _of_same_source(other, entry))
+    counts = (writer.added, writer.updated, writer.duplicates)
+    return replace(
+        _summary(Dataset.open(store.path), counts, writer.rejected, unchanged=False),
+        lost=writer.lost,
+        replaced=writer.replaced,
+        before=writer.before,
+    )
 
 
 def _sentence(options: Options, store: Store, importer: str, where: str) -> Sentence | None:
@@ -203,7 +227,7 @@ def _digest(survey: Survey, options: Options, sentence: Sentence | None) -> str:
     stated = {"detect": "", "keep": " languages as given"}.get(
         options.languages, f" languages {options.languages}"
     )
-    stated += "".join(f" {text}" for text in options.range)
+    stated += "".join(f" {text}" for text in sorted(options.range))
     stated += f" {sentence.language}: {sentence.text}" if sentence is not None else ""
     return hashlib.sha256(f"{survey.digest} {options.held_out}{stated}".encode()).hexdigest()
 
@@ -227,13 +251,14 @@ def _spoken(importer: Any, source: str, options: Options, total: int) -> Spoken 
     return spoken_in(some())
 
 
-def _nothing_to_do(store: Store, total: int, same: dict[str, Any]) -> Progress:
+def _nothing_to_do(store: Store, total: int, same: dict[str, Any]) -> Generator[Progress, None, Summary]:
     summary = _summary(Dataset.open(store.path), (0, 0, 0), [], unchanged=True)
     left = same.get("rejected", 0)
-    return Progress(total, total, 0, left, replace(summary, rejected=left))
+    yield Progress.so_far(total, total, 0, left, summary := replace(summary, rejected=left))
+    return summary
 
 
-def _of_same_source(ticket: str, entry: dict[str, Any]) -> bool:
+def _of_same_source(ticket: str, entry: Mapping[str, Any]) -> bool:
     """Whether an import was of this source as it was before."""
     other = json.loads(ticket)
     return all(other.get(name) == entry[name] for name in ("importer", "source"))
@@ -256,7 +281,7 @@ def take_in(items: Iterator[Row | Rejected], job: Job, writer: Writer) -> Iterat
                 writer.note({"file": left.source, "reason": left.reason})
             writer.add(looked.record)
         pictures += isinstance(item, Row)
-        yield Progress(pictures, job.total, writer.added, writer.skipped)
+        yield Progress.so_far(pictures, job.total, writer.added, writer.skipped)
 
 
 def _completed(
@@ -269,16 +294,20 @@ def _completed(
 
 
 def _importer(source: str) -> tuple[str, Any]:
-    # Any folder is one of pictures unless it is something more particular.
+    # Any folder is one of pictures unless it is something more particular; an empty name is none, not the current one.
     for name, module in sorted(importers().items(), key=lambda item: item[0] == "folder"):
-        if module.matches(source):
+        if source and module.matches(source):
             return name, module
     path = Path(source)
     expected = (
         "expected a folder of pictures, an archive, WebDataset, Parquet, COCO's JSON, a table of urls, "
         "or the word 'emoji' or 'scenes'"
     )
-    if path.exists():
+    if path.is_file() and path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".txt"):
+        with text_of(open(path, "rb")) as text:
+            if not any(map(is_text, itertools.islice(lines_of(text), 100))):
+                raise UserError(f"{source} is {NOT_UTF8}")
+    if source and path.exists():
         raise UserError(f"{source} is a file; {expected}")
     raise UserError(f"there is no source {source!r}; {expected}{nearest_path(path)}")
 

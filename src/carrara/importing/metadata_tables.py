@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from carrara.errors import BadPicture, UserError
+from carrara.errors import BadPicture, UserError, one_line
 from carrara.importing.column_names import COLUMNS, Words, row_words
 from carrara.importing.row import Rejected
 from carrara.importing.table_rows import Line, arrow_texts, csv_names, csv_rows, json_rows, text_of
@@ -148,7 +148,7 @@ def _readable(lines: Iterator[Line], where: str) -> Iterator[Line]:
     try:
         yield from lines
     except (OSError, BadPicture, pa.ArrowException) as error:
-        raise UserError(f"{where} is not a readable table: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{where} is not a readable table: {one_line(error)}") from None
 
 
 def _csv(where: str, file: File) -> Iterator[Line]:

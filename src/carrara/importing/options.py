@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator
 
@@ -17,44 +17,60 @@ if TYPE_CHECKING:
     from carrara.dataset.ranges import Span
 
 
+HeldOut = Annotated[
+    float, Field(ge=0, le=0.9, description="Share of the pictures held out: never trained on.")
+]
+EmojiSet = Annotated[
+    str,
+    Field(
+        description="Emoji only: default (food, animals, smileys), all, or categories separated by commas.",
+        json_schema_extra={"flag": "--set"},
+    ),
+]
+
+
 class Options(Config):
     """What may be chosen at an import."""
 
-    held_out: float = Field(
-        default=0.05, ge=0, lt=1, description="share of the groups that training never sees"
+    held_out: HeldOut = 0.05
+    subset: EmojiSet = "default"
+    count: int | None = Field(
+        default=None, ge=1, description="Scenes only: number of pictures (4000 by default)."
     )
-    subset: str = Field(
-        default="default", description="emoji: 'default', 'all', or category names with commas between"
-    )
-    count: int | None = Field(default=None, ge=1, description="scenes: how many; 4000 if nothing is said")
-    licence: str | None = Field(
-        default=None, description="the licence of the pictures that name none themselves"
-    )
+    licence: str | None = Field(default=None, description="Licence of pictures that state none.")
     languages: str = Field(
         default="detect",
-        description="the language of captions that state none: 'detect' finds it where it is certain, 'keep' leaves "
-        "them so, and a code like 'en' says that all of them are in it",
+        description="Language of captions that state none: a code (en), or keep (none), or detect.",
     )
     caption: str | None = Field(
         default=None,
-        description="a caption for pictures that come without one, with columns in braces: 'a photo of a {label}'; "
-        "remembered for the source, and '' ends it",
+        description='Caption of pictures that come without one, with columns in braces: "a photo of a {label}".',
     )
     range: tuple[str, ...] = Field(
         default=(),
-        description="LOW..HIGH or COLUMN=LOW..HIGH: black and white of floats and other numbers without a usual range",
+        description="What is black and white in pictures of floats or of more than 16 bits: LOW..HIGH, or for one "
+        "column depth=0..40.",
     )
-    retry: bool = Field(default=False, description="try again what could not be read or downloaded")
-    allow_private: bool = Field(default=False, description="urls: also from addresses that are not public")
+    retry: bool = Field(default=False, description="Try again what could not be read or downloaded.")
+    allow_private: bool = Field(
+        default=False, description="URL lists only: download from private addresses too."
+    )
     ignore_robots_tag: bool = Field(
-        default=False, description="urls: also what X-Robots-Tag asks not to take (noai, noindex …)"
+        default=False, description="URL lists only: download pictures even where X-Robots-Tag asks not to."
     )
-    most_megabytes: int = Field(default=32, ge=1, le=128, description="urls: larger files are not downloaded")
+    most_megabytes: int = Field(
+        default=32, ge=1, le=128, description="URL lists only: skip files larger than this, in MB."
+    )
     seconds: float = Field(
-        default=60.0, gt=0, le=86400, description="urls: for one download, all its tries together"
+        default=60,
+        ge=0.1,
+        le=86400,
+        description="URL lists only: time for one download in seconds, all tries together.",
     )
-    at_once: int = Field(default=16, ge=1, le=256, description="urls: downloads at a time")
-    per_host: int = Field(default=4, ge=1, le=64, description="urls: of these, from one host")
+    at_once: int = Field(default=16, ge=1, le=256, description="URL lists only: downloads at a time.")
+    per_host: int = Field(
+        default=4, ge=1, le=64, description="URL lists only: downloads at a time from one host."
+    )
 
     @field_validator("languages")
     @classmethod

@@ -18,7 +18,7 @@ from carrara.dataset.commits import size_of
 from carrara.dataset.known_rows import Record
 from carrara.dataset.picture_columns import check
 from carrara.dataset.sentence import BY
-from carrara.errors import BadPicture
+from carrara.errors import BadPicture, one_line
 from carrara.images.boxes import COLUMN, canonical
 from carrara.images.decode import look, orientation
 from carrara.importing.caption_files import MAX_TEXT
@@ -71,7 +71,7 @@ def look_at(item: Row | Rejected) -> Looked | Rejected:
     except BadPicture as error:
         return Rejected(item.source, str(error))
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        return Rejected(item.source, f"cannot be read: {getattr(error, 'strerror', None) or error}")
+        return Rejected(item.source, f"cannot be read: {one_line(error)}")
     more, left_out = _more(item, width, height)
     if item.boxes is not None:
         turn = orientation(data) if item.sides and "rotated" in measured else 1
@@ -130,7 +130,7 @@ def _more(item: Row, width: int, height: int) -> tuple[Record, list[Rejected]]:
         except BadPicture as error:
             left_out.append(Rejected(beside.source, f"a {name} that cannot be used: {error}"))
         except OSError as error:
-            left_out.append(Rejected(beside.source, f"cannot be read: {error.strerror or error}"))
+            left_out.append(Rejected(beside.source, f"cannot be read: {one_line(error)}"))
         else:
             found |= {name: data, id_column(name): content_id(data)}
             left_out += [Rejected(beside.source, f"{KEPT}{note}") for note in notes]

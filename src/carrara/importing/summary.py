@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from carrara.dataset import ranges
@@ -70,61 +70,66 @@ class Summary:
 
     def lines(self) -> list[str]:
         """The summary in readable sentences, the most important first."""
+        return [*self._changes(), *self._left_out(), *few(self.pictures), *self._contents()]
+
+    def _changes(self) -> Iterator[str]:
+        """What the import did."""
         if self.unchanged:
             all_in = "" if self.rejected else ", all of its pictures are in"
-            first = f"nothing to do: the source is unchanged{all_in} ({self.pictures} in all)"
+            yield f"nothing to do: the source is unchanged{all_in} ({self.pictures} in all)"
         else:
             words = f", {new} with new words" if (new := self.updated - self.lost) else ""
             words += f", {self.lost} lost their caption" if self.lost else ""
-            first = f"{self.added} pictures added{words}; {self.pictures} in all, {self.held_out} held out"
-        lines = [first]
+            yield f"{self.added} pictures added{words}; {self.pictures} in all, {self.held_out} held out"
         if 0 < self.pictures == self.held_out:
-            lines.append(
-                "all of them are held out, so there is nothing to train on: the names of files or folders (test, val) "
-                "or a column 'split' say so"
+            yield (
+                "all of them are held out, so there is nothing to train on: the names of files or folders (test, val), "
+                "a column 'split' or chance (--held-out) say so"
             )
         if self.lost:
-            lines.append(
+            yield (
                 "their source has no caption of them any more; "
                 f"`carrara data restore {self.dataset}@{self.before}` brings back what was there"
             )
         if self.replaced:
-            lines.append(
+            yield (
                 f"{self.replaced} were edited in place: what they are now is a row of its own, and the old row stays, "
                 f"with the flag 'replaced'; leave it out with `carrara data filter {self.dataset} NEW --where "
                 "\"flags IS NULL OR flags NOT LIKE '%replaced%'\"`"
             )
+
+    def _left_out(self) -> Iterator[str]:
+        """What made no row of its own."""
         if self.duplicates:
             were, their = ("was", "its") if self.duplicates == 1 else ("were", "their")
-            lines.append(
+            yield (
                 f"{self.duplicates} {were} already there under another name (listed in {REJECTED}, too); {their} "
                 "captions were added to that picture, further ones in a language to its captions_more"
             )
         if self.rejected and self.unchanged:
-            lines.append(
-                f"still left out of it: {self.rejected}, listed in {REJECTED}; --retry tries them again"
-            )
+            yield f"still left out of it: {self.rejected}, listed in {REJECTED}; --retry tries them again"
         elif self.rejected:
             # What was hidden was hardly meant to come in; the reasons for the rest are worth more.
             reasons = sorted(self.reasons.items(), key=lambda one: ("hidden" in one[0], -one[1]))
             why = "; ".join(f"{count} x {reason}" for reason, count in reasons[:3])
             more = f"; and {len(self.reasons) - 3} more reasons" if len(self.reasons) > 3 else ""
-            lines.append(f"{self.rejected} skipped, listed in {REJECTED}: {why}{more}")
-        lines += few(self.pictures)
+            yield f"{self.rejected} skipped, listed in {REJECTED}: {why}{more}"
+
+    def _contents(self) -> Iterator[str]:
+        """What the data set holds now."""
         if self.captions:
             spoken = ", ".join(f"{'unstated' if k == 'und' else k} {n}" for k, n in self.captions.items())
-            lines.append(f"captions by language: {spoken}")
+            yield f"captions by language: {spoken}"
         else:
-            lines.append("no captions: a model trained on it will be unconditional")
+            yield "no captions: a model trained on it will be unconditional"
         if self.beside:
-            found = ", ".join(f"{name} {count}" for name, count in self.beside.items())
-            lines.append(f"beside the pictures: {found}")
+            yield f"beside the pictures: {', '.join(f'{name} {count}' for name, count in self.beside.items())}"
         if self.remarks:
             why = "; ".join(f"{count} x {remark}" for remark, count in list(self.remarks.items())[:3])
-            lines.append(f"with a remark in {REJECTED}: {why}")
-        lines += self.on_maps
+            yield f"with a remark in {REJECTED}: {why}"
+        yield from self.on_maps
         if self.unstated and "image" not in self.spans:
-            lines.append(
+            yield (
                 f"{self.unstated} pictures hold floats or whole numbers of more than 16 bits: white is 1 or the "
                 "largest such number (--range chooses, at a first import)"
             )
@@ -138,5 +143,4 @@ class Summary:
                 else f"{' and '.join(names)} {ranges.words(span)}"
                 for span, names in alike.items()
             )
-            lines.append(f"numbers without a usual range, from black to white: {read}")
-        return lines
+            yield f"numbers without a usual range, from black to white: {read}"

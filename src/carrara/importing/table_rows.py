@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
+from carrara.errors import one_line
 from carrara.importing.column_names import json_row, plain
 
 if TYPE_CHECKING:
@@ -166,4 +167,4 @@ def _only_row(batch: pa.RecordBatch) -> dict[str, Any] | str:
     except UnicodeDecodeError:
         return NOT_UTF8
     except Exception as error:
-        return f"a value that cannot be read: {' '.join(str(error).split())[:200]}"
+        return f"a value that cannot be read: {one_line(error)}"

@@ -13,6 +13,7 @@ from torch import Tensor
 from carrara.diffusion.samplers.path import Moment, moment, renoised
 from carrara.diffusion.schedules import SCHEDULES, Discrete, NoiseSchedule
 from carrara.errors import BadPicture, UserError
+from carrara.files import read_bytes
 from carrara.generation.png import to_image
 from carrara.images.decode import stack
 from carrara.lessons.output import Exhibit
@@ -34,9 +35,7 @@ class Pair(NamedTuple):
 def open_picture(path: Path, size: int) -> Tensor:
     """``uint8 [1 3 size size]``, the middle square of a picture file; UserError where it is none."""
     try:
-        return stack([path.read_bytes()], size)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        return stack([read_bytes(path)], size)
     except BadPicture as reason:
         raise UserError(f"{path}: {reason}") from None
 

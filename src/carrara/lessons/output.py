@@ -8,12 +8,14 @@ import io
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from PIL import Image
 
 from carrara.errors import UserError
+from carrara.files import check_writable, write_atomically
 from carrara.pages import html as report
+from carrara.progress import Progress
 
 _FRAME, _LAST = 100, 2000  # milliseconds
 
@@ -27,13 +29,6 @@ class Exhibit:
     still: Image.Image
     film: Sequence[Image.Image] = ()
     sections: Sequence[tuple[str, str]] = ()
-
-
-class Progress(NamedTuple):
-    """How far a lesson is, from 0 to 1, and in words."""
-
-    fraction: float
-    words: str
 
 
 Lesson: TypeAlias = Generator[Progress, None, Exhibit]
@@ -59,13 +54,9 @@ def save(exhibit: Exhibit, out: Path) -> None:
         data = _gif(exhibit.film)
     else:
         data = _page(exhibit).encode()
-    part = out.with_name(out.name + ".part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from None
+    check_writable(out.parent)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, data)
 
 
 def _png(image: Image.Image) -> bytes:

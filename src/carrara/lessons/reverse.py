@@ -13,8 +13,9 @@ from carrara.errors import UserError
 from carrara.generation.model import Model
 from carrara.generation.png import to_image
 from carrara.generation.sample import Settings, decode, denoise
-from carrara.lessons.output import Exhibit, Lesson, Progress
+from carrara.lessons.output import Exhibit, Lesson
 from carrara.pages.picture_grid import Row, plate
+from carrara.progress import Progress
 from carrara.tensors import PictureNoise
 
 FRAMES = 40
@@ -52,7 +53,9 @@ def reverse(
         if done in kept:
             seen[done] = (z, moment.x0)  # z at times[done], and the estimate from it
         z = moment.z
-        yield Progress((done + 1) / (stops + 1), f"step {done + 1} of {stops}")
+        yield Progress(
+            title="sampling", fraction=(done + 1) / (stops + 1), words=f"step {done + 1} of {stops}"
+        )
     if done + 1 != stops:
         raise UserError(
             f"{settings.sampler} goes back up on its way; show the reverse process of another sampler"

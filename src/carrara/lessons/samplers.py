@@ -16,11 +16,12 @@ from carrara.errors import UserError
 from carrara.generation.model import Model
 from carrara.generation.png import to_image
 from carrara.generation.sample import Settings, decode, denoise
-from carrara.lessons.output import Exhibit, Lesson, Progress
+from carrara.lessons.output import Exhibit, Lesson
 from carrara.lessons.reverse import request
 from carrara.pages import html
 from carrara.pages.html import Chart, Line, legend
 from carrara.pages.picture_grid import Row, plate
+from carrara.progress import Progress
 from carrara.tensors import from_pixels
 
 USUAL = ("ddim", "heun", "dpm2", "dpmpp_2m", "unipc", "deis", "lms", "ancestral", "dpmpp_2m_sde")
@@ -98,7 +99,8 @@ def samplers(
         )
         for moment in denoise(model, rows, numbers, own):
             done = spent + planned.evaluations * moment.step / max(planned.steps, moment.step)
-            yield Progress(done / total, f"{sampler}, {planned.evaluations} evaluations")
+            words = f"{sampler}, {planned.evaluations} evaluations"
+            yield Progress(title="sampling", fraction=done / total, words=words)
         return decode(model, moment.z)
 
     whole = cost(REFERENCE, REFERENCE_STEPS, settings.grid, schedule)

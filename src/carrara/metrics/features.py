@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 from carrara.metrics.pretrained_weights import VISIBLE_CHANNELS, lite0_weights
 from carrara.tensors import from_pixels
 
@@ -136,8 +136,9 @@ def load_features(path: Path | None = None, *, side: int = 224) -> Features:
     try:
         network.load_state_dict(dict(found), strict=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path or 'the installed file'} is not EfficientNet-Lite0: {reason}") from None
+        raise UserError(
+            f"{path or 'the installed file'} is not EfficientNet-Lite0: {one_line(error)}"
+        ) from None
     return Features(network.eval().requires_grad_(False), side)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from carrara.errors import UserError, nearest
+from carrara.errors import UserError, nearest, one_line
 
 Net = Literal["alexnet", "vgg16"]
 
@@ -98,7 +98,7 @@ def tensors_in(file: Path) -> Mapping[str, Tensor]:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UserError(f"{file} holds no weights that can be read safely: {_line(error)}") from None
+        raise UserError(f"{file} holds no weights that can be read safely: {one_line(error)}") from None
     if not isinstance(found, Mapping):
         raise UserError(f"{file} holds a {type(found).__name__}; expected tensors by name")
     return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
@@ -111,11 +111,11 @@ def read_ckpt(file: Path) -> Mapping[str, Tensor]:
         with open(file, "rb") as handle:
             _gather(_ArraysOnly(handle).load(), "", found)
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
+        raise UserError(f"cannot read {file}: {one_line(error)}") from None
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     except Exception as error:  # a pickle is a small program: damaged, it can fail in any way
-        raise UserError(f"{file} is damaged or no pickle of arrays: {_line(error)}") from None
+        raise UserError(f"{file} is damaged or no pickle of arrays: {one_line(error)}") from None
     return found
 
 
@@ -251,7 +251,3 @@ def _checked(net: Net, pairs: list[tuple[Tensor, Tensor]], heads: list[Tensor], 
 
 def _hub() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

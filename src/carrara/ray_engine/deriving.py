@@ -15,26 +15,24 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from carrara.dataset.commits import add_columns, committed
 from carrara.dataset.dataset import Dataset
 from carrara.dataset.derived import (
     STAGING,
+    Derivation,
     Derive,
-    Function,
-    Key,
     Progress,
     Rows,
     as_lists,
     changeable,
-    checked,
-    column_name,
+    computed,
     drop,
     field_of,
     made_under,
     rows_without,
 )
+from carrara.dataset.loader import Fetch
 from carrara.dataset.store import lock, release
 from carrara.errors import UserError
 from carrara.ray_engine.session import Team, arrived, cause, cluster, dismiss, is_lost, place_of
@@ -46,29 +44,12 @@ if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.actor import ActorHandle
 
-    from carrara.geometry import SideOrSize
-    from carrara.images.decode import Crop
 
 PUBLISH = 20.0  # seconds of work that a kill may lose
 TRIES = 3  # of a fragment whose worker dies
 
-# Opens what it needs and derives by what it is given: a function of a module, so that a worker finds it too.
-Work = Callable[[Dataset, Derive], Iterator[Progress]]
-
-
-class Asked(NamedTuple):
-    """What `derive` is asked for."""
-
-    column: str
-    key: Key
-    function: Function
-    batch: int
-    columns: Sequence[str]
-    size: SideOrSize | None
-    channels: int
-    bits: int
-    crop: Crop
-    whole: bool  # whether every row is to have a value
+# Opens what it needs and says what it derives by it: a function of a module, so that a worker finds it too.
+Work = Callable[[Dataset], Sequence[Derivation]]
 
 
 class Piece(NamedTuple):
@@ -96,12 +77,12 @@ def on_ray(work: Work, workers: int | None = None) -> Derive:
     """
 
     def derive(
-        dataset: Dataset, name: str, key: Key, function: Function, *, rows: Rows | None = None, **how: Any
+        dataset: Dataset, wanted: Derivation, rows: Rows | None = None
     ) -> Generator[Progress, None, None]:
         dataset.check_newest("be encoded on Ray")
         dataset.refresh()
-        column = column_name(name, key)
-        if column in dataset.columns and not made_under(dataset, column, key):
+        column = wanted.column
+        if column in dataset.columns and not made_under(dataset, column, wanted.key):
             drop(dataset, column)
         total = 0
         if len(missing := rows_without(dataset, column, rows)):
@@ -110,19 +91,19 @@ def on_ray(work: Work, workers: int | None = None) -> Derive:
             try:
                 with (
                     cluster(workers) as team,
-                    closing(_Crew(dataset, column, work, team, len(_pieces(dataset.table, missing)))) as crew,
+                    closing(_Crew(dataset, (column, work, rows is None), team, missing)) as crew,
                 ):
                     while len(missing):
                         total = len(missing)
                         for done in crew.make(missing):
-                            yield Progress(done, total)
+                            yield wanted.progress(done, total)
                         dataset.refresh()
                         missing = rows_without(dataset, column, rows)
             finally:
                 with suppress(OSError):  # values of a run without Ray may be there
                     folder.rmdir()
                 release(held)
-        yield Progress(total, total, column)
+        yield wanted.complete(total)
 
     return derive
 
@@ -130,8 +111,9 @@ def on_ray(work: Work, workers: int | None = None) -> Derive:
 class Deriver:
     """A worker: what it opens for its first fragment serves all others. Ray makes a process of it."""
 
-    def __init__(self, place: Path, column: str, work: Work) -> None:
-        self.place, self.column, self.work = place, column, work
+    def __init__(self, place: Path, column: str, work: Work, whole: bool) -> None:
+        """``whole`` says that every row is to have a value."""
+        self.place, self.column, self.work, self.whole = place, column, work, whole
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -139,9 +121,14 @@ class Deriver:
         return Dataset.open(self.place)
 
     @cached_property
-    def asked(self) -> Asked:
+    def wanted(self) -> Derivation:
         """What is to be done for each batch, with the model that does it."""
-        return _asked(self.dataset, self.column, self.work)
+        for found in self.work(self.dataset):
+            if found.column == self.column:
+                return found
+        raise UserError(
+            f"a worker finds another model than the one that makes {self.column}; give it the same on every machine"
+        )
 
     def compute(self, piece: Piece) -> Done | None:
         """Writes the values of a fragment's rows; None where others changed it meanwhile."""
@@ -151,10 +138,11 @@ class Deriver:
         column = self.column
         if (read := self._as_it_is(piece.fragment)) is None:
             return None
-        values = self._values(piece.rows)
+        with closing(computed(self.wanted, piece.rows, Fetch(self.dataset, self.wanted.reading))) as parts:
+            values = np.concatenate(list(parts))
         shape, flat = values.shape[1:], values.reshape(len(values), -1)
-        made_of = changeable(self.dataset, self.asked.columns)
-        field = field_of(column, self.asked.key, flat, shape, made_of, whole=self.asked.whole)
+        made_of = changeable(self.dataset, self.wanted.reading.columns)
+        field = field_of(self.wanted, flat, shape, made_of, whole=self.whole)
         if column not in self.dataset.columns:
             with self.dataset.store.writing():
                 add_columns(self.dataset.store, [field])
@@ -169,79 +157,21 @@ class Deriver:
         after, fields = fragment.update_columns(table, left_on="id", right_on="id")
         return Done(piece.fragment, len(values), read, after.to_json(), list(fields))
 
-    def _values(self, rows: Rows) -> npt.NDArray[Any]:
-        from carrara.dataset.loader import Fetch, in_background
-        from carrara.dataset.order import Batch
-
-        asked = self.asked
-        fetch = Fetch(
-            self.dataset,
-            asked.columns,
-            size=asked.size,
-            channels=asked.channels,
-            bits=asked.bits,
-            crop=asked.crop,
-        )
-        step, found = asked.batch, []
-        chunks = (rows[start : start + step] for start in range(0, len(rows), step))
-        loaded = in_background((fetch(Batch(c, 0, np.empty(0, np.uint64))) for c in chunks), ahead=2)
-        with closing(loaded):
-            for given in loaded:
-                values = np.asarray(asked.function(given.columns))
-                found.append(checked(self.column, values, given.rows))
-        return np.concatenate(found)
-
     def _as_it_is(self, number: int) -> dict[str, Any] | None:
         """A fragment by its files; None where there is none of this number."""
         return _as_they_are(self.dataset.table).get(number)
 
 
-def _asked(dataset: Dataset, column: str, work: Work) -> Asked:
-    """What ``work`` asks of `derive` for this column; what it asks for before it is there already."""
-
-    class Found(Exception):
-        def __init__(self, asked: Asked) -> None:
-            self.asked = asked
-
-    def derive(
-        dataset: Dataset,
-        name: str,
-        key: Key,
-        function: Function,
-        *,
-        batch: int,
-        columns: Sequence[str] = ("image",),
-        rows: Rows | None = None,
-        size: SideOrSize | None = None,
-        channels: int = 3,
-        bits: int = 8,
-        crop: Crop = "centre",
-    ) -> Generator[Progress, None, None]:
-        if column_name(name, key) == column:
-            whole = rows is None
-            raise Found(Asked(column, key, function, batch, columns, size, channels, bits, crop, whole))
-        yield from ()
-
-    try:
-        for _ in work(dataset, derive):
-            pass
-    except Found as found:
-        return found.asked
-    raise UserError(
-        f"a worker finds another model than the one that makes {column}; give it the same on every machine"
-    )
-
-
 class _Crew:
-    """Workers that stay for as long as the column is made."""
+    """Workers that stay for as long as the column is made; ``hand`` is what a `Deriver` gets besides the place."""
 
-    def __init__(self, dataset: Dataset, column: str, work: Work, team: Team, most: int) -> None:
-        self.dataset, self.column, self.work, self.team = dataset, column, work, team
+    def __init__(self, dataset: Dataset, hand: tuple[str, Work, bool], team: Team, missing: Rows) -> None:
+        self.dataset, self.hand, self.team = dataset, hand, team
         self.tries = Counter[int]()
         self.done: list[Done] = []
         self.published = time.monotonic()
         self.busy: dict[ObjectRef[Done | None], tuple[ActorHandle[Any], Piece]] = {}
-        self.idle = self._hire(min(team.workers, most), needed=True)
+        self.idle = self._hire(min(team.workers, len(_pieces(dataset.table, missing))), needed=True)
 
     def make(self, missing: Rows) -> Iterator[int]:
         """Has all of these rows computed and put into the table, but where others are faster; yields how many are
@@ -284,7 +214,7 @@ class _Crew:
 
         kind = ray.remote(Deriver).options(num_cpus=self.team.processors, num_gpus=self.team.gpus)
         place = place_of(self.dataset.store)
-        hired = [kind.remote(place, self.column, self.work) for _ in range(many)]
+        hired = [kind.remote(place, *self.hand) for _ in range(many)]
         return arrived(hired, needed=needed)
 
     def _mourn(self, piece: Piece) -> None:
@@ -309,7 +239,7 @@ class _Crew:
                 updated_fragments=[FragmentMetadata.from_json(json.dumps(done.after)) for done in good],
                 fields_modified=good[0].fields,
             )
-            message = f"{self.column} filled in for {sum(done.rows for done in good)} pictures"
+            message = f"{self.hand[0]} filled in for {sum(done.rows for done in good)} pictures"
             lance.LanceDataset.commit(
                 table.uri, operation, read_version=table.version, commit_message=message
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from carrara.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from carrara.dataset.dataset import Dataset
-    from carrara.dataset.derived import Derive, Progress
+    from carrara.dataset.derived import Derivation, Derive
     from carrara.dataset.latents import Variant
     from carrara.ray_engine.importing import RayEngine
     from carrara.search.indexes import Build
@@ -119,26 +118,26 @@ def _here() -> Derive:
     return derive
 
 
-def _latents(dataset: Dataset, by: Derive, *, autoencoder: Path, variant: Variant) -> Iterator[Progress]:
+def _latents(dataset: Dataset, *, autoencoder: Path, variant: Variant) -> list[Derivation]:
     """What a worker does for latents, on the device that it has."""
-    from carrara.dataset.latents import encode
+    from carrara.dataset.latents import derivation
     from carrara.interop.models import open_autoencoder
     from carrara.training.devices import Placement
 
     placement = Placement.choose()
     opened = open_autoencoder(autoencoder)
     placement.place(opened.module)
-    return encode(dataset, opened, placement.device, variant=variant, autocast=placement.autocast, by=by)
+    return [derivation(opened, placement.device, variant=variant, autocast=placement.autocast)]
 
 
-def _vectors(dataset: Dataset, by: Derive, *, embedder: str, of: str) -> Iterator[Progress]:
-    from carrara.embedders.embed_dataset import embed
+def _vectors(dataset: Dataset, *, embedder: str, of: str) -> list[Derivation]:
+    from carrara.embedders.embed_dataset import derivations
     from carrara.embedders.embedders import open_embedder
 
-    return embed(dataset, open_embedder(embedder), of, by=by)
+    return derivations(open_embedder(embedder), of)
 
 
-def _glances(dataset: Dataset, by: Derive) -> Iterator[Progress]:
-    from carrara.dataset.fingerprints import derive_glances
+def _glances(dataset: Dataset) -> list[Derivation]:
+    from carrara.dataset.fingerprints import derivation
 
-    return derive_glances(dataset, by=by)
+    return [derivation(dataset)]

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from carrara.dataset.unfinished_imports import JOURNAL, whole_lines
+from carrara.dataset.unfinished_imports import JOURNAL
 from carrara.dataset.writer import Writer
 from carrara.errors import UserError
+from carrara.files import Journal
 from carrara.importing.importing import Job, Progress, importers
 from carrara.importing.options import Options
 from carrara.importing.row import Survey
@@ -238,7 +239,7 @@ class _Run:
 
     def _progress(self) -> Progress:
         done = self.notes.pictures + sum(self.seen.values())
-        return Progress(done, max(done, self.job.total), self.writer.added, self.writer.skipped)
+        return Progress.so_far(done, max(done, self.job.total), self.writer.added, self.writer.skipped)
 
 
 class _Notes:
@@ -246,7 +247,7 @@ class _Notes:
 
     def __init__(self, writer: Writer) -> None:
         self.writer = writer
-        lines = list(whole_lines(writer.folder / JOURNAL))[1:]
+        lines = list(Journal(writer.folder / JOURNAL))[1:]
         self.done = {line["part"] for line in lines if "part" in line}
         self.pictures = sum(line.get("pictures", 0) for line in lines)
         started = next((line["began"] for line in lines if "began" in line), None)

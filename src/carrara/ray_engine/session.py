@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from carrara.dataset.store import lock, release
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import lance
@@ -257,8 +257,7 @@ def _start(processors: int, folder: str) -> None:
             )
     except Exception as error:  # Ray says so by a plain one
         ray.shutdown()
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"Ray cannot be started on this machine: {reason}") from None
+        raise UserError(f"Ray cannot be started on this machine: {one_line(error)}") from None
 
 
 @contextmanager
@@ -292,8 +291,7 @@ def _joined(address: str) -> Iterator[None]:
         with _forking():
             ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"no Ray can be joined at {ADDRESS}={address}: {reason}") from None
+        raise UserError(f"no Ray can be joined at {ADDRESS}={address}: {one_line(error)}") from None
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from carrara.dataset.picture_columns import Beside
-from carrara.errors import BadPicture, UserError
+from carrara.errors import BadPicture, UserError, one_line
 from carrara.importing.file_listing import below
 from carrara.importing.formats import parquet, webdataset
 from carrara.importing.importing import Job, importers
@@ -141,7 +141,7 @@ class Carried:
         except BadPicture as error:
             return cls(b"", BadPicture(str(error)))
         except OSError as error:
-            return cls(b"", OSError(error.errno, error.strerror or str(error)))
+            return cls(b"", OSError(error.errno, one_line(error)))
 
 
 def _travels(item: Row | Rejected) -> bool:

@@ -3,6 +3,7 @@
 from carrara.conditions import label
 from carrara.denoisers import dit
 from carrara.generation.model import ModelConfig
+from carrara.recipes.latent_diffusion import small
 from carrara.training.recipe import DiffusionRecipe, TrainConfig
 
 
@@ -20,26 +21,17 @@ def recipe() -> DiffusionRecipe:
     ``--set model.denoiser.positions=both --set model.parameterization=x0 --set weighting=velocity``; their B/16 at
     256 pixels is patch 16, bottleneck 128, width 768, depth 12, heads 12.
     """
-    return DiffusionRecipe(
-        model=ModelConfig(
-            schedule="flow",
-            parameterization="flow",
-            denoiser=dit.Config(
-                patch=1,
-                width=256,
-                depth=6,
-                heads=4,
-                positions="rotary",
-                qk_norm=True,
-                norm="rms",
-                feed_forward="swiglu",
-            ),
-            conditions={"label": label.Config(width=256)},
-        ),
-        times="logit_normal",
-        times_shift=1.5,
-        train=TrainConfig(budget="10m", batch=32, lr=4e-3, ema=0.03),
+    network = dit.Config(
+        patch=1,
+        width=256,
+        depth=6,
+        heads=4,
+        positions="rotary",
+        qk_norm=True,
+        norm="rms",
+        feed_forward="swiglu",
     )
+    return small(network, {"label": label.Config(width=256)}, shift=1.5)
 
 
 def published() -> DiffusionRecipe:

@@ -2,23 +2,14 @@
 
 from carrara.conditions import image
 from carrara.denoisers import unet
-from carrara.generation.model import ModelConfig
-from carrara.training.recipe import DiffusionRecipe, TrainConfig
+from carrara.recipes.latent_diffusion import as_published, small
+from carrara.training.recipe import DiffusionRecipe
 
 
 def recipe() -> DiffusionRecipe:
     """For any pictures; holes are drawn anew each time, and one in ten pictures is all hole."""
-    return DiffusionRecipe(
-        model=ModelConfig(
-            schedule="flow",
-            parameterization="flow",
-            denoiser=unet.Config(channels=64, multipliers=(1, 2), blocks=2, attention=(2,), head_width=64),
-            conditions={"masked": image.Config(shows="masked", through="autoencoder")},
-        ),
-        times="logit_normal",
-        times_shift=1.5,
-        train=TrainConfig(budget="10m", batch=32, lr=4e-3, ema=0.03),
-    )
+    network = unet.Config(channels=64, multipliers=(1, 2), blocks=2, attention=(2,), head_width=64)
+    return small(network, {"masked": image.Config(shows="masked", through="autoencoder")}, shift=1.5)
 
 
 def published() -> DiffusionRecipe:
@@ -26,26 +17,15 @@ def published() -> DiffusionRecipe:
 
     387,245,827 weights.
     """
-    return DiffusionRecipe(
-        model=ModelConfig(
-            schedule="scaled_linear",
-            schedule_options={"start": 0.0015, "end": 0.0205},
-            parameterization="eps",
-            denoiser=unet.Config(
-                channels=256,
-                multipliers=(1, 2, 3, 4),
-                blocks=2,
-                attention=(2, 4, 8),
-                depth=0,
-                heads=8,
-                scale_shift=False,
-                resample_blocks=True,
-                first_step=0,
-            ),
-            conditions={"masked": image.Config(shows="masked", through="autoencoder", dropout=0.0)},
-        ),
-        times="discrete",
-        train=TrainConfig(
-            budget="360000steps", batch=128, optimizer="adamw", lr=1e-6, lr_schedule="constant", ema=0.01
-        ),
+    return as_published(
+        {"masked": image.Config(shows="masked", through="autoencoder", dropout=0.0)},
+        steps=360_000,
+        batch=128,
+        lr=1e-6,
+        channels=256,
+        multipliers=(1, 2, 3, 4),
+        attention=(2, 4, 8),
+        depth=0,
+        heads=8,
+        resample_blocks=True,
     )

@@ -2,25 +2,14 @@
 
 from carrara.conditions import text
 from carrara.denoisers import unet
-from carrara.generation.model import ModelConfig
-from carrara.training.recipe import DiffusionRecipe, TrainConfig
+from carrara.recipes.latent_diffusion import as_published, small
+from carrara.training.recipe import DiffusionRecipe
 
 
 def recipe() -> DiffusionRecipe:
     """Flow matching on 8 x 8 positions; times lean to the noise, where the caption decides the picture."""
-    return DiffusionRecipe(
-        model=ModelConfig(
-            schedule="flow",
-            parameterization="flow",
-            denoiser=unet.Config(
-                channels=128, multipliers=(1,), blocks=2, patch=2, attention=(1,), head_width=64
-            ),
-            conditions={"caption": text.Config()},
-        ),
-        times="logit_normal",
-        times_shift=2.0,
-        train=TrainConfig(budget="10m", batch=32, lr=4e-3, ema=0.03),
-    )
+    network = unet.Config(channels=128, multipliers=(1,), blocks=2, patch=2, attention=(1,), head_width=64)
+    return small(network, {"caption": text.Config()}, shift=2.0)
 
 
 def published() -> DiffusionRecipe:
@@ -29,26 +18,16 @@ def published() -> DiffusionRecipe:
     Their U-Net has 872 million weights (of 1.45 billion with text encoder and autoencoder). Here the mean of the
     words is added to the time too, by 3 million more, and the encoder's attention is as wide as its rows.
     """
-    return DiffusionRecipe(
-        model=ModelConfig(
-            schedule="scaled_linear",
-            schedule_options={"start": 0.00085, "end": 0.012},
-            parameterization="eps",
-            denoiser=unet.Config(
-                channels=320,
-                multipliers=(1, 2, 4, 4),
-                blocks=2,
-                attention=(1, 2, 4),
-                depth=1,
-                heads=8,
-                scale_shift=False,
-                projections="convolution",
-                first_step=0,
-            ),
-            conditions={"caption": text.Config(vocabulary=30522, length=77, width=1280, depth=32, heads=8)},
-        ),
-        times="discrete",
-        train=TrainConfig(
-            budget="390000steps", batch=680, optimizer="adamw", lr=1e-4, lr_schedule="constant", ema=0.01
-        ),
+    return as_published(
+        {"caption": text.Config(vocabulary=30522, length=77, width=1280, depth=32, heads=8)},
+        steps=390_000,
+        batch=680,
+        lr=1e-4,
+        betas=(0.00085, 0.012),
+        channels=320,
+        multipliers=(1, 2, 4, 4),
+        attention=(1, 2, 4),
+        depth=1,
+        heads=8,
+        projections="convolution",
     )

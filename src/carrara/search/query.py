@@ -6,16 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor
 
 from carrara.config import Config
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor
+
     from carrara.search.vector_columns import VectorColumn
 
+Condition = Annotated[
+    str | None,
+    Field(description="SQL condition that must hold, e.g. \"split = 'train' AND width >= 256\"."),
+]
 Way = Literal["words", "meaning", "picture", "joint"]
 WAYS: tuple[Way, ...] = get_args(Way)
 MOST = 10_000  # hits of one answer
@@ -24,24 +29,37 @@ MOST = 10_000  # hits of one answer
 class Query(Config):
     """What to look for. Without words, picture and row it lists the pictures for which ``where`` holds."""
 
-    words: str = Field("", max_length=4000, description="Words in any language.")
-    picture: bytes | None = Field(None, repr=False, description="The bytes of a picture to look for.")
+    words: str = Field(
+        "",
+        max_length=4000,
+        description="What to look for, in any language.",
+        json_schema_extra={"argument": True},
+    )
+    picture: bytes | None = Field(
+        None, repr=False, description="Picture file to look for, along with pictures that look like it."
+    )
     like: Annotated[int, Field(le=2**62)] | str | None = Field(
-        None, description="A row's number, or the beginning of a picture's id, to find more like it."
+        None, description="Number or id of a row, to find more like it."
     )
     by: Literal["auto", "hybrid", "words", "meaning", "picture", "joint"] = Field(
-        "auto",
-        description="The way; hybrid is all that there are, together, auto too but for a mere picture.",
+        "auto", description="Way of searching; hybrid takes all ways, and auto those that suit the question."
     )
-    where: str | None = Field(None, description="An SQL condition on the columns that must hold.")
-    limit: int = Field(20, ge=1, le=MOST, description="How many pictures to return.")
-    offset: int = Field(0, ge=0, le=MOST, description="How many of the best to skip, for the next page.")
+    where: Condition = None
+    limit: int = Field(20, ge=1, le=MOST, description="Number of pictures to show.")
+    offset: int = Field(
+        0,
+        ge=0,
+        le=MOST,
+        description="Number of best matches to skip, for the next page.",
+        json_schema_extra={"flag": "--skip"},
+    )
     matching: bool = Field(
         False,
-        description="Only what has all of the words, is the same picture, or is as alike as at_least says.",
+        description="Only what has all of the words, is the same picture, or is as similar as at_least says.",
+        json_schema_extra={"flag": None},
     )
     at_least: float | None = Field(
-        None, ge=-1, le=1, description="Least likeness (cosine) of what is found other than by words."
+        None, ge=-1, le=1, description="Lowest similarity (up to 1) of matches that are not found by words."
     )
 
     @field_validator("where")

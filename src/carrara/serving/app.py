@@ -76,11 +76,7 @@ def browse_app(
     """
     standing = Standing(path, embedder_of)
     token = token if is_loopback(host) and not standing.dataset.pinned else ""
-    # Pictures and searches in threads of their own numbers: many thumbnails do not keep a search waiting.
-    drawing = CapacityLimiter(max(2, min(8, os.cpu_count() or 2)))
-    finding = CapacityLimiter(4)
-    arriving = CapacityLimiter(UPLOADS)
-    editing = CapacityLimiter(1)
+    finding, arriving, editing = (CapacityLimiter(n) for n in (4, UPLOADS, 1))
     app = FastAPI(title="carrara data browse", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard, host=host, names=names)
     _say_errors(app)
@@ -115,20 +111,26 @@ def browse_app(
     async def near(row: Row) -> Response:
         return _json(await _in_thread(finding, lambda: _near(standing.dataset, row)))
 
-    @app.get("/api/pictures/{row}/{name}")
-    async def picture(row: Row, name: Id) -> Response:
-        data = await _in_thread(drawing, lambda: thumbnails.as_given(standing.dataset, row, name))
-        return _picture(data, thumbnails.kind_of(data))
-
     @app.post("/api/pictures/{row}/{name}")
     async def change(row: Row, name: Id, request: Request) -> Response:
         if not token or not secrets.compare_digest(request.headers.get(HEADER, "").encode(), token.encode()):
             raise HTTPException(403, "this page may only look; open the address that the command printed")
         wanted = parse(Edit, _object(await _body(request, arriving)), where="the change")
-        made = await _in_thread(
-            editing, lambda: standing.edited(lambda newest: edit(newest, row, name, wanted))
-        )
+        made = await _in_thread(editing, lambda: standing.edited(lambda old: edit(old, row, name, wanted)))
         return _json(await _in_thread(finding, lambda: thumbnails.record(made, row)))
+
+    _serve_pictures(app, standing)
+    return app
+
+
+def _serve_pictures(app: FastAPI, standing: Standing) -> None:
+    """Pictures as given and as thumbnails, in threads of their own: many thumbnails do not keep a search waiting."""
+    drawing = CapacityLimiter(max(2, min(8, os.cpu_count() or 2)))
+
+    @app.get("/api/pictures/{row}/{name}")
+    async def picture(row: Row, name: Id) -> Response:
+        data = await _in_thread(drawing, lambda: thumbnails.as_given(standing.dataset, row, name))
+        return _picture(data, thumbnails.kind_of(data))
 
     @app.get("/api/pictures/{row}/{name}/seen")
     async def seen(row: Row, name: Id, side: Side = thumbnails.SIDES[1]) -> Response:
@@ -154,8 +156,6 @@ def browse_app(
         )
         # The hash in the address is not that of the picture beside, which may be given anew.
         return _picture(drawn, "image/webp", keep="no-cache")
-
-    return app
 
 
 async def _in_thread(limiter: CapacityLimiter, work: Callable[[], T]) -> T:

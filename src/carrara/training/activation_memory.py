@@ -6,14 +6,11 @@ nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 class Saved:
@@ -51,20 +48,3 @@ class Saved:
         self._hooks.__exit__(kind, error, trace)
         self._met.clear()
         self.most, self._count = max(self.most, self._count), 0
-
-
-def activation_bytes(step: Callable[[], Tensor]) -> int:
-    """Bytes that ``step``, a forward pass up to its loss, leaves saved for the backward pass; on any device."""
-    with Saved() as saved:
-        step()
-    return saved.most
-
-
-def imagined() -> AbstractContextManager[object]:
-    """Within it tensors and modules that are made have device, type and shape, but no memory and no values.
-
-    Unlike on the meta device, layers take the path that they would take on the device, and autocast works: what
-    `activation_bytes` finds for a network made and run in here is what it would find in earnest.
-    """
-    mode: AbstractContextManager[object] = FakeTensorMode()
-    return mode

@@ -13,6 +13,7 @@ from carrara.autoencoders.stored import load_autoencoder
 from carrara.errors import UserError
 from carrara.generation.model import load_model
 from carrara.model_folder import read_about
+from carrara.tensors import under
 from carrara.training import checkpoint, post_hoc_averages
 from carrara.training.metrics_log import CHECKPOINTS, MODEL
 from carrara.training.recipe import TrainConfig, written
@@ -80,7 +81,7 @@ class _Saved(NamedTuple):
 
     def weights(self, prefix: str) -> dict[str, Tensor]:
         """Those whose names begin so, by the rest of their names."""
-        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+        return under(prefix, self.tensors)
 
     @property
     def seen(self) -> int:
@@ -99,13 +100,10 @@ class _Saved(NamedTuple):
 
 
 def _saved(run: Path, *, best: bool) -> _Saved:
-    """Weights and averages of a checkpoint; a training that goes on may remove one while it is being read."""
+    """Weights and averages of a checkpoint."""
     folder = run / CHECKPOINTS / checkpoint.BEST if best else run / CHECKPOINTS
-    for path in [p for _ in range(3) for p in reversed(checkpoint.all_of(folder))]:
-        try:
-            return _Saved(path, *checkpoint.load(path, only=("module.", "average")))
-        except checkpoint.Damaged:
-            continue
+    if found := checkpoint.newest_readable(folder, only=("module.", "average")):
+        return _Saved(*found)
     if best:
         raise UserError(f"{run} has no best checkpoint: nothing was measured on held-out pictures")
     raise UserError(f"{run} has no whole checkpoint yet; the first comes after train.save_every seconds")

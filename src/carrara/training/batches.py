@@ -5,10 +5,10 @@ after another.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import torch
 
 from carrara.dataset import latents
 from carrara.dataset.buckets import assign, buckets
-from carrara.dataset.loader import Bucket, load
+from carrara.dataset.loader import Bucket, Reading, load
 from carrara.errors import UserError
 from carrara.training.recipe import Resolution
 
@@ -63,13 +63,23 @@ def check_size(size: int, multiple: int) -> None:
         )
 
 
+class LatentColumns(NamedTuple):
+    """``names`` of the columns of all variants, which of them are ``mirrored``, and the columns that hold those of
+
+    held-out pictures, where these are called otherwise.
+    """
+
+    names: Sequence[str]
+    mirrored: Sequence[bool] = (False,)
+    held_out: Mapping[str, str] = {}
+
+
 class Feed:
     """The parts of a training, the latents that they need, and the batches."""
 
-    def __init__(
-        self, recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder, multiple: int
-    ) -> None:
-        """``multiple`` of pixels is what the sides of a picture must be. UserError where a size does not fit."""
+    def __init__(self, recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder) -> None:
+        """UserError where a size does not fit the autoencoder and the denoiser."""
+        multiple = multiple_of(recipe, autoencoder.module)
         stages = recipe.resolutions or (Resolution(size=autoencoder.size),)
         self.recipe, self.dataset = recipe, dataset
         self.autoencoder = replace(autoencoder, size=stages[-1].size)
@@ -83,11 +93,6 @@ class Feed:
             Part(float(end), stage.size, self._buckets(stage.size, multiple))
             for stage, end in zip(stages, ends, strict=True)
         ]
-
-    @property
-    def mirrored(self) -> list[bool]:
-        """For each name of latents whether it holds the mirrored pictures."""
-        return [] if self.recipe.pixels else [variant.flip for variant in self.variants]
 
     def needed(self) -> list[Needed]:
         """All that has to be encoded; nothing in pixels."""
@@ -140,11 +145,14 @@ class Feed:
             return None
         return latents.scale_note(self.autoencoder.scale, self.measured())
 
-    def squares(self) -> dict[str, str]:
-        """The columns behind the names for held-out pictures as squares of the last size."""
+    def latents(self) -> LatentColumns:
+        """Those that the task reads: held-out pictures are squares of the last size."""
+        if self.recipe.pixels:
+            return LatentColumns(self.names)
         size = self.parts[-1].size
         rows = self.dataset.indices("held_out") if self.parts[-1].buckets else None
-        return {} if self.recipe.pixels else self._named(Needed(rows, (size, size)))
+        squares = self._named(Needed(rows, (size, size)))
+        return LatentColumns(self.names, [variant.flip for variant in self.variants], squares)
 
     def batches(
         self, columns: Sequence[str], fraction: Callable[[], float], start: int
@@ -155,17 +163,14 @@ class Feed:
         while True:
             part = self._part(fraction())
             own = {} if self.recipe.pixels or part.buckets else self._named(Needed(None, (part.size,) * 2))
+            size, channels = None if part.buckets else part.size, int(self.autoencoder.config.image_channels)
             loaded = load(
                 self.dataset,
-                columns,
+                Reading(columns, size, channels, self.autoencoder.bits, own=own),
                 batch=train.batch,
                 seed=train.seed,
                 start=seen,
                 buckets=[self._bucket(rows, size) for rows, size in part.buckets],
-                size=None if part.buckets else part.size,
-                own=own,
-                channels=int(self.autoencoder.config.image_channels),
-                bits=self.autoencoder.bits,
             )
             with closing(loaded):
                 while self._part(fraction()) is part:

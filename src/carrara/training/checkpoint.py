@@ -8,19 +8,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, FiniteFloat, NonNegativeInt, ValidationError
 from torch import Tensor, nn
 
 from carrara.config import plain
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 from carrara.files import json_object
 from carrara.model_folder import check_hash, write_folder, write_weights
+from carrara.tensors import misfit, under
 from carrara.threads import processors
 from carrara.training.devices import Placement, prepare
 from carrara.training.ema import Ema
@@ -90,11 +92,23 @@ def all_of(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*") if p.name.isdecimal()) if folder.is_dir() else []
 
 
-def set_aside(path: Path) -> Path:
-    """Gives a damaged checkpoint another name, so that it is neither loaded nor lost; returns where it is now."""
-    aside = path.with_name(path.name + ".damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    return path.rename(aside)
+class Saved(NamedTuple):
+    """What a checkpoint holds."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
+
+
+def newest_readable(folder: Path, *, only: tuple[str, ...] = ("",)) -> Saved | None:
+    """The newest checkpoint that can be read, and of it as `load`; None where there is none.
+
+    It looks three times, as a training that goes on may remove one while it is being read.
+    """
+    for path in (path for _ in range(3) for path in reversed(all_of(folder))):
+        with suppress(Damaged):
+            return Saved(path, *load(path, only=only))
+    return None
 
 
 class _Numbers(BaseModel, extra="allow"):
@@ -223,8 +237,7 @@ class TrainingState:
         try:
             self._take(tensors)
         except (RuntimeError, KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"checkpoint {path} does not fit this recipe: {reason}") from None
+            raise UserError(f"checkpoint {path} does not fit this recipe: {one_line(error)}") from None
         self.seen, self.step, self.spent = numbers["seen"], numbers["step"], numbers["spent"]
         self.best, self.measured = numbers.get("best"), numbers.get("measured", {})
         self.numbers.clear()
@@ -236,9 +249,9 @@ class TrainingState:
 
     def _take(self, tensors: Mapping[str, Tensor]) -> None:
         for name, module in self.modules.items():
-            module.load_state_dict(_under(tensors, f"module.{name}."))
+            module.load_state_dict(under(f"module.{name}.", tensors))
             states: dict[int, dict[str, Any]] = {}
-            for key, value in _under(tensors, f"optimizer.{name}.").items():
+            for key, value in under(f"optimizer.{name}.", tensors).items():
                 index, _, inner = key.partition(".")
                 plain = value.ndim == 0 and not value.is_floating_point()
                 states.setdefault(int(index), {})[inner] = value.item() if plain else value
@@ -251,12 +264,11 @@ class TrainingState:
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
                         inner_state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         for prefix, ema in self._averages():
+            given = under(prefix, tensors)
+            if fault := misfit(given, ema.average):  # copy_ would spread out a smaller one
+                raise ValueError(f"{prefix}{fault}")
             for key, value in ema.average.items():
-                if tensors[prefix + key].shape != value.shape:  # copy_ would spread out a smaller one
-                    raise ValueError(
-                        f"{prefix}{key} is {list(tensors[prefix + key].shape)}, not {list(value.shape)}"
-                    )
-                value.copy_(tensors[prefix + key])
+                value.copy_(given[key])
 
     def _averages(self) -> Iterator[tuple[str, Ema]]:
         """Each average with what its tensors' names begin with in a checkpoint."""
@@ -296,7 +308,3 @@ def _check_states(optimizer: torch.optim.Optimizer, states: Mapping[int, Mapping
         ):  # a small tensor may have less than a large one, not something else
             if not fewer <= more:
                 raise ValueError(f"an optimizer's state has {sorted(fewer)} where another has {sorted(more)}")
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from carrara.conditions.condition import Derivation, Latent
+from carrara.conditions.condition import Derivation as Wanted
+from carrara.conditions.condition import Latent
 from carrara.dataset.class_numbers import numbers
 from carrara.dataset.columns import id_column
-from carrara.dataset.derived import Progress, derive, derived
+from carrara.dataset.derived import Derivation, Progress, derive, derived
+from carrara.dataset.loader import Reading
 from carrara.errors import UserError
 from carrara.generation.model import ModelConfig
 
@@ -115,11 +117,14 @@ def derive_for(
             if derived(dataset, wanted.name, wanted.key) is None:
                 yield from derive(
                     dataset,
-                    wanted.name,
-                    wanted.key,
-                    lambda columns, wanted=wanted: wanted.function(columns[wanted.column]),  # type: ignore[misc]
-                    batch=wanted.batch,
-                    columns=(wanted.column,),
+                    Derivation(
+                        wanted.name,
+                        wanted.key,
+                        lambda columns, wanted=wanted: wanted.function(columns[wanted.column]),  # type: ignore[misc]
+                        wanted.batch,
+                        Reading((wanted.column,)),
+                        title="conditions",
+                    ),
                 )
 
 
@@ -129,7 +134,7 @@ def derived_columns(
     """For each condition, from the columns it reads to those that hold what was derived of them."""
     found: dict[str, dict[str, str]] = {}
     for name, encoder in conditions.items():
-        wanted: Sequence[Derivation] = encoder.derivations(reads[name])  # type: ignore[operator]
+        wanted: Sequence[Wanted] = encoder.derivations(reads[name])  # type: ignore[operator]
         found[name] = {column: column for column in reads[name]}
         for one in wanted:
             column = derived(dataset, one.name, one.key)

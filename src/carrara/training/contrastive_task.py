@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from carrara.config import to_toml
-from carrara.dataset.loader import IN_MEMORY, Fetch, Loaded, load, shape
+from carrara.dataset.loader import IN_MEMORY, Fetch, Loaded, Reading, load, shape
 from carrara.dataset.order import Batch, batches
 from carrara.embedders.contrastive import About, StoredTowers, below, lifting
 from carrara.embedders.embed_dataset import embedded
@@ -30,7 +30,7 @@ from carrara.embedders.two_towers import Towers
 from carrara.errors import UserError, nearest
 from carrara.metrics.recall import RANKS, ranks, recall, reciprocal
 from carrara.search.vector_columns import PICTURES
-from carrara.tensors import sample_uniform
+from carrara.tensors import sample_uniform, under
 from carrara.training.averaged_model import fill_best
 from carrara.training.checkpoint import TrainingState
 from carrara.training.checks import check_pictures
@@ -41,7 +41,6 @@ from carrara.training.passport import passport_of
 from carrara.training.run import Run
 from carrara.training.run_changes import RECIPE
 from carrara.training.task import Task
-from carrara.training.validation_pictures import weights
 
 if TYPE_CHECKING:
     from carrara.dataset.dataset import Dataset
@@ -150,14 +149,14 @@ class ContrastiveTask(Task):
         """At even shares of the budget, and once more after the last step, held-out pairs are looked at."""
         numbers, note = state.numbers, ""
         if self.pending(state):
-            with self._looks.look(state), weights(self.towers, state.averages[MODULE]):
+            with self._looks.look(state), state.averages[MODULE].put_into(self.towers):
                 found = held_out_measures(self.towers, self.seen, self.read, self.held_out)
             best = numbers.get(_BEST, 0.0)
             numbers.update({_KNOWN + name: value for name, value in found.items()})
             numbers[_BEST] = max(best, found["recall_5"])
             if found["recall_5"] > best or state.fraction >= 1:
                 note = f"{found['recall_5']:.1%} of held-out pairs are found among the first five"
-        known = {k.removeprefix(_KNOWN): v for k, v in numbers.items() if k.startswith(_KNOWN)}
+        known = under(_KNOWN, numbers)
         self._measures = known if state.unlogged(numbers.get(f"{self._looks.name}.at", 0)) else {}
         return note
 
@@ -236,7 +235,9 @@ def by_language(
     return found
 
 
-def train_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path) -> Iterator[Report]:
+def train_contrastive(
+    recipe: ContrastiveRecipe, dataset: Dataset, folder: Path, placement: Placement | None = None
+) -> Iterator[Report]:
     """Reports while it trains, on stored vectors (see `Pairs.needed`); in the end ``folder/model`` has the towers.
 
     They are those that did best on one half of the held-out pairs, or the last average where none are held out; what
@@ -252,7 +253,7 @@ def train_contrastive(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path)
     run = Run(folder, recipe, made_from, dataset, len(train))
     if run.finished:
         return
-    placement = Placement.choose(precision=recipe.train.precision)
+    placement = placement or Placement.choose(precision=recipe.train.precision)
     torch.manual_seed(recipe.train.seed)
     towers = Towers(recipe.towers, pairs.pictures.width, pairs.texts.width)
     choosing, measured = halves(pairs.rows("held_out"), recipe)
@@ -317,7 +318,7 @@ def _metrics(found: Mapping[str, Any], pairs: int, choosing: int) -> dict[str, A
 
 def stored_vectors(dataset: Dataset, columns: Sequence[str], rows: Any) -> dict[str, Tensor]:
     """Derived columns ``[n d]`` of some rows."""
-    fetched = Fetch(dataset, columns, size=None, channels=3)(Batch(rows, 0, np.empty(0, np.uint64))).columns
+    fetched = Fetch(dataset, Reading(columns))(Batch(rows, 0, np.empty(0, np.uint64))).columns
     return {name: value for name, value in fetched.items() if isinstance(value, Tensor)}
 
 
@@ -326,7 +327,7 @@ def _batches(
 ) -> Generator[Loaded, None, None]:
     """Batches without end; vectors that fit into memory are read once."""
     if _row_bytes(dataset, columns) * len(rows) > IN_MEMORY:
-        return load(dataset, columns, batch=config.batch, seed=config.seed, start=start, rows=rows)
+        return load(dataset, Reading(columns), batch=config.batch, seed=config.seed, start=start, rows=rows)
     return _from_memory(stored_vectors(dataset, columns, rows), config, rows, start)
 
 

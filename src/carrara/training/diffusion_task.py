@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,22 +17,22 @@ from carrara.diffusion.weightings import WEIGHTINGS, output_weight
 from carrara.generation.model import bind, joined
 from carrara.tensors import from_pixels, sample_noise, sample_uniform
 from carrara.training.mirroring import as_seen
+from carrara.training.task import Task
 
 if TYPE_CHECKING:
     from carrara.autoencoders.scale import LatentScale
     from carrara.context import Context
     from carrara.dataset.loader import Loaded
     from carrara.geometry import Size
-    from carrara.training.checkpoint import TrainingState
+    from carrara.training.batches import LatentColumns
     from carrara.training.recipe import DiffusionRecipe
-    from carrara.training.task import HeldOutLooks
 
 
 # Streams of a sample's randomness; conditions use 16 and on, sixteen each.
 _POSTERIOR, _NOISE, _TIME, _FLIP, _VARIANT = 1, 2, 3, 4, 5
 
 
-class DiffusionTask:
+class DiffusionTask(Task):
     """The error of the denoiser's output at random times, on stored latents or on pictures."""
 
     divisible = True
@@ -43,31 +43,21 @@ class DiffusionTask:
         network: nn.Module,
         conditions: nn.ModuleDict,
         *,
-        latents: Sequence[str],
+        latents: LatentColumns,
         scale: LatentScale,
         words: Mapping[str, Mapping[str, str]],
         device: torch.device,
         factor: int = 1,
-        mirrored: Sequence[bool] = (False,),
-        own: Mapping[str, str] | None = None,
     ) -> None:
-        """``latents`` are the columns of all variants, ``mirrored`` says which of them; ``words`` what each
-
-        condition reads, and the column that holds it; ``factor`` is the autoencoder's; ``own`` maps ``latents`` to
-        the columns of held-out pictures, where these are called otherwise.
-        """
-        self.own = own or {}
-        self.recipe, self.device, self.latents, self.scale = recipe, device, latents, scale
-        self.factor, self.mirrored = factor, torch.tensor(list(mirrored))
-        self.conditions, self.words = conditions, words
-        self.modules: Mapping[str, nn.Module] = {
-            "denoiser": nn.ModuleDict({"network": network, "conditions": conditions})
-        }
+        """``words`` are what each condition reads and the column that holds it; ``factor`` is the autoencoder's."""
+        self.recipe, self.device, self.scale, self.factor = recipe, device, scale, factor
+        self.latents, self.mirrored = latents, torch.tensor(latents.mirrored)
+        self.network, self.conditions, self.words = network, conditions, words
+        self.modules = {"denoiser": nn.ModuleDict({"network": network, "conditions": conditions})}
         self.diffusion = bind(recipe.model, network)
-        self.validation: HeldOutLooks | None = None
         self.columns = (
-            *latents,
-            *sorted({c for held in words.values() for c in held.values()} - set(latents)),
+            *latents.names,
+            *sorted({c for held in words.values() for c in held.values()} - set(latents.names)),
         )
 
     def losses(self, update: str, batch: Loaded) -> Mapping[str, Tensor]:
@@ -106,32 +96,12 @@ class DiffusionTask:
         )
         return output_weight(weight, times, schedule, self.diffusion.parameterization).float()
 
-    def pending(self, state: TrainingState) -> str:
-        """Whether the validation looks now."""
-        return "validating" if self.validation and self.validation.timing.due(state) else ""
-
-    def between(self, state: TrainingState) -> str:
-        """Now and then the validation looks at the averaged weights."""
-        return self.validation.between(state) if self.validation else ""
-
-    def last(self, state: TrainingState) -> str:
-        """The validation's last look, at what is finished."""
-        return self.between(state)
-
-    def finished(self, state: TrainingState) -> str:
-        """Why the validation would end the training now, or ""."""
-        return self.validation.finished(state) if self.validation else ""
-
-    def measures(self) -> Mapping[str, float]:
-        """The held-out loss as last measured."""
-        return self.validation.measures() if self.validation else {}
-
     def raw(self, batch: Loaded, seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Raw latents ``float32 [b c h w]``: the pictures, some of them mirrored, or draws from the posteriors;
 
         and which are mirrored, ``bool [b]``. Where a picture is stored in several variants, one is drawn.
         """
-        variants = [torch.as_tensor(batch.columns[column]) for column in self.latents]
+        variants = [torch.as_tensor(batch.columns[column]) for column in self.latents.names]
         if self.recipe.pixels is None:
             drawn = (sample_uniform(seeds, stream=_VARIANT) * len(variants)).long()
             stored = torch.empty(variants[0].shape)

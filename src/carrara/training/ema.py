@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -40,3 +43,19 @@ class Ema:
         parameters: dict[str, Tensor] = dict(module.named_parameters())
         for name, value in self.average.items():
             parameters[name].copy_(value)
+
+    @contextmanager
+    def put_into(self, module: nn.Module) -> Iterator[None]:
+        """The module with its average, in evaluation; afterwards as it was, to the bit and in every part."""
+        kept = {name: p.detach().clone() for name, p in module.named_parameters()}
+        modes = {part: part.training for part in module.modules()}
+        self.copy_to(module)
+        module.eval()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in module.named_parameters():
+                    parameter.copy_(kept[name])
+            for part, training in modes.items():
+                part.training = training

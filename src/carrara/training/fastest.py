@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from carrara.errors import UserError
+from carrara.files import write_atomically
 from carrara.generation.model import Model
 from carrara.generation.sample import Settings, denoise
 from carrara.threads import alone, at_once, processors
@@ -284,8 +286,6 @@ def _known(file: Path, count: int) -> list[float] | None:
 
 def _remember(file: Path, seconds: list[float]) -> None:
     """A cache that cannot be written costs a second each time, no more."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UserError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(seconds))
-        os.replace(part, file)
+        write_atomically(file, json.dumps(seconds))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from carrara.files import json_object
+from carrara.files import Journal, json_object, replacing, set_aside
 from carrara.training.recipe import LOG_EVERY
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.note = _cut_log(folder / METRICS, state.step)
-        self._lines = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
+        self._lines = Journal(folder / METRICS, durable=False)
         self._events = SummaryWriter(str(folder / EVENTS), purge_step=state.step + 1)
         self._since = (time.monotonic(), state.seen)
         self._state = state
@@ -58,15 +57,13 @@ class MetricsLog:
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """A line, and its numbers as events."""
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
+        self._lines.add({"step": step, **values})
         for name, value in values.items():
             if name != "seen":
                 self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Closes both files."""
-        self._lines.close()
+        """Closes the file of events."""
         self._events.close()
 
 
@@ -95,12 +92,11 @@ def read_stopped(folder: Path) -> str:
 
 def _cut_log(file: Path, step: int) -> str:
     """Removes lines after ``step``, and a last line that a kill cut short; sets aside damaged ones, and says so."""
-    aside, part = file.with_name(file.name + ".damaged"), file.with_suffix(".part")
+    aside = file.with_name(file.name + ".damaged")
     if not file.is_file():
         if not os.path.lexists(file):
             return ""
-        os.replace(file, aside)
-        return f"{file} was no file, and is {aside.name} now"
+        return f"{file} was no file, and is {set_aside(file).name} now"
     kept, damaged = list[bytes](), list[bytes]()
     for line, values in _log_lines(file):
         if values is not None and line.endswith(b"\n") and values["step"] <= step:
@@ -108,8 +104,8 @@ def _cut_log(file: Path, step: int) -> str:
         elif values is None and line.endswith(b"\n"):
             damaged.append(line)
     if damaged:
-        with open(aside, "ab") as lines:
-            lines.writelines(damaged)
-    part.write_bytes(b"".join(kept))
-    os.replace(part, file)
+        with open(aside, "ab") as others:
+            others.writelines(damaged)
+    with replacing(file) as lines:
+        lines.writelines(kept)
     return f"{len(damaged)} damaged lines of {file} are in {aside.name} now" if damaged else ""

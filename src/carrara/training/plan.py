@@ -173,6 +173,7 @@ def plan(subject: Subject, *, seconds: float = 10.0, place: Path = Path()) -> Pl
 def check_memory(
     recipe: Recipe,
     dataset: Dataset,
+    placement: Placement,
     autoencoder: StoredAutoencoder | None = None,
     conditions: nn.ModuleDict | None = None,
 ) -> None:
@@ -180,7 +181,6 @@ def check_memory(
 
     ``conditions`` are those of a model to begin from. Takes seconds: no number is computed.
     """
-    placement = Placement.choose(precision=recipe.train.precision)
     need = _Need.of(Subject.of(recipe, dataset, autoencoder, None), placement, conditions)
     if refusal := need.refusal(memory(placement.device)):
         raise UserError(refusal)

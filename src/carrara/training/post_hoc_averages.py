@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from carrara.errors import UserError
-from carrara.files import json_object
+from carrara.files import json_object, set_aside
 from carrara.model_folder import check_hash, write_folder, write_weights
 from carrara.training import checkpoint
 from carrara.training.checkpoint import TrainingState
@@ -64,7 +64,7 @@ class Snapshots:
                 if _opened(path).step > state.step:
                     shutil.rmtree(path, ignore_errors=True)
             except UserError as error:
-                self.notes.append(f"{error}, and is {checkpoint.set_aside(path).name} now")
+                self.notes.append(f"{error}, and is {set_aside(path).name} now")
 
     def after(self, state: TrainingState) -> None:
         """After each step: stores them where another part of the budget is done."""

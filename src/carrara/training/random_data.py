@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,7 +99,7 @@ class Part:
     module: nn.Module
 
 
-class Rehearsal(Task, ABC):
+class Rehearsal(Task):
     """A task whose losses are of the right shapes, and of no meaning."""
 
     parts: Sequence[Part]

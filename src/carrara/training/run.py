@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from carrara.config import to_toml
 from carrara.dataset.store import lock
-from carrara.errors import UserError
-from carrara.model_folder import remove
+from carrara.errors import UserError, one_line
+from carrara.files import remove, replacing, set_aside
 from carrara.training import checkpoint
 from carrara.training.fastest import fastest_training
 from carrara.training.loop import Report, train
@@ -94,7 +94,7 @@ class Run:
                 remove(self.folder / name)
         file, known = self.folder / "run.json", None if change.anew else noted(self.folder)
         if known is None and not change.anew and os.path.lexists(file):
-            os.replace(file, file.with_name(file.name + ".damaged"))
+            set_aside(file)
         if known is None or self._placement:  # which a version before did not note
             known = known or {**self._about, **self._version()}
             file.write_text(json.dumps({**known, **self._placement}))
@@ -110,13 +110,11 @@ class Run:
                 self.model.rename(self.folder / UNFINISHED)
         own, text = self.folder / RECIPE, to_toml(self._recipe)
         if change.damaged and os.path.lexists(own):
-            os.replace(own, own.with_name(RECIPE + ".damaged"))
-            notes.append(f"{own} was damaged, and is {RECIPE}.damaged now")
+            notes.append(f"{own} was damaged, and is {set_aside(own).name} now")
         for file in (self.folder / UNFINISHED / RECIPE, own):
             if file.parent.is_dir() and not (file.is_file() and file.read_bytes() == text.encode()):
-                part = file.with_name(RECIPE + ".part")
-                part.write_text(text, encoding="utf-8")
-                os.replace(part, file)
+                with replacing(file) as new:
+                    new.write(text.encode())
         return notes
 
     def _version(self) -> dict[str, Any]:
@@ -234,7 +232,7 @@ class Run:
             last = checkpoint.newest(checkpoints)
             reason = str(error)
             if isinstance(error, OSError):
-                reason = f"cannot write {error.filename or self.folder}: {error.strerror or error}"
+                reason = f"cannot write {error.filename or self.folder}: {one_line(error)}"
             with contextlib.suppress(OSError):
                 (self.folder / STOPPED).write_text(f"{reason}\n", encoding="utf-8")
             raise UserError(f"{reason}; the last good checkpoint is {last or 'none yet'}") from None
@@ -254,10 +252,8 @@ class Run:
             shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
             try:
                 write_report(self.folder)
-            except OSError as error:
-                raise UserError(
-                    f"cannot write the page of {self.folder}: {error.strerror or error}; the model is complete"
-                ) from None
+            except UserError as error:
+                raise UserError(f"{error}; the model is complete") from None
 
     @contextmanager
     def _held(self) -> Iterator[list[str]]:
@@ -271,7 +267,7 @@ class Run:
             except OSError as error:
                 last = checkpoint.newest(self.folder / CHECKPOINTS)
                 raise UserError(
-                    f"cannot write {self.folder}: {error.strerror or error}; "
+                    f"cannot write {self.folder}: {one_line(error)}; "
                     f"the last good checkpoint is {last or 'none yet'}"
                 ) from None
             yield notes
@@ -293,7 +289,7 @@ class Run:
                 continue
             for bad in checkpoint.all_of(self.folder / CHECKPOINTS):
                 if bad > path:
-                    checkpoint.set_aside(bad)
+                    set_aside(bad)
             return [f"{error}; going on from {path.name}, the one before" for error in damaged]
         if damaged:
             raise damaged[0]

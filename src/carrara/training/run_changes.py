@@ -15,8 +15,8 @@ from typing import Any
 
 from carrara.config import Config, parse, read_toml, to_toml
 from carrara.errors import UserError, nearest
-from carrara.files import json_object
-from carrara.model_folder import ABOUT, remove, write_folder
+from carrara.files import json_object, remove
+from carrara.model_folder import ABOUT, write_folder
 from carrara.terminal import note
 from carrara.training import checkpoint
 from carrara.training.lr_and_budget import RESERVED, Budget
@@ -134,7 +134,9 @@ def _longer(folder: Path, before: TrainConfig, now: TrainConfig, pictures: int) 
     old, new = (Budget.parse(config.counted(pictures).budget) for config in (before, now))
     if old == new:
         return Change()
-    numbers = _newest_numbers(folder / "checkpoints")
+    before_fall = folder / "checkpoints" / PLATEAU
+    newest = _newest_numbers(folder / "checkpoints")
+    numbers = newest or _newest_numbers(before_fall)
     spent, step = float(numbers.get("spent", 0)), int(numbers.get("step", 0))
     finished = (folder / "model" / ABOUT).is_file()
     alike = new.amount[0] == old.amount[0]
@@ -156,9 +158,9 @@ def _longer(folder: Path, before: TrainConfig, now: TrainConfig, pictures: int) 
     seen = int(numbers["seen"])
     note = f"the budget is now {now.budget} instead of {before.budget}: going on from {{}} pictures seen"
     reserved = float(numbers.get("task", {}).get(RESERVED, 0))
-    if old.fraction(spent=spent, step=step, reserved=reserved) <= falls_from(before):
+    if newest and old.fraction(spent=spent, step=step, reserved=reserved) <= falls_from(before):
         return Change(longer=True, note=note.format(seen))
-    plateau = checkpoint.newest(folder / "checkpoints" / PLATEAU)
+    plateau = checkpoint.newest(before_fall)
     if plateau is None or int(plateau.name) > seen:
         return Change(
             longer=True, note=note.format(seen) + ", where the learning rate, which had fallen, rises again"

@@ -6,7 +6,6 @@ import base64
 import contextlib
 import html
 import math
-import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from carrara.errors import UserError
+from carrara.files import write_atomically
 from carrara.generation.png import read_recipe
 from carrara.pages import html as report
 from carrara.pages.html import Chart, Line, legend
@@ -26,7 +26,7 @@ _ELSEWHERE = ("held_out", "gradient_")  # have their own section, or are for Ten
 
 
 def write_report(folder: Path, *, now: Mapping[str, float] | None = None) -> Path:
-    """Writes the page of the run in ``folder``, whole or not at all; OSError where it cannot be written.
+    """Writes the page of the run in ``folder``, whole or not at all; UserError where it cannot be written.
 
     ``now`` is a line that its log does not have yet.
     """
@@ -36,9 +36,7 @@ def write_report(folder: Path, *, now: Mapping[str, float] | None = None) -> Pat
     if now and any(name not in ("step", "seen") for name in now):
         lines.append(dict(now))
     path = folder / REPORT
-    part = path.with_name(path.name + ".part")
-    part.write_text(run_report(folder, lines), encoding="utf-8")
-    os.replace(part, path)
+    write_atomically(path, run_report(folder, lines))
     return path
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.config import to_toml
 from carrara.dataset.channels import check_channels
-from carrara.dataset.derived import shown
 from carrara.dataset.latents import encode_missing, keep_scale
-from carrara.dataset.loader import load
+from carrara.dataset.loader import Reading, load
 from carrara.embedders.embed_dataset import embed_missing
 from carrara.errors import UserError
 from carrara.generation.model import Model, build_network, latent_of
@@ -24,7 +24,7 @@ from carrara.tensors import mix
 from carrara.training import discriminator, mirroring
 from carrara.training.autoencoder_task import AutoencoderTask, with_network
 from carrara.training.averaged_model import fill_best
-from carrara.training.batches import Feed, multiple_of
+from carrara.training.batches import Feed
 from carrara.training.checkpoint import TrainingState
 from carrara.training.checks import check_autoencoder, check_pictures, check_start
 from carrara.training.condition_columns import (
@@ -72,7 +72,7 @@ def train_autoencoder(
     with torch.device("meta"):
         check_autoencoder(recipe, recipe.network.build(), dataset, start)
     if not steps_made(folder):
-        check_memory(recipe, dataset)
+        check_memory(recipe, dataset, placement)
     yield Progress(note=f"training the autoencoder on {len(dataset.indices('train'))} pictures")
     yield from _mirrored(recipe)
     torch.manual_seed(recipe.train.seed)
@@ -151,19 +151,87 @@ def train_diffusion(
         yield Progress(
             note=f"the data has no column for {', '.join(dropped)}: training without it, unconditionally"
         )
-    made_from = {_DATA: dataset.hash, "autoencoder": autoencoder.hash}
-    made_from |= {"start": start.hash} if start else {}
-    run = Run(folder, recipe, made_from, dataset, len(dataset.indices("train")))
+    made_from = {"autoencoder": autoencoder.hash} | ({"start": start.hash} if start else {})
+    run = Run(folder, recipe, {_DATA: dataset.hash, **made_from}, dataset, len(dataset.indices("train")))
     if run.finished:
         return
-    begun = start.hash if start else ""
+    ready = yield from _prepared(recipe, dataset, autoencoder, reads, start, new=not steps_made(folder))
+    yield Progress(note="training the diffusion model")
+    task, autoencoder = ready.task(start), ready.autoencoder
+    if recipe.validation.looks:
+        task.validation = Validation(recipe.validation, task, dataset, autoencoder, folder)
+    fed = partial(ready.feed.batches, list(task.columns))
+    placement = run.placement(task, partial(fed, lambda: 0.0), ready.placement)
+    state = TrainingState(task.modules, run.config, placement)
+    words = words_of(ready.conditions, reads, dataset, start)
+
+    def save(path: Path, **more: Any) -> None:
+        passport = passport_of(dataset, state, autoencoder) | made_from | {"columns": reads, **words, **more}
+        model = Model(recipe.model, task.network, ready.conditions, autoencoder, passport)
+        model.save(path, {RECIPE: to_toml(recipe)})
+
+    yield from run.train(task, state, partial(fed, lambda: state.fraction), save)
+    if task.finished(state):  # by its patience, so at a time when the best has passed
+        best = fill_best(folder, recipe.train, task.modules)
+        about = {"length": recipe.train.ema, "source": best.source}
+        run.finish(partial(save, seen=best.seen, steps=best.steps, average=about))
+        yield Report.remark(state, f"the model is the best one, of {best.seen} pictures seen")
+        return
+    state.averages["denoiser"].copy_to(task.modules["denoiser"])
+    run.finish(save)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a diffusion model is trained on: every latent encoded, every condition learned and derived."""
+
+    recipe: DiffusionRecipe
+    feed: Feed
+    autoencoder: StoredAutoencoder  # with the scale of its latents
+    conditions: nn.ModuleDict
+    words: Mapping[str, Mapping[str, str]]
+    placement: Placement
+
+    def task(self, start: Model | None) -> DiffusionTask:
+        """The objective over ``start``'s network or, its weights a function of the recipe's seed, over a new one."""
+        latent = latent_of(self.autoencoder)
+        torch.manual_seed(mix(self.recipe.train.seed, 1) >> 1)
+        network = (
+            start.network if start else build_network(self.recipe.model, self.conditions, latent.channels)
+        )
+        for module in (network, self.conditions):
+            module.train()
+        self.autoencoder.module.to(self.placement.device)
+        assert self.autoencoder.scale is not None
+        return DiffusionTask(
+            self.recipe,
+            network,
+            self.conditions,
+            latents=self.feed.latents(),
+            scale=self.autoencoder.scale,
+            words=self.words,
+            device=self.placement.device,
+            factor=latent.factor,
+        )
+
+
+def _prepared(
+    recipe: DiffusionRecipe,
+    dataset: Dataset,
+    autoencoder: StoredAutoencoder,
+    reads: Mapping[str, Sequence[str]],
+    start: Model | None,
+    *,
+    new: bool,
+) -> Generator[Progress, None, _Prepared]:
+    """Checks the data, and the memory for a ``new`` run; then encodes, learns and derives what is missing."""
     parts: Mapping[str, Any] = dict(start.conditions.items()) if start else recipe.model.conditions
     for note in checked(parts, dataset, reads=reads):
         yield Progress(note=f"note: {note}")
-    if not steps_made(folder):
-        check_memory(recipe, dataset, autoencoder, start.conditions if start else None)
     placement = Placement.choose(precision=recipe.train.precision)
-    feed = feed_of(recipe, dataset, autoencoder)
+    if new:
+        check_memory(recipe, dataset, placement, autoencoder, start.conditions if start else None)
+    feed = Feed(recipe, dataset, autoencoder)
     yield from _encoded(feed, autoencoder, placement, recipe.train.precision)
     if not recipe.pixels and (note := keep_scale(autoencoder, feed.measured)):
         yield Progress(note=note)
@@ -174,59 +242,13 @@ def train_diffusion(
             yield Progress(note=other)
         autoencoder = feed.scaled()
         conditions = learned(recipe.model, dataset, latent_of(autoencoder), recipe.train.seed)
-    assert autoencoder.scale is not None
-    latent = latent_of(autoencoder)
     conditions.to(placement.device)
     for note in cut_notes(conditions, reads, dataset):
         yield Progress(note=f"note: {note}")
-    yield from shown("conditions", derive_for(conditions, reads, dataset))
+    yield from derive_for(conditions, reads, dataset)
     words = derived_columns(conditions, reads, dataset)
     yield from _mirrored(recipe)
-    yield Progress(note="training the diffusion model")
-    torch.manual_seed(mix(recipe.train.seed, 1) >> 1)
-    network = start.network if start else build_network(recipe.model, conditions, latent.channels)
-    for module in (network, conditions):
-        module.train()
-    autoencoder.module.to(placement.device)
-    task = DiffusionTask(
-        recipe,
-        network,
-        conditions,
-        latents=feed.names,
-        scale=autoencoder.scale,
-        words=words,
-        device=placement.device,
-        factor=latent.factor,
-        mirrored=feed.mirrored,
-        own=feed.squares(),
-    )
-    if recipe.validation.looks:
-        task.validation = Validation(recipe.validation, task, dataset, autoencoder, folder)
-    fed = partial(feed.batches, list(task.columns))
-    placement = run.placement(task, partial(fed, lambda: 0.0), placement)
-    state = TrainingState(task.modules, run.config, placement)
-    batches = partial(fed, lambda: state.fraction)
-    vocabulary = words_of(conditions, reads, dataset, start)
-
-    def save(path: Path, **more: Any) -> None:
-        passport = passport_of(dataset, state, autoencoder) | {
-            "autoencoder": autoencoder.hash,
-            "columns": reads,
-            **vocabulary,
-        }
-        passport |= ({"start": begun} if begun else {}) | more
-        model = Model(recipe.model, network, conditions, autoencoder, passport)
-        model.save(path, {RECIPE: to_toml(recipe)})
-
-    yield from run.train(task, state, batches, save)
-    if task.finished(state):  # by its patience, so at a time when the best has passed
-        best = fill_best(folder, recipe.train, task.modules)
-        about = {"length": recipe.train.ema, "source": best.source}
-        run.finish(partial(save, seen=best.seen, steps=best.steps, average=about))
-        yield Report.remark(state, f"the model is the best one, of {best.seen} pictures seen")
-        return
-    state.averages["denoiser"].copy_to(task.modules["denoiser"])
-    run.finish(save)
+    return _Prepared(recipe, feed, autoencoder, conditions, words, placement)
 
 
 def _encoded(
@@ -263,26 +285,15 @@ def train_search_space(recipe: ContrastiveRecipe, dataset: Dataset, folder: Path
         yield from embed_missing(dataset, embedder, of)
     languages = ", ".join(pairs.captions)
     yield Progress(note=f"training on {len(pairs.rows('train'))} pictures with captions ({languages})")
+    placement = Placement.choose(precision=recipe.train.precision)
     if not steps_made(folder):
-        check_memory(recipe, dataset)
-    yield from train_contrastive(recipe, dataset, folder)
-
-
-def feed_of(recipe: DiffusionRecipe, dataset: Dataset, autoencoder: StoredAutoencoder) -> Feed:
-    """What a recipe is fed; UserError where a size does not fit the autoencoder and the denoiser."""
-    return Feed(recipe, dataset, autoencoder, multiple_of(recipe, autoencoder.module))
+        check_memory(recipe, dataset, placement)
+    yield from train_contrastive(recipe, dataset, folder, placement)
 
 
 def _batches(
     dataset: Dataset, columns: list[str], config: TrainConfig, pixels: Pixels | None, bits: int, start: int
 ) -> Any:
-    return load(
-        dataset,
-        columns,
-        batch=config.batch,
-        seed=config.seed,
-        start=start,
-        size=pixels.size if pixels else None,
-        channels=pixels.channels if pixels else 3,
-        bits=bits,
-    )
+    size, channels = (pixels.size, pixels.channels) if pixels else (None, 3)
+    reading = Reading(columns, size, channels, bits)
+    return load(dataset, reading, batch=config.batch, seed=config.seed, start=start)

@@ -10,8 +10,7 @@ How well the averaged weights do on held-out pictures while an autoencoder train
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
@@ -27,8 +26,9 @@ from carrara.generation.sample import generate, settings_for
 from carrara.generation.values import Values
 from carrara.metrics.pretrained_weights import VISIBLE_CHANNELS
 from carrara.metrics.reconstruction import psnr, reconstruct
+from carrara.tensors import under
 from carrara.training.looks import Looks
-from carrara.training.validation_pictures import FixedPictures, bin_times, fetch, weights
+from carrara.training.validation_pictures import FixedPictures, bin_times, fetch
 
 if TYPE_CHECKING:
     from carrara.autoencoders.stored import StoredAutoencoder
@@ -107,7 +107,7 @@ class Validation:
         numbers, words = state.numbers, []
         before = numbers.get(_BEST)
         part = self.timing.size(state)
-        with weights(self.task.modules["denoiser"], state.averages["denoiser"]):
+        with state.averages["denoiser"].put_into(self.task.modules["denoiser"]):
             if self.held_out:
                 for name, value in self._losses(state, math.ceil(self.config.pictures * part)).items():
                     numbers[_KNOWN + name] = value
@@ -205,7 +205,7 @@ class Validation:
 
 def _known(state: TrainingState) -> dict[str, float]:
     """What was measured last."""
-    return {k.removeprefix(_KNOWN): v for k, v in state.numbers.items() if k.startswith(_KNOWN)}
+    return under(_KNOWN, state.numbers)
 
 
 LOOKED_AT = 64  # pictures for PSNR, so that a look costs little
@@ -222,7 +222,7 @@ class HeldOutJudge:
 
     def psnr(self, state: TrainingState) -> float:
         """Mean PSNR in dB of at most 64 pictures."""
-        with self._averaged(state):
+        with state.averages["autoencoder"].put_into(self.module):
             return float(psnr(self._few, self._reconstructed(self._few, state)).clamp(max=100).mean())
 
     def distance(self, state: TrainingState) -> float | None:
@@ -241,7 +241,7 @@ class HeldOutJudge:
         originals = self._pictures(COMPARED, fill=True)
         if len(originals) < 2:
             return None
-        with self._averaged(state):
+        with state.averages["autoencoder"].put_into(self.module):
             again = self._reconstructed(originals, state)
         return float(kernel_distance(network(originals), network(again), paired=True))
 
@@ -250,7 +250,7 @@ class HeldOutJudge:
         if self.recipe.network.image_channels > MOST:
             return
         originals = self._few[: max(1, min(SHOWN, _PIXELS // self.recipe.size**2))]
-        with self._averaged(state):
+        with state.averages["autoencoder"].put_into(self.module):
             again = self._reconstructed(originals, state)
         save_samples([*originals, *again], self.folder, {"seen": state.seen}, columns=len(originals))
 
@@ -267,19 +267,3 @@ class HeldOutJudge:
 
     def _reconstructed(self, pictures: Tensor, state: TrainingState) -> Tensor:
         return reconstruct(self.module, pictures, state.placement.device, state.placement.autocast)
-
-    @contextmanager
-    def _averaged(self, state: TrainingState) -> Iterator[None]:
-        """The module with its averaged weights, in evaluation; afterwards as it was, to the bit."""
-        parameters = dict(self.module.named_parameters())
-        kept = {name: p.detach().clone() for name, p in parameters.items()}
-        training = self.module.training
-        state.averages["autoencoder"].copy_to(self.module)
-        self.module.eval()
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, value in kept.items():
-                    parameters[name].copy_(value)
-            self.module.train(training)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from carrara.context import Context
-from carrara.dataset.loader import Fetch
+from carrara.dataset.loader import Fetch, Reading
 from carrara.dataset.order import Batch
 from carrara.generation.model import joined
 from carrara.generation.values import Values
@@ -44,15 +43,9 @@ def fetch(
 ) -> Loaded:
     """All columns that the task draws from, at these rows; a picture's seed is a function of ``seed`` and its row."""
     seeds = np.array([mix(seed, _PICTURE, int(row)) for row in rows], np.uint64)
-    load = Fetch(
-        dataset,
-        task.columns,
-        size=autoencoder.size,
-        channels=int(autoencoder.config.image_channels),
-        bits=autoencoder.bits,
-        own=task.own,
-    )
-    return load(Batch(np.asarray(rows, np.int64), 0, seeds))
+    channels = int(autoencoder.config.image_channels)
+    reading = Reading(task.columns, autoencoder.size, channels, autoencoder.bits, own=task.latents.held_out)
+    return Fetch(dataset, reading)(Batch(np.asarray(rows, np.int64), 0, seeds))
 
 
 @dataclass(frozen=True)
@@ -152,20 +145,3 @@ def _drawn(encoder: Any, columns: Mapping[str, Any], seeds: Sequence[int], strea
 def absent(value: Any) -> bool:
     """Whether a condition's value is its null."""
     return value is None or (isinstance(value, str) and not value)
-
-
-@contextmanager
-def weights(module: nn.Module, average: Any) -> Iterator[None]:
-    """The module with its averaged weights, in evaluation; afterwards as it was, to the bit and in every part."""
-    kept = {name: p.detach().clone() for name, p in module.named_parameters()}
-    modes = {part: part.training for part in module.modules()}
-    average.copy_to(module)
-    module.eval()
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                parameter.copy_(kept[name])
-        for part, training in modes.items():
-            part.training = training

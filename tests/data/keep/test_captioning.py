@@ -56,11 +56,11 @@ def test_a_captioner_that_fails_loses_nothing(
     with pytest.raises(
         Stopped, match=r"failed at rows .*: RuntimeError: no memory left; the 20 captions before"
     ):
-        data_caption(dataset.path, str(plugin), batch=5)
+        data_caption(dataset.path, captioner=str(plugin), batch=5)
     dataset.refresh()
     assert dataset.table.count_rows(filter="caption_en IS NOT NULL") == 23
     stop.unlink()
-    data_caption(dataset.path, str(plugin), batch=5, as_json=True)
+    data_caption(dataset.path, captioner=str(plugin), batch=5, as_json=True)
     assert json.loads(capsys.readouterr().out)["captioned"] == 7
     dataset.refresh()
     texts = dict(zip(dataset.column("source"), dataset.column("caption_en"), strict=True))
@@ -68,7 +68,7 @@ def test_a_captioner_that_fails_loses_nothing(
     assert texts["x20.png"] == "RGB 12 wide"
     who = dict(zip(dataset.column("source"), dataset.column("captioned_by"), strict=True))
     assert (who["x1.png"], who["x20.png"]) == (None, "en:my-captioner")
-    data_caption(dataset.path, str(plugin))
+    data_caption(dataset.path, captioner=str(plugin))
     assert "nothing to do" in capsys.readouterr().out
     data_caption(dataset.path, from_columns="{width} by {height}", language="de")
     data_caption(dataset.path, from_columns="wide: {width}", every=True)
@@ -117,7 +117,7 @@ def test_all_goes_on_after_a_failure(dataset: Dataset, plugin: Path) -> None:
     stop = plugin.parent / "stop"
     stop.touch()
     with pytest.raises(Stopped, match="the 20 captions before are kept"):
-        data_caption(dataset.path, str(plugin), batch=5, every=True)
+        data_caption(dataset.path, captioner=str(plugin), batch=5, every=True)
     dataset.refresh()
     assert dataset.table.count_rows(filter="caption_en = 'RGB 12 wide'") == 20
     amend(dataset, {"caption_en": {3: "of a person"}})  # in between, for what was named before
@@ -126,7 +126,10 @@ def test_all_goes_on_after_a_failure(dataset: Dataset, plugin: Path) -> None:
     speaker = from_python(dataset, str(plugin))
     speaker = replace(speaker, name_them=lambda images: asked.append(len(images)) or ["later"] * len(images))
     *_, last = caption(dataset, speaker, to_name(dataset, "en", every=True), "en", batch=5)
-    assert (sum(asked), last) == (10, Progress(30, 30, 10, 0))
+    assert (sum(asked), last) == (
+        10,
+        Progress.of(30, 30, "10 captioned", title="captioning", kept=10, empty=0),
+    )
     assert Counter(dataset.column("caption_en")) == {"RGB 12 wide": 19, "of a person": 1, "later": 10}
     assert not (dataset.path / "caption.partial").exists()
 
@@ -148,7 +151,7 @@ def test_what_was_said_is_not_counted_anew_after_every_batch(
     monkeypatch.setattr(captioning, "Said", Counting)
     rows = to_name(dataset, "de", every=False)
     *_, last = caption(dataset, OfColumns(dataset, "{width} wide"), rows, "de", batch=1)
-    assert last == Progress(30, 30, 30, 0)
+    assert (last.done, last.total, last.kept, last.empty) == (30, 30, 30, 0)
     assert 30 <= looks <= 5 * 30  # of thirty batches: a few times each
 
 
@@ -159,7 +162,7 @@ def test_what_another_said_before_a_kill_is_not_believed(dataset: Dataset, plugi
     assert [next(begun).done for _ in range(3)] == [0, 10, 20]
     begun.close()
     *_, last = caption(dataset, second, rows, "de")
-    assert last == Progress(30, 30, 30, 0)
+    assert (last.done, last.total, last.kept, last.empty) == (30, 30, 30, 0)
     assert set(dataset.column("caption_de")) == {"10 high"}
     again = caption(
         dataset, first, rows, "de", batch=10
@@ -206,7 +209,7 @@ def test_words_of_others_meanwhile_are_left_alone(every: bool, dataset: Dataset,
 def test_programs_that_are_none(dataset: Dataset, tmp_path: Path, program: str, words: str) -> None:
     (tmp_path / "own.py").write_text(program)
     with pytest.raises(UserError, match=words):
-        data_caption(dataset.path, str(tmp_path / "own.py"), batch=30)
+        data_caption(dataset.path, captioner=str(tmp_path / "own.py"), batch=30)
     assert dataset.table.count_rows(filter="caption_en IS NOT NULL") == 3
 
 
@@ -278,7 +281,7 @@ def blip(tmp_path: Path) -> Path:
 
 
 def test_a_folder_of_transformers(dataset: Dataset, blip: Path, tmp_path: Path) -> None:
-    data_caption(dataset.path, str(blip), language="fr")
+    data_caption(dataset.path, captioner=str(blip), language="fr")
     dataset.refresh()
     words = " ".join(text for text in dataset.column("caption_fr") if text).split()
     assert len(words) > 30
@@ -287,7 +290,7 @@ def test_a_folder_of_transformers(dataset: Dataset, blip: Path, tmp_path: Path) 
     assert who.startswith("fr:my-blip-")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="is no captioner: expected config"):
-        data_caption(dataset.path, str(tmp_path / "empty"))
+        data_caption(dataset.path, captioner=str(tmp_path / "empty"))
     (tmp_path / "empty" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be read as a captioner"):
-        data_caption(dataset.path, str(tmp_path / "empty"))
+        data_caption(dataset.path, captioner=str(tmp_path / "empty"))

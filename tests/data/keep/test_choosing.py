@@ -45,6 +45,7 @@ def test_evenly(dataset: Dataset) -> None:
         ("label = cat", "a column 'cat' that .* does not have; a text stands in single quotes"),
         ("width >", "cannot be read: Expected: an expression, found: its end$"),
         ("width > 'wide'", "cannot be read: Received literal.*'Int32'$"),
+        ("coalesce(label, 1) = 'cat'", r"cannot be read: (?!.*\.rs:).*Cast error"),
         ("nothing(width)", "cannot be read: it calls 'nothing'"),
         (" ", "the condition is empty"),
     ],

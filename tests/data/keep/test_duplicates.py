@@ -17,10 +17,11 @@ from carrara.cleaning.duplicates import (
     groups,
     hanging_together,
 )
-from carrara.cli.dedup import By, data_dedup
+from carrara.cli.dedup import data_dedup
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.derived import derive
+from carrara.dataset.derived import Derivation, derive
 from carrara.dataset.fingerprints import derive_glances, glance_column
+from carrara.dataset.loader import Reading
 from carrara.dataset.word_changes import amend
 from carrara.errors import UserError
 from carrara.importing.importing import import_pictures
@@ -87,11 +88,13 @@ def test_by_what_a_network_sees(dataset: Dataset, monkeypatch: pytest.MonkeyPatc
     list(
         derive(
             dataset,
-            "seen",
-            key,
-            lambda columns: vectors[[ids.index(known) for known in columns["id"]]],
-            batch=8,
-            columns=("id",),
+            Derivation(
+                "seen",
+                key,
+                lambda columns: vectors[[ids.index(known) for known in columns["id"]]],
+                batch=8,
+                reading=Reading(("id",)),
+            ),
         )
     )
     likeness = by_features(dataset, features_column(dataset), 0.95)
@@ -153,8 +156,8 @@ def test_nothing_goes_unless_asked(
     ("options", "words"),
     [
         ({"within": 2.5}, "a whole number of bits"),
-        ({"by": By.features, "within": 8.0}, "a cosine, at most 1"),
-        ({"by": By.features, "mirrored": True}, "--mirrored is for --by hash"),
+        ({"by": "features", "within": 8.0}, "a cosine, at most 1"),
+        ({"by": "features", "mirrored": True}, "--mirrored is for --by hash"),
         ({"out": Path("page.txt")}, "ends in .html"),
     ],
 )

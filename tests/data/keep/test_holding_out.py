@@ -9,11 +9,11 @@ from carrara.cleaning.duplicates import by_hash
 from carrara.cleaning.split import apply, divide, names_by_column, names_by_likeness, with_groups
 from carrara.cli.dedup import data_split
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.fingerprints import all_glanced
 from carrara.dataset.word_changes import amend
 from carrara.errors import UserError
 from carrara.importing.importing import import_pictures
 from data.keep.test_perceptual_hash import drawing
+from glances import all_glanced
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ from carrara.cleaning.duplicates import by_features, by_hash, components, groups
 from carrara.cleaning.figures import Statistics
 from carrara.cleaning.statistics import measure
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.derived import derive
-from carrara.dataset.fingerprints import all_glanced
+from carrara.dataset.derived import Derivation, derive
+from carrara.dataset.loader import Reading
 from carrara.importing.importing import import_pictures
 from carrara.search.vector_columns import vector_key
+from glances import all_glanced
 
 
 def pattern(seed: int, top: int, kind: type = np.uint16) -> np.ndarray:
@@ -101,11 +102,13 @@ def _features_are_no_proof(dataset: Dataset, kinds: int) -> None:
     """A network sees the same white in all of them."""
     derived = derive(
         dataset,
-        "seen",
-        vector_key("test", {}, "image", joint=False),
-        lambda columns: np.ones((len(columns["id"]), 8), np.float32),
-        batch=8,
-        columns=("id",),
+        Derivation(
+            "seen",
+            vector_key("test", {}, "image", joint=False),
+            lambda columns: np.ones((len(columns["id"]), 8), np.float32),
+            batch=8,
+            reading=Reading(("id",)),
+        ),
     )
     *_, last = derived
     dataset.refresh()

@@ -95,7 +95,7 @@ def test_from_import_to_search(here: Here, pictures: Path, tmp_path: Path) -> No
             "--flip and --crops are for latents: give --with AUTOENCODER",
         ),
         (["encode", "data", "--embedder", "nothing"], "no embedder is called 'nothing'"),
-        (["search", "data", "x", "--by", "wrods"], "'by': expected 'auto', 'hybrid'"),
+        (["search", "data", "x", "--by", "wrods"], "'--by': expected 'auto', 'hybrid'"),
         (["search", "data", "--picture", "none.png"], "cannot read none.png: No such file"),
         (["search", "data", "--picture", "text.txt"], "the picture to look for cannot be used"),
         (

@@ -1,4 +1,5 @@
-"""Several estimates a step, nothing remembered: Heun, DPM-Solver-2, DPM++ 2S and SDE; Restart around Heun."""
+"""Several estimates a step (or several times a step), nothing remembered: Heun, DPM-Solver-2, DPM++ 2S and SDE;
+Restart around Heun, RePaint around DDPM."""
 
 from __future__ import annotations
 
@@ -153,3 +154,46 @@ def restart(
         z, x0 = _heun_step(denoise, z, t, s, line)
         yield Step(index, z, x0)
         index += 1
+
+
+@sampler
+def repaint(
+    denoise: Denoise,
+    z: Tensor,
+    times: Tensor,
+    schedule: NoiseSchedule,
+    *,
+    noise: Noise,
+    jump: int = 10,
+    resamples: int = 10,
+) -> Iterator[Step]:
+    """DDPM gone over again and again, so that what fills a hole agrees with what is around it (Lugmayr et al. 2022).
+
+    After every ``jump`` steps z is noised back by as many and they are taken anew, ``resamples`` times in all
+    (RePaint, Algorithm 1). What is known is held by ``editing.keep``, which gives z there the distribution that line 5
+    draws it from.
+    """
+    if jump < 1 or resamples < 1:
+        raise UserError(f"RePaint needs jump and resamples of 1 or more, got {jump} and {resamples}")
+    stops, index = [moment(time, schedule) for time in times], 0
+    for t, s in pairwise(stops[place] for place in _there_and_back(len(times), jump, resamples)):
+        if s.sigma > t.sigma:
+            z = renoised(z, t, s, noise)
+            continue
+        x0 = denoise(z, t.time)
+        down, up = ancestral_split(t, s, 1.0)
+        z = towards(z, x0, t, down)
+        if up > 0:
+            z = z + up * noise(z)
+        yield Step(index, z, x0)
+        index += 1
+
+
+def _there_and_back(stops: int, jump: int, resamples: int) -> list[int]:
+    """The places of a grid in the order of visit: 0 1 2, 0 1 2, 2 3 4, 2 3 4 ... for jump 2, resamples 2."""
+    order = [0]
+    for first in range(0, stops - 1, jump):
+        leg = list(range(first, min(first + jump, stops - 1) + 1))
+        again = leg[-1] < stops - 1  # from the data itself there is no way back
+        order += leg[1:] + (leg * (resamples - 1) if again else [])
+    return order

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from carrara.exporting.exporting import Picture, suffix_of
+from carrara.files import replacing
 from carrara.importing.file_listing import DATASETS_FILE
 
 FOLDER_ROWS = 1000
@@ -44,11 +45,9 @@ def finish(folder: Path, columns: tuple[str, ...], digest: str) -> None:
     configs = {"configs": [{"config_name": "default", "data_files": [split]}]}
     (folder / DATASETS_FILE).write_text(json.dumps(configs, indent=2), encoding="utf-8")  # as YAML goes, too
     if not (folder / _TABLE).exists():
-        part = folder / f"{_TABLE}.part"
-        with open(part, "wb") as table:
+        with replacing(folder / _TABLE) as table:
             for lines in sorted(folder.glob(_LINES)):
                 with open(lines, "rb") as some:
                     shutil.copyfileobj(some, table)
-        os.replace(part, folder / _TABLE)
     for lines in folder.glob(_LINES):
         lines.unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from carrara.dataset.columns import UNSTATED
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 from carrara.importing.annotations import Annotated
 from carrara.importing.archives import unsafe
 from carrara.importing.file import File
-from carrara.importing.file_listing import below, natural, on_disk
+from carrara.importing.file_listing import below, digest_of, natural, on_disk
 from carrara.importing.formats.folder import file_at
 from carrara.importing.json_stream import members
 from carrara.importing.options import Options
@@ -30,7 +29,7 @@ from carrara.text import printable, tidy
 
 _NAMES = re.compile(r"(instances|captions)_?(.*)\.json|(_annotations)\.coco\.json")
 _HEAD = 4096  # bytes by which a lone file is known
-_LISTED, _CAPTION, _BOX = "picture", "caption", "box"  # kinds of notes
+_LISTED, _CAPTION, _BOX, _LOST = "picture", "caption", "box", "lost"  # kinds of notes
 _LARGEST = 1e9  # a side that a picture may be said to have
 
 
@@ -44,6 +43,7 @@ class Said:
     sides: tuple[float, float] = (0.0, 0.0)
     captions: list[str] = field(default_factory=list)
     boxes: list[dict[str, Any]] | None = None  # None where no file with boxes knows the picture
+    lost: bool = False  # whether an annotation of it that has a box cannot be used
     fault: str = ""  # why there is no picture
 
 
@@ -74,10 +74,7 @@ def matches(source: str) -> bool:
 
 def survey(source: str, options: Options) -> Survey:
     """Counts the annotated pictures; the digest is of the annotations' names, sizes and times."""
-    digest = hashlib.sha256(repr(options.licence).encode())
-    for path in _files(Path(source)):
-        about = path.stat()
-        digest.update(f"{below(Path(source), path)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
+    digest = digest_of(Path(source), _files(Path(source)), repr(options.licence))
     total, first, found = 0, "", False
     for one in _sets(Path(source)):
         with closing(Annotated()) as annotated:
@@ -90,7 +87,7 @@ def survey(source: str, options: Options) -> Survey:
                     break
     if not found:
         raise UserError(f"none of the {total} pictures that {source} annotates is there{first}")
-    return Survey(total, digest.hexdigest())
+    return Survey(total, digest)
 
 
 def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
@@ -215,7 +212,7 @@ def _read(one: Set, annotated: Annotated, *, words: bool) -> list[Document]:
             OverflowError,
             RecursionError,
         ) as error:
-            reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            reason = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
             reason = NOT_UTF8 if isinstance(error, UnicodeDecodeError) else reason
             raise UserError(f"{path} is not COCO's JSON: {reason[:200]}") from None
     return documents
@@ -259,8 +256,10 @@ def _take(entry: Any, number: int, annotated: Annotated, document: Document) -> 
                 raise TypeError(f"a category is {type(category).__name__}")
             annotated.note(number, entry["image_id"], [_BOX, category, left, top, width, height])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        what = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        what = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
         document.strange[what[:80]] += 1
+        if isinstance(entry, dict) and "bbox" in entry and isinstance(entry.get("image_id"), int | str):
+            annotated.note(number, entry["image_id"], [_LOST])
 
 
 def _merged(name: str, notes: list[tuple[int, Any]], documents: list[Document]) -> Said:
@@ -282,8 +281,10 @@ def _merged(name: str, notes: list[tuple[int, Any]], documents: list[Document]) 
             category, *box = what
             if category not in documents[number].categories:
                 documents[number].strange["of a category that it does not name"] += 1
+                said.lost = True
             elif said.boxes is not None:
                 said.boxes.append({"label": documents[number].categories[category], "box": box})
+        said.lost |= kind == _LOST
     return said
 
 
@@ -302,7 +303,8 @@ def _boxes(said: Said) -> tuple[list[str], str | None]:
             good.append(entry)
         else:
             faults.append(f"a box of {entry['label']!r} without area in the picture")
-    return faults, json.dumps({"pixels": good})
+    nobody_knows = not good and (faults or said.lost)  # whether nothing is in it
+    return faults, None if nobody_knows else json.dumps({"pixels": good})
 
 
 def _picture(one: Set, name: str) -> File | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from carrara.dataset.description import ABOUT
-from carrara.errors import BadPicture, UserError
+from carrara.errors import BadPicture, UserError, one_line
 from carrara.images.header import SUFFIXES
 from carrara.importing.caption_files import Strays
 from carrara.importing.file import File
@@ -121,7 +121,7 @@ def walk(root: Path) -> Iterator[Listing]:
             seen.add((about.st_dev, about.st_ino))
             files, folders = _names(root, folder)
         except OSError as error:
-            yield _without(folder, f"cannot be read: {error.strerror}")
+            yield _without(folder, f"cannot be read: {one_line(error)}")
             continue
         if ABOUT in files and folder:
             yield _without(folder, "a Carrara data set, not looked into")
@@ -175,7 +175,7 @@ def _listed(root: Path, prefix: str, names: list[str]) -> Listing:
             else:
                 listing.put(name, file_at(path, about))
         except OSError as error:
-            listing.rejected.append(Rejected(printable(name), f"cannot be read: {error.strerror}"))
+            listing.rejected.append(Rejected(printable(name), f"cannot be read: {one_line(error)}"))
     if len(names) > 1:
         listing.settle()
     return listing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -10,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 from carrara.importing.archives import unsafe
 from carrara.importing.arrow_tables import Flat, flat, more_pictures, pictures_in
-from carrara.importing.file_listing import below
+from carrara.importing.file_listing import below, digest_of
 from carrara.importing.formats.parquet import ROWS, Place, from_batches, layout_of, unread
 from carrara.importing.options import Options
 from carrara.importing.row import Rejected, Row, Survey
@@ -35,16 +34,14 @@ def matches(source: str) -> bool:
 def survey(source: str, options: Options) -> Survey:
     """Counts the rows and digests the files' names, sizes and times. UserError where one is damaged, or has no column
     of pictures."""
-    total, digest = 0, hashlib.sha256(repr(options.licence).encode())
-    for path in _files(Path(source)):
-        about = path.stat()
-        digest.update(f"{below(Path(source), path)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
+    total, files = 0, _files(Path(source))
+    for path in files:
         with _mapped(path) as file:
             reader = _opened(path, file)
             shape = _shape(path, reader.schema)
             root = shape.roots[layout_of(path, shape.rows.schema).image]
             total += _total(path, partial(pictures_in, root=root))
-    return Survey(total, digest.hexdigest())
+    return Survey(total, digest_of(Path(source), files, repr(options.licence)))
 
 
 def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
@@ -124,8 +121,7 @@ def _shape(path: Path, schema: pa.Schema) -> Flat:
         empty = [pa.array([], field.type) for field in schema]
         return flat(pa.RecordBatch.from_arrays(empty, schema=schema))
     except (UnicodeDecodeError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the columns of {path} cannot be read: {reason}") from None
+        raise UserError(f"the columns of {path} cannot be read: {one_line(error)}") from None
 
 
 def _batches(
@@ -181,7 +177,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
     return found if isinstance(found, dict) else {}
 
 
@@ -191,7 +187,7 @@ def _mapped(path: Path) -> Any:
     try:
         return pa.memory_map(str(path))
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
 
 
 def _opened(path: Path, file: Any) -> pa.RecordBatchStreamReader:
@@ -200,4 +196,4 @@ def _opened(path: Path, file: Any) -> pa.RecordBatchStreamReader:
     try:
         return pa.ipc.open_stream(file)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is not readable Arrow: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path} is not readable Arrow: {one_line(error)}") from None

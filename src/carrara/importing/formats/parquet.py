@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -13,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from carrara.dataset.columns import KINDS, LANGUAGE, MORE_CAPTIONS
 from carrara.dataset.picture_columns import Beside
-from carrara.errors import UserError
+from carrara.errors import UserError, one_line
 from carrara.images.header import SUFFIXES
 from carrara.importing.archives import TARS
 from carrara.importing.column_names import BOXES, COLUMNS, SIDES, TEXTS, Words, plain, row_words
-from carrara.importing.file_listing import any_below, below, deep
+from carrara.importing.file_listing import any_below, below, deep, digest_of
 from carrara.importing.formats import urls
 from carrara.importing.options import Options
 from carrara.importing.row import Rejected, Row, Survey
@@ -79,14 +78,12 @@ def survey(source: str, options: Options) -> Survey:
     """Counts the rows from the files' ends and digests names, sizes and times. UserError where one is damaged,
     or has no column of pictures."""
     root = Path(source)
-    total, digest = 0, hashlib.sha256(repr(options.licence).encode())
+    total = 0
     for path in files(root):
         with _open(path) as file:
             layout_of(path, file.schema_arrow)
             total += file.metadata.num_rows
-        about = path.stat()
-        digest.update(f"{below(root, path)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
-    return Survey(total, digest.hexdigest())
+    return Survey(total, digest_of(root, files(root), repr(options.licence)))
 
 
 def rows(source: str, options: Options, splits: Mapping[str, str] | None = None) -> Iterator[Row | Rejected]:
@@ -144,9 +141,8 @@ def from_batches(
                     yield Rejected(source, odd)
                 yield _row(values, layout, source, place.split, options)
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
         rest = f"-{place.last}" if place.last > number else ""
-        yield Rejected(f"{place.file}:{number}{rest}", f"rows that cannot be read: {reason}")
+        yield Rejected(f"{place.file}:{number}{rest}", f"rows that cannot be read: {one_line(error)}")
 
 
 def _row(
@@ -334,4 +330,4 @@ def _open(path: Path) -> ParquetFile:
     try:
         return ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is not readable Parquet: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path} is not readable Parquet: {one_line(error)}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -10,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from carrara.errors import BadPicture, UserError
+from carrara.errors import BadPicture, UserError, one_line
 from carrara.images.header import SUFFIXES
 from carrara.importing.archives import TARS, unsafe
 from carrara.importing.column_names import COLUMNS, row_words
 from carrara.importing.download import Remote
-from carrara.importing.file_listing import any_below, below, deep, on_disk
+from carrara.importing.file_listing import any_below, below, deep, digest_of, on_disk
 from carrara.importing.formats.folder import file_at
 from carrara.importing.options import Options
 from carrara.importing.row import Rejected, Row, Survey
@@ -56,14 +55,11 @@ def survey(source: str, options: Options) -> Survey:
         for name in ("allow_private", "ignore_robots_tag", "most_megabytes")
         if (value := getattr(options, name)) != Options.model_fields[name].default
     }
-    total, digest = 0, hashlib.sha256((repr(options.licence) + (repr(lets) if lets else "")).encode())
-    for path in _files(Path(source)):
-        about = path.stat()
-        digest.update(f"{below(Path(source), path)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
-        total += sum(1 for _ in _lines(path, count=True))
-    if not total:
+    files = _files(Path(source))
+    digest = digest_of(Path(source), files, repr(options.licence) + (repr(lets) if lets else ""))
+    if not (total := sum(1 for path in files for _ in _lines(path, count=True))):
         raise UserError(f"{source} has no rows")
-    return Survey(total, digest.hexdigest())
+    return Survey(total, digest)
 
 
 def rows(source: str, options: Options) -> Iterator[Row | Rejected]:
@@ -180,7 +176,7 @@ def _parquet(path: Path, *, count: bool) -> Iterator[Line]:
                     yield Line(number, row)
                     number += 1
         except (OSError, pa.ArrowException) as error:
-            yield Line(number, f"not read any further: {' '.join(str(error).split())[:200]}")
+            yield Line(number, f"not read any further: {one_line(error)}")
 
 
 def _schema(path: Path) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import io
 import itertools
 from array import array
@@ -22,7 +21,7 @@ from carrara.importing.archives import PLAIN, TARS, Entry, kept_tar, stream_tar
 from carrara.importing.caption_files import MAX_TEXT, as_text
 from carrara.importing.column_names import Words, json_row, row_words
 from carrara.importing.file import File
-from carrara.importing.file_listing import any_below, below, deep, hidden
+from carrara.importing.file_listing import any_below, below, deep, digest_of, hidden
 from carrara.importing.options import Options
 from carrara.importing.row import Rejected, Row, Survey
 from carrara.importing.splits import splits_of
@@ -70,15 +69,11 @@ def matches(source: str) -> bool:
 
 def survey(source: str, options: Options) -> Survey:
     """Counts the samples with a picture; the digest is of the shards' names, sizes and times."""
-    total, digest = 0, hashlib.sha256(repr(options.licence).encode())
     root = Path(source)
-    for shard in shards(root):
-        about = shard.stat()
-        digest.update(f"{below(root, shard)!r} {about.st_size} {about.st_mtime_ns}\n".encode())
-        total += _looked_over(shard, about.st_size, about.st_mtime_ns).pictures
-    if not total:
+    digest = digest_of(root, shards(root), repr(options.licence))
+    if not (total := sum(_overview(shard).pictures for shard in shards(root))):
         raise UserError(f"no pictures found in {source} (looked for {', '.join(PICTURES)} in samples)")
-    return Survey(total, digest.hexdigest())
+    return Survey(total, digest)
 
 
 def rows(source: str, options: Options, splits: Mapping[str, str] | None = None) -> Iterator[Row | Rejected]:
@@ -119,6 +114,11 @@ class _Overview(NamedTuple):
     in_order: bool
 
 
+def _overview(shard: Path) -> _Overview:
+    about = shard.stat()
+    return _looked_over(shard, about.st_size, about.st_mtime_ns)
+
+
 @functools.cache
 def _looked_over(shard: Path, size: int, changed: int) -> _Overview:
     """What the names in a shard say; while it stays as it is, nobody needs to ask again."""
@@ -138,9 +138,8 @@ def _looked_over(shard: Path, size: int, changed: int) -> _Overview:
 
 def _samples(shard: Path, unread: dict[str, str]) -> Iterator[Sample | Rejected]:
     """The samples in the order of their first files."""
-    about = shard.stat()
     lasting = shard.name.lower().endswith(PLAIN)
-    if not _looked_over(shard, about.st_size, about.st_mtime_ns).in_order:
+    if not _overview(shard).in_order:
         yield from _gathered(shard, unread)
         return
     sample: Sample | None = None

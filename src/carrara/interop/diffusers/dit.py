@@ -20,6 +20,7 @@ from carrara.errors import UserError
 from carrara.interop.diffusers.autoencoder_config import Blocks, Count, named_config, only
 from carrara.interop.diffusers.files import CONFIG, WEIGHTS, read_table, read_tensors, write_table
 from carrara.model_folder import PASSPORT, write_folder, write_weights
+from carrara.tensors import under
 
 _CLASS, _OLD_CLASS = "DiTTransformer2DModel", "Transformer2DModel"
 _INSIDE = "transformer"  # where a pipeline's folder keeps it
@@ -83,15 +84,6 @@ class AdoptedDiT(NamedTuple):
     size: int
 
 
-def find_dit(path: Path) -> Path | None:
-    """The folder that holds a DiT: ``path`` itself or, in a pipeline's folder, one inside."""
-    for folder in (path, path / _INSIDE):
-        if (folder / CONFIG).is_file():
-            name = read_table(folder / CONFIG).get("_class_name")
-            return folder if name in (_CLASS, _OLD_CLASS) else None
-    return None
-
-
 def read_dit(path: str | Path) -> AdoptedDiT:
     """The network in float32. UserError names the first thing that Carrara has no form for, or what is missing."""
     folder = Path(path)
@@ -121,7 +113,7 @@ def read_dit(path: str | Path) -> AdoptedDiT:
         if have != want:
             raise UserError(f"{folder}: the weights do not fit {CONFIG}: {name} is {have}, expected {want}")
     given = {name: value.float() for name, value in given.items()}
-    embedded = [_under(given, f"transformer_blocks.{n}.norm1.emb.") for n in range(config.depth)]
+    embedded = [under(f"transformer_blocks.{n}.norm1.emb.", given) for n in range(config.depth)]
     if not all(torch.equal(block[name], value) for block in embedded for name, value in embedded[0].items()):
         config = config.model_copy(update={"own_embeddings": True})
         roles["vector"] = width * config.depth
@@ -334,10 +326,10 @@ def _first_layer(state: Mapping[str, Tensor]) -> Tensor:
 
 def _steering(state: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
     """Weight and bias of what steers a block, from its own layer or from the one for all and its offset."""
-    own = _under(state, f"trunk.{number}.modulation.")
+    own = under(f"trunk.{number}.modulation.", state)
     if own:
         return own
-    shared = _under(state, "modulation.")
+    shared = under("modulation.", state)
     return shared | {"bias": shared["bias"] + state[f"trunk.{number}.offset"]}
 
 
@@ -348,7 +340,7 @@ def _ours(given: Mapping[str, Tensor], config: dit.Config) -> dict[str, Tensor]:
         "conv_in.1.bias": given["pos_embed.proj.bias"],
     }
     for number in range(config.depth):
-        block, ours = _under(given, f"transformer_blocks.{number}."), f"trunk.{number}."
+        block, ours = under(f"transformer_blocks.{number}.", given), f"trunk.{number}."
         for leaf in ("weight", "bias"):
             state |= {f"{ours}{here}.{leaf}": block[f"{there}.{leaf}"] for here, there in _LAYERS.items()}
             if f"{_QKV[0]}.{leaf}" in block:
@@ -380,7 +372,3 @@ def _folded(rows: Tensor, block: Mapping[str, Tensor], one: float) -> Tensor:
     gain, offset = (block[f"norm3.{leaf}"].view(-1, *(1,) * (rows.ndim - 1)) for leaf in ("weight", "bias"))
     shift, scale = offset * (one + scale) + shift, gain * (one + scale) - one
     return torch.cat([shift1, scale1, gate1, shift, scale, gate])
-
-
-def _under(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
-    return {name.removeprefix(place): value for name, value in tensors.items() if name.startswith(place)}

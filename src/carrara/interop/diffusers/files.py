@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from carrara.errors import UserError
+from carrara.files import read_bytes
 from carrara.model_folder import weight_files
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -53,10 +54,9 @@ def _no_weights(folder: Path) -> str:
 
 def read_table(file: Path) -> dict[str, Any]:
     """The table that a JSON file holds; UserError where it cannot be read or holds none."""
+    data = read_bytes(file)
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
+        values = json.loads(data)
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON: {error}") from None
     if not isinstance(values, dict):

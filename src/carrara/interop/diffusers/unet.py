@@ -22,7 +22,8 @@ from carrara.errors import UserError
 from carrara.interop.diffusers.autoencoder import modern
 from carrara.interop.diffusers.autoencoder_config import named_config
 from carrara.interop.diffusers.files import CONFIG, WEIGHTS, read_table, read_tensors, write_table
-from carrara.interop.diffusers.unet_config import Extras, UNet2DConditionModel, UNet2DModel
+from carrara.interop.diffusers.unet_conditional_config import UNet2DConditionModel
+from carrara.interop.diffusers.unet_config import Extras, UNet2DModel
 from carrara.interop.diffusers.unet_config_export import express, tolerances
 from carrara.model_folder import PASSPORT, write_folder, write_weights
 

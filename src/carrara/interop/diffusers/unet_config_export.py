@@ -7,13 +7,8 @@ from typing import Any, NoReturn
 
 from carrara.denoisers import unet
 from carrara.errors import UserError
-from carrara.interop.diffusers.unet_config import (
-    TRANSFORMER_EPS,
-    Extras,
-    UNet2DConditionModel,
-    UNet2DModel,
-    alike,
-)
+from carrara.interop.diffusers.unet_conditional_config import UNet2DConditionModel
+from carrara.interop.diffusers.unet_config import TRANSFORMER_EPS, Extras, UNet2DModel, alike
 from carrara.layers import GroupNorm
 
 
@@ -144,51 +139,61 @@ def _conditional(
             "a middle of two blocks without a transformer, and UNet2DConditionModel has two blocks around one "
             "(middle_blocks = 1 is its other form)"
         )
-    heads, types = [], {}
-    for k in levels:
-        own = attends[k] and not transforms[k]
-        heads.append(config.widths[k] // config.heads_at(k) if own else config.heads_at(k))
-    middle = config.middle_attends
-    if middle and heads[-1] != config.heads_at(-1):
-        if attends[-1]:
-            _refuse(
-                "heads of the middle differ from the last level's, and UNet2DConditionModel has one number"
-            )
-        heads[-1] = config.heads_at(-1)
-    for k in levels:
-        if attends[k] and not transforms[k] and heads[k] != heads[len(heads) - 1 - k]:
-            _refuse(
-                "levels of depth 0 whose heads are not read alike from both ends, as UNet2DConditionModel does"
-            )
-    depths = [config.depth_at(k) if t else 1 for k, t in zip(levels, transforms, strict=True)]
-    if middle and transforms[-1] and depths[-1] != config.depth_at(-1):
-        _refuse("depth of the middle differs from the last level's, and UNet2DConditionModel has one number")
-    depths[-1] = config.depth_at(-1) if middle else depths[-1]
-    for side in ("Down", "Up"):
-        names, inside = _types(config, side, attends)
-        if inside == "resnet" or any(
-            config.change_at(k if side == "Down" else len(attends) - 1 + i)
-            for i, k in enumerate(levels if side == "Down" else reversed(levels))
-            if i < len(attends) - 1 and attends[k]
-        ):
-            _refuse("resample_blocks at levels that attend, and UNet2DConditionModel has convolutions there")
-        order = transforms if side == "Down" else transforms[::-1]
-        types[side] = tuple("Cross" * t + name for name, t in zip(names, order, strict=True))
     said = both | {
-        "down_block_types": types["Down"],
-        "up_block_types": types["Up"],
-        "mid_block_type": ("UNetMidBlock2DCrossAttn" if middle else "UNetMidBlock2D")
+        "down_block_types": _cross_types(config, "Down", attends, transforms),
+        "up_block_types": _cross_types(config, "Up", attends, transforms),
+        "mid_block_type": ("UNetMidBlock2DCrossAttn" if config.middle_attends else "UNetMidBlock2D")
         if config.middle_blocks
         else None,
         "layers_per_block": alike([config.blocks_at(k) for k in levels]),
         "cross_attention_dim": widths.get("tokens", 1280),
-        "transformer_layers_per_block": alike(depths),
-        "attention_head_dim": alike(heads),
+        "transformer_layers_per_block": alike(_depths(config, transforms)),
+        "attention_head_dim": alike(_heads(config, attends, transforms)),
         "use_linear_projection": config.projections == "linear",
     }
     return UNet2DConditionModel(
         **said | (_vector(config, widths["vector"], extras) if "vector" in widths else {})
     )
+
+
+def _heads(config: unet.Config, attends: list[bool], transforms: list[bool]) -> list[int]:
+    """Its entry for each level: heads where it transforms, else the width of one."""
+    own = [a and not t for a, t in zip(attends, transforms, strict=True)]
+    heads = [config.widths[k] // config.heads_at(k) if o else config.heads_at(k) for k, o in enumerate(own)]
+    if config.middle_attends and heads[-1] != config.heads_at(-1):
+        if attends[-1]:
+            _refuse(
+                "heads of the middle differ from the last level's, and UNet2DConditionModel has one number"
+            )
+        heads[-1] = config.heads_at(-1)
+    if any(o and here != there for o, here, there in zip(own, heads, reversed(heads), strict=True)):
+        _refuse(
+            "levels of depth 0 whose heads are not read alike from both ends, as UNet2DConditionModel does"
+        )
+    return heads
+
+
+def _depths(config: unet.Config, transforms: list[bool]) -> list[int]:
+    depths = [config.depth_at(k) if t else 1 for k, t in enumerate(transforms)]
+    if config.middle_attends:
+        if transforms[-1] and depths[-1] != config.depth_at(-1):
+            _refuse(
+                "depth of the middle differs from the last level's, and UNet2DConditionModel has one number"
+            )
+        depths[-1] = config.depth_at(-1)
+    return depths
+
+
+def _cross_types(
+    config: unet.Config, side: str, attends: list[bool], transforms: list[bool]
+) -> tuple[str, ...]:
+    names, inside = _types(config, side, attends)
+    down = side == "Down"
+    levels = list(range(len(attends))) if down else list(reversed(range(len(attends))))
+    changes = ((k, config.change_at(k if down else len(attends) - 1 + i)) for i, k in enumerate(levels[:-1]))
+    if inside == "resnet" or any(attends[k] and change for k, change in changes):
+        _refuse("resample_blocks at levels that attend, and UNet2DConditionModel has convolutions there")
+    return tuple("Cross" * transforms[k] + name for k, name in zip(levels, names, strict=True))
 
 
 def _vector(config: unet.Config, width: int, extras: Extras) -> dict[str, Any]:
