@@ -16,7 +16,7 @@ import typer
 from pydantic import Field
 
 from carrara.cli.models import make_folder
-from carrara.cli.options import Destination, options, writable
+from carrara.cli.options import AutoencoderFolder, Destination, options, writable
 from carrara.config import Config
 from carrara.errors import UserError, one_line
 from carrara.generation.options import RequestOptions, SamplingOptions
@@ -229,7 +229,7 @@ def _slug(prompt: str) -> str:
 
 
 def reconstruct(
-    autoencoder: Annotated[Path, typer.Argument(help="An autoencoder's folder, or the run that made it.")],
+    autoencoder: AutoencoderFolder,
     picture: Annotated[Path, typer.Argument(help="Your picture, of any size.")],
     out: Annotated[Path, typer.Option(help="The PNG to write.", callback=writable)],
     tile: Annotated[
