@@ -31,13 +31,8 @@ os.environ["CARRARA_CACHE"] = tempfile.mkdtemp(prefix="carrara-tests-")  # what 
 torch.set_num_threads(1)  # a process a core: threads that wait for each other's turn are many times slower
 
 
-@pytest.fixture(autouse=True)
-def same_arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Runs that are compared bit for bit do not differ by what a trial of microseconds found faster."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "test_fastest" not in request.node.nodeid:
-            patch.setattr(fastest, "variants", lambda way: [])
-        yield
+# Runs that are compared bit for bit do not differ by what a trial of microseconds found faster.
+variants, fastest.variants = fastest.variants, lambda way: []
 
 
 COLOURS = {"red": "rot", "green": "grün", "blue": "blau", "black": "schwarz"}

@@ -11,23 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from carrara.autoencoders import kl
-from carrara.autoencoders.stored import StoredAutoencoder
 from carrara.dataset.commits import add_said, opened
-from carrara.dataset.dataset import Dataset
-from carrara.dataset.derived import Derive, column_name
-from carrara.dataset.latents import encode, latent_key
 from carrara.dataset.store import lock, release, store_at
 from carrara.errors import UserError
 from carrara.importing import decode_pool
-from carrara.importing.importing import Job, import_pictures
+from carrara.importing.importing import Job
 from carrara.importing.options import Options
 from carrara.ray_engine import importing, session, source_parts
-from carrara.ray_engine.deriving import _asked
 from carrara.ray_engine.worker import Worker
 
 
@@ -103,22 +95,6 @@ def test_bytes_that_travel_end_a_part(
     assert len(counts) > 2
     assert sum(counts) == 12
     assert list(source_parts.parts(job(archive, "archive"), {0, 1})) == found[2:]
-
-
-def test_latents_are_asked_for(folder: Path, tmp_path: Path) -> None:
-    """All of them, or the rows of a bucket."""
-    list(import_pictures(folder, tmp_path / "data"))
-    dataset = Dataset.open(tmp_path / "data")
-    config = kl.Config(channels=8, multipliers=(1, 2), blocks=1, middle_attention=False)
-    model = StoredAutoencoder.of(config.build(), config, 16, {})
-    column = column_name("latent", latent_key(model))
-    for rows in (None, np.arange(4)):
-
-        def work(dataset: Dataset, by: Derive, rows: Any = rows) -> Any:
-            return encode(dataset, model, torch.device("cpu"), rows=rows, by=by)
-
-        asked = _asked(dataset, column, work)
-        assert (asked.size, asked.whole) == ((16, 16), rows is None)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_mistakes(here: Here, tmp_path: Path, trained: Trained) -> None:
         "or a config.json"
     )
     assert here("export", "theirs", "out", "--format", "difusers").refusal == (
-        "no format is called 'difusers'; did you mean 'diffusers'? (known: diffusers)"
+        "'--format': expected 'diffusers', got 'difusers'; did you mean 'diffusers'?"
     )
     assert here("export", "their", "out").refusal.startswith(
         "there is no model at their; did you mean 'theirs'?"

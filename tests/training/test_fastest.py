@@ -24,7 +24,7 @@ from carrara.training.devices import Placement
 from carrara.training.gradients import gradients
 from carrara.training.recipe import AutoencoderRecipe, TrainConfig
 from carrara.training.stages import train_autoencoder, train_diffusion
-from conftest import Trained, first_step, run_out, small_autoencoder, small_diffusion, steps
+from conftest import Trained, first_step, run_out, small_autoencoder, small_diffusion, steps, variants
 
 CPU = Placement(torch.device("cpu"), False)
 
@@ -33,6 +33,7 @@ CPU = Placement(torch.device("cpu"), False)
 def two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine of two cores, as far as the choice goes, on which nothing was measured yet."""
     monkeypatch.setattr(fastest, "processors", lambda: 2)
+    monkeypatch.setattr(fastest, "variants", variants)
     monkeypatch.setattr(fastest, "SECONDS", 0.05)
     monkeypatch.setenv("CARRARA_CACHE", str(tmp_path / "cache"))
 

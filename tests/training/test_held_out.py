@@ -1,6 +1,7 @@
 """The judge of stage one: it computes as training does, where training does, and says None where it cannot judge."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,7 +71,7 @@ def judge(channels: int = 3, size: int = 16, pictures: int = 8) -> HeldOutJudge:
 
 
 def state(*, bf16: bool = False) -> Any:
-    averages = {"autoencoder": SimpleNamespace(copy_to=lambda module: None)}
+    averages = {"autoencoder": SimpleNamespace(put_into=lambda module: nullcontext())}
     return SimpleNamespace(averages=averages, placement=Placement(CPU, bf16))
 
 

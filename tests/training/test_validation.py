@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -211,7 +212,7 @@ def test_patience(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return {"held_out": next(losses)}
 
     monkeypatch.setattr(validation, "_losses", measured)
-    average: Any = SimpleNamespace(copy_to=lambda module: None)
+    average: Any = SimpleNamespace(put_into=lambda module: nullcontext())
     numbers: dict[str, float] = {}
     ended = []
     for fraction in (0.0, 0.1, 0.15, 0.2, 0.3, 0.4):

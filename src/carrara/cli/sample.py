@@ -75,6 +75,8 @@ def sample(
             f"which model? Give its folder, the run that made it, or {STARTER}, which comes with Carrara: "
             f'carrara sample {STARTER} "red heart"'
         )
+    if output.out.is_file():
+        raise UserError(f"{output.out} is a file; give a folder for the pictures with --out")
     opened = open_model(model, sampling.device)
     settings = _settings(opened, sampling)
     requests, remarks = _requests(opened, request, output.prompts, settings)
