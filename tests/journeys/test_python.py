@@ -20,6 +20,7 @@ SMALL = {  # what makes the page's example one of seconds
 }
 
 
+@pytest.mark.slow
 def test_the_page_from_a_folder_to_a_picture(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
