@@ -28,6 +28,14 @@ def check_name(path: Path) -> None:
         raise UserError(f"the path {text!r} is not valid UTF-8; choose another name") from None
 
 
+def current_folder() -> str:
+    """Where relative paths begin; UserError where that folder was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder is no longer there; change to another one") from None
+
+
 def check_writable(path: Path) -> None:
     """UserError where no file or folder ``path``, which may be missing with the folders above it, can be written."""
     check_name(path)

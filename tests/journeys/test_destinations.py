@@ -150,6 +150,20 @@ def test_the_current_folder_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         list(import_pictures(tmp_path, "d"))
 
 
+@pytest.mark.parametrize("words", ["data import {} d", "sample starter x", "train ddpm d --out r"])
+def test_every_command_says_that_the_current_folder_is_gone(tmp_path: Path, words: str) -> None:
+    """In a process of its own: without a current folder torch ends it when it is imported."""
+    code = (
+        "import os, sys; os.mkdir('x'); os.chdir('x'); os.rmdir('../x'); from carrara.cli import main; "
+        f"sys.argv = ['carrara', *{words.format(tmp_path).split()!r}]; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "carrara: the current folder is no longer there; change to another one\n"
+
+
 @pytest.mark.parametrize(
     "name", ["~", "~/d", "~root", "a:b", "file:", "s3x:d", "a%20b", "a?b#c", " d ", "-d", "ü"]
 )

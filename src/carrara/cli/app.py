@@ -25,6 +25,7 @@ from carrara.cli.show import show
 from carrara.cli.train import average, train
 from carrara.config import Config
 from carrara.errors import likeliest, refusal
+from carrara.files import current_folder
 from carrara.importing.options import EmojiSet
 from carrara.terminal import Interrupted, console, fail
 from carrara.version import __version__
@@ -125,6 +126,7 @@ def main() -> None:
 def _status() -> int:
     """Runs a command and says in a line what went wrong; the status to exit with."""
     try:
+        current_folder()  # first: without one torch ends the process as soon as it is imported
         code = app(standalone_mode=False)
         sys.stdout.flush()
         if code == 130:  # typer returns this for a Ctrl-C that it met

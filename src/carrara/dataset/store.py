@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from carrara.dataset.damaged_files import is_of_library, set_aside_versions
 from carrara.errors import UserError, one_line
-from carrara.files import check_name, replacing
+from carrara.files import check_name, current_folder, replacing
 
 if TYPE_CHECKING:
     import lance
@@ -60,10 +60,9 @@ def store_at(path: str | Path) -> Store:
 def for_lance(path: Path) -> str:
     """The path of a table on this machine as Lance means the same by it as Python does: it takes a relative one for
     a url, with ``~`` for the home folder and what is before a colon for a scheme. UserError where there is none."""
-    try:
-        absolute = os.path.realpath(path)
-    except FileNotFoundError:
-        raise UserError("the current folder is no longer there; change to another one") from None
+    if not path.is_absolute():
+        current_folder()
+    absolute = os.path.realpath(path)
     check_name(Path(absolute))
     return absolute
 
