@@ -31,6 +31,7 @@ class MetricsLog:
 
         self.note = _cut_log(folder / METRICS, state.step)
         self._lines = Journal(folder / METRICS, durable=False)
+        self._lines.path.touch()  # from the first step on, for whoever follows it
         self._events = SummaryWriter(str(folder / EVENTS), purge_step=state.step + 1)
         self._since = (time.monotonic(), state.seen)
         self._state = state
