@@ -65,10 +65,11 @@ def train_autoencoder(
     call goes on with it, bit for bit. ``start`` is an autoencoder whose weights it begins from. UserError, in one
     line, where recipe, data or memory do not allow it.
     """
+    from carrara.interop.models import open_autoencoder
     from carrara.training import stages
     from carrara.training.recipe import AutoencoderRecipe
 
-    first = load(start) if isinstance(start, str | Path) else start
+    first = open_autoencoder(Path(start)) if isinstance(start, str | Path) else start
     chosen = _recipe(recipe, AutoencoderRecipe, network=first.config if first else None)
     yield from stages.train_autoencoder(chosen, _dataset(dataset), Path(out), start=first)
 
@@ -86,11 +87,12 @@ def train_diffusion(
     What is missing is encoded first. Reports, stopping and going on are as in `train_autoencoder`. ``start`` is a
     model whose network, conditions and weights it begins from.
     """
+    from carrara.interop.models import open_autoencoder, open_model
     from carrara.training import stages
     from carrara.training.recipe import DiffusionRecipe
 
-    first: Any = load(start) if isinstance(start, str | Path) else start
-    first_stage: Any = load(autoencoder) if isinstance(autoencoder, str | Path) else autoencoder
+    first = open_model(Path(start)) if isinstance(start, str | Path) else start
+    first_stage = open_autoencoder(Path(autoencoder)) if isinstance(autoencoder, str | Path) else autoencoder
     chosen = _recipe(recipe, DiffusionRecipe, model=first.config if first else None)
     if first_stage is None and first is not None:
         first_stage = first.autoencoder
@@ -116,19 +118,13 @@ def load(path: str | Path) -> Any:
     ``path`` is a model folder, the run that made it, "starter" (the model that comes with Carrara), or an autoencoder
     in the layout of diffusers. UserError, in one line, where a file is missing, damaged, or written by a newer Carrara.
     """
-    from carrara.model_folder import ABOUT, read_about
-    from carrara.model_place import model_in
+    from carrara.interop.models import is_diffusion, open_autoencoder, open_model
     from carrara.training.devices import Placement
 
-    found, device = model_in(Path(path)), Placement.choose().device
-    if (found / ABOUT).is_file() and read_about(found).get("kind") != "autoencoder":
-        from carrara.generation.model import load_model
-
-        return load_model(found).to(device)
-    from carrara.interop.diffusers.autoencoder import open_autoencoder
-
-    stored = open_autoencoder(found)
-    stored.module.to(device)
+    if is_diffusion(Path(path)):
+        return open_model(Path(path))
+    stored = open_autoencoder(Path(path))
+    stored.module.to(Placement.choose().device)
     return stored
 
 
@@ -151,9 +147,13 @@ def generate(
     ``[h w]`` or ``[n h w]`` of the same size, is not zero where a hole is to be filled (strength is then 1 by default)
     and keeps all else. UserError, in one line, where something is not so.
     """
+    from carrara.errors import UserError
     from carrara.generation import sample as sampling
     from carrara.generation.editing import originals
+    from carrara.generation.model import Model
 
+    if not isinstance(model, Model):
+        raise UserError(f"a {type(model).__name__} draws no pictures; expected a diffusion model")
     chosen = sampling.settings_for(model, settings)
     return sampling.generate(model, rows, chosen, given=originals(model, len(rows), start, mask))
 

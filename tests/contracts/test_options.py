@@ -59,7 +59,7 @@ def test_an_option_says_the_same_everywhere() -> None:
 def test_no_sentence_is_written_twice() -> None:
     root = Path(command_line.__file__).parent.parent
     files = [*root.glob("cli/*.py")]
-    files += [root / "importing/options.py", root / "search/query.py"]
+    files += [root / "importing/options.py", root / "search/query.py", root / "generation/options.py"]
     calls = [
         node for file in files for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)
     ]

@@ -11,7 +11,7 @@ import torch
 import carrara
 from carrara.errors import UserError
 from carrara.training.loop import Report
-from conftest import steps
+from conftest import Trained, steps
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 SMALL = {  # what makes the page's example one of seconds
@@ -65,3 +65,24 @@ def test_wrong_calls_are_one_line(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sampler"):
         carrara.generate(carrara.load("starter"), [{"caption": "cat"}], sampler="dimm")
     assert not (tmp_path / "run").exists()
+
+
+def test_models_of_the_other_kind_are_one_line(trained: Trained, tmp_path: Path) -> None:
+    diffusion, autoencoder, out = trained.diffusion, trained.autoencoder, tmp_path / "run"
+    for wrong, said in (
+        (
+            lambda: carrara.train_diffusion("text_ldm", trained.dataset, None, out, start=autoencoder),
+            "autoencoder",
+        ),
+        (
+            lambda: carrara.train_diffusion(
+                carrara.recipe("text_ldm"), trained.dataset, None, out, start=diffusion
+            ),
+            "the model is that one",
+        ),
+        (lambda: [carrara.generate(carrara.load(autoencoder), [{}])], "expected a diffusion model"),
+    ):
+        with pytest.raises(UserError, match=said) as told:
+            list(wrong())
+        assert "\n" not in str(told.value)
+    assert not out.exists()

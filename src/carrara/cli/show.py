@@ -12,6 +12,7 @@ from carrara.cli import progress
 from carrara.cli.options import Destination, ModelFolder, Seed, options
 from carrara.config import Config
 from carrara.errors import UserError
+from carrara.generation.options import Label
 from carrara.terminal import console
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Reverse(Config):
     """The reverse process of a model."""
 
     out: Moving
-    label: str | None = Field(None, description="The class to show, for a model that was trained on classes.")
+    label: Label = None
     steps: int = Field(50, description="Number of steps from noise to picture.")
     sampler: str = Field("ddim", description="The sampler: ddim, ancestral (DDPM's own) and more.")
     grid: Grid = None

@@ -101,8 +101,6 @@ def _check_stage_two(recipe: DiffusionRecipe, training: Training, before: Model 
         raise UserError(
             f"this recipe makes a diffusion model, and {training.start} is an autoencoder: give it as --autoencoder"
         )
-    if before and recipe.model != before.config:
-        raise UserError("with --start the model is that one: omit the changes of model.…, or --start")
     if recipe.pixels and training.autoencoder:
         raise UserError("this recipe works on pixels: omit --autoencoder")
     if not recipe.pixels and not training.autoencoder and not before:

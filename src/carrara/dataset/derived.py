@@ -25,7 +25,7 @@ from carrara.dataset.commits import committed, drop_columns
 from carrara.dataset.dataset import Dataset
 from carrara.dataset.loader import Column, Fetch, Reading, in_background
 from carrara.dataset.order import Batch
-from carrara.dataset.store import lock, release
+from carrara.dataset.store import STAGING, making
 from carrara.errors import UserError
 from carrara.files import write_atomically
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-STAGING = "derive.partial"
 # What a picture's bytes decide; whatever else a column is derived from, a later import may change.
 _FIXED = frozenset({"id", "image", "width", "height", "mode"})
 
@@ -123,15 +122,9 @@ def derive(dataset: Dataset, wanted: Derivation, rows: Rows | None = None) -> Ge
     values too. ValueError where values are not finite or their shape changes; UserError where another process makes
     the same column, or a picture cannot have the channels that are read.
     """
-    dataset.refresh()
-    column = wanted.column
-    if column in dataset.columns and not made_under(dataset, column, wanted.key):
-        drop(dataset, column)
     total = 0
-    if len(missing := rows_without(dataset, column, rows)):
-        folder = dataset.store.work / STAGING / column
-        held = lock(folder, make=True, doing=f"writing to {dataset.path} what this one was to write")
-        try:
+    if len(missing := missing_rows(dataset, wanted, rows)):
+        with making(dataset.store, wanted.column):
             while len(missing):
                 total = len(missing)
                 staging = _Staging(dataset, wanted, missing)
@@ -141,12 +134,16 @@ def derive(dataset: Dataset, wanted: Derivation, rows: Rows | None = None) -> Ge
                     _publish(dataset, staging, whole=rows is None)
                 staging.remove()
                 dataset.refresh()
-                missing = rows_without(dataset, column, rows)
-        finally:
-            with suppress(OSError):  # values of a later run may be there
-                folder.rmdir()
-            release(held)
+                missing = rows_without(dataset, wanted.column, rows)
     yield wanted.complete(total)
+
+
+def missing_rows(dataset: Dataset, wanted: Derivation, rows: Rows | None) -> Rows:
+    """Those of ``rows`` (None: every row) of the newest version that lack it; values of another key go before."""
+    dataset.refresh()
+    if wanted.column in dataset.columns and not made_under(dataset, wanted.column, wanted.key):
+        drop(dataset, wanted.column)
+    return rows_without(dataset, wanted.column, rows)
 
 
 def changeable(dataset: Dataset, columns: Sequence[str]) -> list[str]:

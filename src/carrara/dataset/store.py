@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 TABLE = "pictures.lance"
+STAGING = "derive.partial"  # folder of columns that are being made
 PATIENCE = 3.0  # seconds of waiting for another process before it is said
 _ONCE_MORE = 1000  # times that a folder may vanish while it is made; some places never take one
 
@@ -275,3 +276,16 @@ def release(held: int | None) -> None:
 
 
 UNFINISHED = "import.partial"
+
+
+@contextmanager
+def making(store: Store, column: str) -> Iterator[None]:
+    """Within it nobody else makes the derived column; UserError where somebody does."""
+    folder = store.work / STAGING / column
+    held = lock(folder, make=True, doing=f"writing to {store.path} what this one was to write")
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # values of a later run may be there
+            folder.rmdir()
+        release(held)

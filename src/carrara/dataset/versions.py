@@ -15,9 +15,8 @@ from carrara.dataset.columns import IDS
 from carrara.dataset.commits import committed
 from carrara.dataset.damaged_files import damaged_tags, is_of_library, set_aside_versions, tags_of
 from carrara.dataset.dataset import Dataset
-from carrara.dataset.derived import STAGING
 from carrara.dataset.known_rows import is_said
-from carrara.dataset.store import Store, lock, newest, release
+from carrara.dataset.store import STAGING, Store, lock, newest, release
 from carrara.dataset.unfinished_imports import last_active, sweep, throw_away
 from carrara.dataset.word_changes import amend
 from carrara.errors import UserError, nearest, refusal

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from carrara.config import Config
+
+Label = Annotated[
+    str | None, Field(description="The class to show, for a model that was trained on classes.")
+]
 
 
 class RequestOptions(Config):
@@ -19,7 +23,7 @@ class RequestOptions(Config):
         json_schema_extra={"argument": True},
     )
     negative: str = Field("", description="Negative prompt: what the picture should not show.")
-    label: str | None = Field(None, description="The class to show, for a model that was trained on classes.")
+    label: Label = None
     picture: tuple[str, ...] = Field(
         (),
         description="Picture for a model that takes one: a small picture, a map …; if it takes several, "

@@ -10,7 +10,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +19,6 @@ import numpy as np
 from carrara.dataset.commits import add_columns, committed
 from carrara.dataset.dataset import Dataset
 from carrara.dataset.derived import (
-    STAGING,
     Derivation,
     Derive,
     Progress,
@@ -27,13 +26,12 @@ from carrara.dataset.derived import (
     as_lists,
     changeable,
     computed,
-    drop,
     field_of,
-    made_under,
+    missing_rows,
     rows_without,
 )
 from carrara.dataset.loader import Fetch
-from carrara.dataset.store import lock, release
+from carrara.dataset.store import making
 from carrara.errors import UserError
 from carrara.ray_engine.session import Team, arrived, cause, cluster, dismiss, is_lost, place_of
 
@@ -80,29 +78,19 @@ def on_ray(work: Work, workers: int | None = None) -> Derive:
         dataset: Dataset, wanted: Derivation, rows: Rows | None = None
     ) -> Generator[Progress, None, None]:
         dataset.check_newest("be encoded on Ray")
-        dataset.refresh()
-        column = wanted.column
-        if column in dataset.columns and not made_under(dataset, column, wanted.key):
-            drop(dataset, column)
-        total = 0
-        if len(missing := rows_without(dataset, column, rows)):
-            folder = dataset.store.work / STAGING / column
-            held = lock(folder, make=True, doing=f"writing to {dataset.path} what this one was to write")
-            try:
-                with (
-                    cluster(workers) as team,
-                    closing(_Crew(dataset, (column, work, rows is None), team, missing)) as crew,
-                ):
-                    while len(missing):
-                        total = len(missing)
-                        for done in crew.make(missing):
-                            yield wanted.progress(done, total)
-                        dataset.refresh()
-                        missing = rows_without(dataset, column, rows)
-            finally:
-                with suppress(OSError):  # values of a run without Ray may be there
-                    folder.rmdir()
-                release(held)
+        column, total = wanted.column, 0
+        if len(missing := missing_rows(dataset, wanted, rows)):
+            with (
+                making(dataset.store, column),
+                cluster(workers) as team,
+                closing(_Crew(dataset, (column, work, rows is None), team, missing)) as crew,
+            ):
+                while len(missing):
+                    total = len(missing)
+                    for done in crew.make(missing):
+                        yield wanted.progress(done, total)
+                    dataset.refresh()
+                    missing = rows_without(dataset, column, rows)
         yield wanted.complete(total)
 
     return derive

@@ -64,9 +64,9 @@ def check_size(size: int, multiple: int) -> None:
 
 
 class LatentColumns(NamedTuple):
-    """``names`` of the columns of all variants, which of them are ``mirrored``, and the columns that hold those of
+    """Latents that a task reads: ``names`` of the columns of all variants, and which of them are ``mirrored``.
 
-    held-out pictures, where these are called otherwise.
+    ``held_out`` are the columns of held-out pictures, where these are called otherwise.
     """
 
     names: Sequence[str]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from carrara.autoencoders.stored import StoredAutoencoder
     from carrara.dataset.dataset import Dataset
     from carrara.generation.model import Model
-    from carrara.training.recipe import AutoencoderRecipe
+    from carrara.training.recipe import AutoencoderRecipe, DiffusionRecipe
 
 
 def check_pictures(dataset: Dataset) -> None:
@@ -55,8 +55,10 @@ def check_autoencoder(
         )
 
 
-def check_start(start: Model, autoencoder: StoredAutoencoder) -> None:
-    """UserError where a model to begin from was trained on the latents of another autoencoder."""
+def check_start(recipe: DiffusionRecipe, start: Model, autoencoder: StoredAutoencoder) -> None:
+    """UserError where a model to begin from is not that of the recipe, or learned latents of another autoencoder."""
+    if recipe.model != start.config:
+        raise UserError("with --start the model is that one: omit the changes of model.…, or --start")
     if start.autoencoder.hash != autoencoder.hash:
         raise UserError(
             "the model to begin from was trained on the latents of another autoencoder; "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from carrara.files import Journal, json_object, replacing, set_aside
+from carrara.files import DAMAGED, Journal, json_object, replacing, set_aside
 from carrara.training.recipe import LOG_EVERY
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def read_stopped(folder: Path) -> str:
 
 def _cut_log(file: Path, step: int) -> str:
     """Removes lines after ``step``, and a last line that a kill cut short; sets aside damaged ones, and says so."""
-    aside = file.with_name(file.name + ".damaged")
+    aside = file.with_name(file.name + DAMAGED)
     if not file.is_file():
         if not os.path.lexists(file):
             return ""

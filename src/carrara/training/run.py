@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from carrara.config import to_toml
 from carrara.dataset.store import lock
 from carrara.errors import UserError, one_line
-from carrara.files import remove, replacing, set_aside
+from carrara.files import DAMAGED, remove, replacing, set_aside
 from carrara.training import checkpoint
 from carrara.training.fastest import fastest_training
 from carrara.training.loop import Report, train
@@ -45,7 +45,7 @@ UNFINISHED, AVERAGES = "unfinished", "averages"
 _FIRST_FILES = {
     "run.json",
     RECIPE + ".part",
-    RECIPE + ".damaged",
+    RECIPE + DAMAGED,
 }  # a run killed at its very start leaves no other
 
 

@@ -140,7 +140,7 @@ def train_diffusion(
         raise UserError("a recipe without pixels needs an autoencoder")
     check_pictures(dataset)
     if start:
-        check_start(start, autoencoder)
+        check_start(recipe, start, autoencoder)
     reads = reads_of(recipe.model, dataset)
     recipe = _fitted(recipe, reads)
     if dropped := [name for name in reads if name not in recipe.model.conditions]:
