@@ -145,7 +145,7 @@ def check_condition(name: str, config: Any, path: Path | None = None, *, again: 
         return
     why = "none of diffusers' pipelines that Carrara writes has a place for it"
     if kind == "text":
-        why = "its text encoder reads as none of diffusers' does; to export, train by the recipe text_ldm_exportable"
+        why = "diffusers has no text encoder of this kind; to export, train by the recipe text_ldm_exportable"
     raise UserError(
         f"the condition {name!r} ({kind}) cannot be exported: {why}; the autoencoder alone: "
         f"carrara export {(path or Path('MODEL')) / 'autoencoder'} DEST"
