@@ -73,7 +73,9 @@ def test_nothing_learns_of_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     """A vocabulary of captions is not learned only to say that its model cannot be exported."""
     monkeypatch.setattr(own_text.Config, "learn", lambda *_: pytest.fail("it learned"))
     said = exportable(small_diffusion(), model(unet.Config(**SMALL)).autoencoder, MadeUp())
-    assert said.startswith("not to diffusers: the condition 'caption' (text) cannot be exported: diffusers has no")
+    assert said.startswith(
+        "not to diffusers: the condition 'caption' (text) cannot be exported: diffusers has no"
+    )
 
 
 def test_autoencoders() -> None:
